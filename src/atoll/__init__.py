@@ -1,0 +1,3 @@
+"""Atoll runs pod sandboxes on Linux."""
+
+__version__ = "0.1.0"
