@@ -1,0 +1,1 @@
+"""The wire: one `.proto` file a protocol, the modules generated from them, and `codec`."""
