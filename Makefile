@@ -1,0 +1,43 @@
+# Every task of the repository; `make` alone lists them.
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-tests run test check bench fmt proto lock clean
+.NOTPARALLEL:
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what `make run` needs: Debian packages (as root), .venv with the locked dependencies, .venv/bin/atoll
+	@$(PYTHON) scripts/setup.py run
+
+setup-tests: ## as setup, and what the tests and checks need
+	@$(PYTHON) scripts/setup.py tests
+
+run: setup ## set up, then run a real pod of two containers, show it and remove it
+	@scripts/demo.sh
+
+test: setup-tests ## set up, then run every test (as root)
+	@scripts/test.sh
+
+check: setup-tests ## format, lint, types, imports and unit tests, in under a minute
+	@scripts/check.sh
+
+bench: setup-tests ## measure Atoll beside the container runtimes that this machine has
+	@$(BIN)/python bench/run.py
+
+fmt: ## format the code and fix what the linter can fix
+	@$(BIN)/ruff check --quiet --fix-only --exit-zero
+	@$(BIN)/ruff format --quiet
+
+proto: ## generate src/atoll/api from its .proto files
+	@$(BIN)/python scripts/proto.py
+
+lock: ## pin the dependencies of pyproject.toml, with hashes, in the two lock files
+	@$(PYTHON) scripts/lock.py
+
+clean: ## remove what make made
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find src tests scripts bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
