@@ -1,0 +1,1 @@
+"""Tests against the real kernel and the real programs; they need root, and each leaves nothing behind."""
