@@ -1,0 +1,171 @@
+"""The daemon's configuration file: TOML, every key optional, a key that nobody knows refused.
+
+    root = "/var/lib/atoll"             # durable state
+    state = "/run/atoll"                # volatile state
+    socket = "/run/atoll/atoll.sock"
+    default_runtime = "atoll"
+
+    [runtimes.atoll]                    # a runtime handler
+    sandboxer = "shim"                  # shim | podsandbox
+    shim = "io.containerd.atoll.v1"     # a runtime type, or a path
+    oci_runtime = "auto"                # auto | crun | runc | /path
+    systemd_cgroup = false
+
+    [network]
+    conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
+    bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+    pool_size = 0                       # ready namespaces kept for networks that are fit for it
+
+    [images.registries."127.0.0.1:5000"]
+    plain_http = true
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from atoll import errors
+
+DEFAULT_PATH = Path("/etc/atoll/config.toml")
+MAX_SOCKET_PATH = 107
+"""Longest path of a unix socket, sun_path less its NUL; unix(7)."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every table of the file."""
+
+
+class RuntimeHandler(Section):
+    """What a pod's runtime handler stands for: a sandboxer, a shim, an OCI runtime."""
+
+    sandboxer: str = "shim"
+    shim: str = "io.containerd.atoll.v1"
+    oci_runtime: str = "auto"
+    systemd_cgroup: bool = False
+    pause_image: str = "atoll/pause:latest"
+    pod_annotations: tuple[str, ...] = ()
+    container_annotations: tuple[str, ...] = ()
+    privileged_without_host_devices: bool = False
+
+
+class NetworkSection(Section):
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    max_conf_num: int = 1
+    default_subnet: str = "10.89.0.0/16"
+    pool_size: int = 0
+
+
+class Registry(Section):
+    """How to reach one registry, named by its host and port."""
+
+    plain_http: bool = False
+    skip_verify: bool = False
+    ca_file: str = ""
+    mirrors: tuple[str, ...] = ()
+
+
+class ImageSection(Section):
+    registries: dict[str, Registry] = {}
+    max_layer_bytes: int = 16 * 1024**3
+    max_concurrent_unpacks: int = 2
+
+
+class Config(Section):
+    root: str = "/var/lib/atoll"
+    state: str = "/run/atoll"
+    socket: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    default_runtime: str = "atoll"
+    runtimes: dict[str, RuntimeHandler] = msgspec.field(default_factory=lambda: {"atoll": RuntimeHandler()})
+    network: NetworkSection = NetworkSection()
+    images: ImageSection = ImageSection()
+    cgroup_parent: str = "/atoll"
+    max_container_log_line_bytes: int = 16384
+    idle_exit_s: float = 0.0
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.socket) if self.socket else Path(self.state) / "atoll.sock"
+
+
+def load(path: Path | None) -> Config:
+    """Read the file at `path`, or the default file where it is there, or the defaults.
+
+    Raises `InvalidArgument` with the file, the place and what is known there, `NotFound` for a
+    named file that is missing.
+    """
+    source = path if path is not None else DEFAULT_PATH
+    try:
+        text = source.read_text()
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise errors.NotFound(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.InvalidArgument(f"{source}: cannot be read: {error}") from error
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config)
+    except tomllib.TOMLDecodeError as error:
+        raise errors.InvalidArgument(f"{source}: is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise errors.InvalidArgument(f"{source}: {_explain(str(error), text)}") from error
+    return check(config, str(source))
+
+
+def check(config: Config, source: str) -> Config:
+    """The rules that reach over more than one key; the config itself where all hold."""
+    if config.default_runtime not in config.runtimes:
+        known = ", ".join(sorted(config.runtimes))
+        raise errors.InvalidArgument(
+            f"{source}: default_runtime {config.default_runtime!r} is not among [runtimes]: {known}"
+        )
+    for name, path in (("root", config.root), ("state", config.state), ("socket", str(config.socket_path))):
+        if not path.startswith("/"):
+            raise errors.InvalidArgument(f"{source}: {name} = {path!r}: must be an absolute path")
+    if len(str(config.socket_path)) > MAX_SOCKET_PATH:
+        raise errors.InvalidArgument(
+            f"{source}: socket {config.socket_path}: is longer than {MAX_SOCKET_PATH} bytes; choose a shorter path"
+        )
+    if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", config.cgroup_parent) or ".." in config.cgroup_parent:
+        raise errors.InvalidArgument(f"{source}: cgroup_parent {config.cgroup_parent!r}: must be like /atoll")
+    return config
+
+
+_UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
+
+
+def _explain(message: str, text: str) -> str:
+    """The validation error with its line, and the key that was probably meant."""
+    found = _UNKNOWN.search(message)
+    if found is None:
+        return message
+    field = found["field"]
+    line = next(
+        (n for n, row in enumerate(text.splitlines(), 1) if re.match(rf'\s*\[?[\w."-]*\b{re.escape(field)}\b', row)), 0
+    )
+    known = _known(found["path"] or "")
+    close = difflib.get_close_matches(field, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+    where = f"line {line}: " if line else ""
+    return f"{where}unknown key {field!r}; {hint}"
+
+
+def _known(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    section: type[Section] = Config
+    if parts and parts[0] == "network":
+        section = NetworkSection
+    elif parts and parts[0] == "runtimes":
+        section = RuntimeHandler
+    elif parts[:2] == ["images", "registries"]:
+        section = Registry
+    elif parts and parts[0] == "images":
+        section = ImageSection
+    return list(section.__struct_fields__)

@@ -1,0 +1,49 @@
+"""The directory that a shim and each of its tasks are given.
+
+    <dir>/config.json      the OCI spec
+          rootfs/          where the root filesystem is mounted
+          bootstrap.json   where the shim answers
+          shim-binary-path the foreign shim that serves it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import errors
+from atoll.linux import mounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    id: str
+    namespace: str
+    path: Path
+
+    @property
+    def rootfs(self) -> Path:
+        return self.path / "rootfs"
+
+    def create(self, spec: bytes | None) -> None:
+        """Make the directory (0700) with its `rootfs`, and the spec where there is one; raises `AlreadyExists`."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            raise errors.AlreadyExists(f"bundle {self.path}: exists") from None
+        self.rootfs.mkdir(mode=0o711)
+        if spec is not None:
+            self.write_spec(spec)
+
+    def write_spec(self, spec: bytes) -> None:
+        (self.path / "config.json").write_bytes(spec)
+
+    def read_spec(self) -> bytes:
+        try:
+            return (self.path / "config.json").read_bytes()
+        except FileNotFoundError:
+            raise errors.NotFound(f"bundle {self.path}: has no config.json") from None
+
+    def delete(self) -> None:
+        """Unmount everything below and remove the directory; idempotent, off the event loop."""
+        mounts.remove_tree(self.path)

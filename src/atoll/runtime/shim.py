@@ -1,0 +1,89 @@
+"""A connection to one shim, and the ways a shim comes to be.
+
+`Launcher` is the one interface: `AtollLauncher` asks the zygote for a fork of our own shim,
+`BinaryLauncher` runs the `start` and `delete` calls of anybody's shim binary. What they give is the
+same `Shim`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from atoll import errors
+from atoll.runtime.bootstrap import Bootstrap
+from atoll.runtime.bundle import Bundle
+from atoll.runtime.sandbox import SandboxClient
+from atoll.runtime.task import TaskClient
+from atoll.sandbox.controller import ExitStatus, Runtime
+from atoll.ttrpc.client import Client
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRequest:
+    """Which shim, for what: `id` is a sandbox's, or a task's where the shim serves one task."""
+
+    id: str
+    namespace: str
+    runtime: Runtime
+    bundle: Bundle
+
+
+class Shim:
+    """One connected shim; closing the connection leaves the shim alive."""
+
+    def __init__(self, *, id: str, namespace: str, bootstrap: Bootstrap, client: Client) -> None:
+        self.id = id
+        self.namespace = namespace
+        self.bootstrap = bootstrap
+        self.client = client
+        self.tasks = TaskClient(client, version=bootstrap.version, namespace=namespace)
+        self.sandbox = SandboxClient(client, namespace=namespace)
+
+    @classmethod
+    async def connect(cls, *, id: str, namespace: str, bootstrap: Bootstrap) -> Shim:
+        """Connect to where `bootstrap` points; raises `Unavailable` at once where nobody listens."""
+        if bootstrap.protocol != "ttrpc":
+            raise errors.Unimplemented(f"shim {id}: speaks {bootstrap.protocol}, only ttrpc is supported")
+        client = await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S)
+        return cls(id=id, namespace=namespace, bootstrap=bootstrap, client=client)
+
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done when the connection is over."""
+        return self.client.closed
+
+    async def wait_closed(self, within: float) -> bool:
+        """Whether the shim hung up within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.client.closed, within)
+        return self.client.is_closed
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+class Launcher(Protocol):
+    """Makes, finds and ends the shims of one kind."""
+
+    async def launch(self, request: LaunchRequest) -> Shim:
+        """Start a shim in its bundle, which is there; on an error nothing of it is left."""
+        ...
+
+    async def reconnect(self, request: LaunchRequest) -> Shim:
+        """Connect to the shim whose bootstrap file is in the bundle.
+
+        Raises `NotFound` where there is no such file, `Unavailable` where the shim does not answer.
+        """
+        ...
+
+    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
+        """Free everything of a shim that is gone or must go, without its help, and its bundle; idempotent.
+
+        How its last process ended, where the shim's own clean-up could tell.
+        """
+        ...
