@@ -158,7 +158,7 @@ def _explain(message: str, text: str) -> str:
 
 
 def _known(path: str) -> list[str]:
-    parts = path.split(".") if path else []
+    parts = path.replace("[...]", "").split(".") if path else []
     section: type[Section] = Config
     if parts and parts[0] == "network":
         section = NetworkSection
