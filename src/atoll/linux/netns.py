@@ -1,0 +1,222 @@
+"""Network namespaces pinned by a bind mount, so that they live without a process in them.
+
+No function changes a namespace of the calling thread or of the process: whatever must happen inside a
+namespace happens on a short-lived thread of its own, which ends there (unshare(2) and setns(2) with
+CLONE_NEWNET act on the calling thread only).
+
+The folder that holds the pins is a mount of its own, private first and then shared: pins do not show
+up twice through the parent's peer group, and a mount namespace cloned while a pod lives (a service with
+PrivateTmp, a container that mounts /run) loses its copy of a pin when we unmount ours. With a private
+folder such a copy would keep the namespace, its veth and its bridge port alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+MS_BIND = 0x1000
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_folder_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceId:
+    """Tells one living namespace from every other of this boot, whatever the path it is reached by."""
+
+    device: int
+    inode: int
+
+
+def create(path: Path) -> NamespaceId:
+    """Make a fresh network namespace with `lo` up and pin it at `path`.
+
+    Blocks for about a millisecond. Raises `FileExistsError` where `path` exists, `OSError` naming the
+    path for anything the kernel refuses; nothing is left behind then.
+    """
+    _prepare_folder(path.parent)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        _on_own_thread(lambda: _unshare_and_pin(path))
+        return identity(path)
+    except BaseException:
+        remove(path)
+        raise
+
+
+def pin(source: Path, path: Path) -> NamespaceId:
+    """Pin the existing namespace `source` (such as /proc/<pid>/ns/net) at `path`; errors as `create`."""
+    _prepare_folder(path.parent)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        _mount(str(source), path, MS_BIND)
+        return identity(path)
+    except BaseException:
+        remove(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Drop the pin at `path`; idempotent.
+
+    The namespace ends when nothing else refers to it; the kernel then deletes its links by itself, after
+    the call. Pins stacked by mistake are all dropped.
+    """
+    while True:
+        try:
+            _umount(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: not a mount point (any more)
+                raise
+            break
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def identity(path: Path) -> NamespaceId:
+    """The namespace pinned at `path`. Raises `FileNotFoundError`; `NotPinned` where a plain file is there."""
+    status = path.stat()
+    if status.st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
+        raise NotPinned(errno.EINVAL, "no namespace is mounted here", str(path))
+    return NamespaceId(status.st_dev, status.st_ino)
+
+
+class NotPinned(OSError):
+    """The file is there but no namespace is mounted on it, as after a reboot or a stray umount."""
+
+
+def exists(path: Path) -> bool:
+    """Whether a namespace is pinned at `path`."""
+    try:
+        identity(path)
+    except (FileNotFoundError, NotPinned):
+        return False
+    return True
+
+
+def pins(folder: Path) -> list[Path]:
+    """Every file of `folder`, pinned or left over, sorted; none where the folder is missing."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def remove_folder(folder: Path) -> None:
+    """Drop every pin of `folder`, then the folder's own mount and the folder; idempotent."""
+    for path in pins(folder):
+        remove(path)
+    with contextlib.suppress(FileNotFoundError):
+        remove_mounts(folder)
+        folder.rmdir()
+
+
+def remove_mounts(path: Path) -> None:
+    """Unmount everything stacked at `path`; the file or folder stays."""
+    with contextlib.suppress(OSError):
+        while True:
+            _umount(path)
+
+
+def inside(path: Path, work: Callable[[], T]) -> T:
+    """Run `work` on a thread of its own inside the namespace at `path`; blocks until it ends."""
+
+    def enter() -> T:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(fd, CLONE_NEWNET), path)
+        finally:
+            os.close(fd)
+        return work()
+
+    return _on_own_thread(enter)
+
+
+def set_link_up(name: str) -> None:
+    """Bring the link `name` of the calling thread's namespace up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        request = struct.pack("16sh22x", name.encode(), 0)
+        flags: int = struct.unpack_from("h", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)[0]
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", name.encode(), flags | IFF_UP))
+
+
+def _unshare_and_pin(path: Path) -> None:
+    _check(_libc.unshare(CLONE_NEWNET), path)
+    set_link_up("lo")
+    _mount("/proc/thread-self/ns/net", path, MS_BIND)
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make `folder` a mount of its own, private and then shared (see the module's docstring)."""
+    try:
+        _mount(None, folder, MS_SHARED)  # fails with EINVAL where it is no mount point yet
+        return
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    with _folder_lock:
+        try:
+            _mount(None, folder, MS_SHARED)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _mount(str(folder), folder, MS_BIND)
+            _mount(None, folder, MS_PRIVATE)
+            _mount(None, folder, MS_SHARED)
+
+
+def _on_own_thread(work: Callable[[], T]) -> T:
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:  # carried over to the caller
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="atoll-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _mount(source: str | None, target: Path, flags: int) -> None:
+    name = source.encode() if source is not None else None
+    _check(_libc.mount(name, os.fsencode(target), None, ctypes.c_ulong(flags), None), target)
+
+
+def _umount(target: Path) -> None:
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
+
+
+def _check(result: int, path: Path) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
