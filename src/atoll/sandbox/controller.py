@@ -17,6 +17,23 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from atoll import errors
+from atoll.snapshot.mount import Mount
+
+__all__ = [
+    "CleanupFailed",
+    "Controller",
+    "ControllerInstance",
+    "ControllerStatus",
+    "CreateOptions",
+    "ExitStatus",
+    "Metric",
+    "Mount",
+    "Platform",
+    "Runtime",
+    "Sandbox",
+    "State",
+    "TypedAny",
+]
 
 UNKNOWN_EXIT_STATUS = 255
 """The exit status of a process whose real one nobody can know."""
@@ -36,16 +53,6 @@ class TypedAny:
 
     type_url: str
     value: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """A mount for a root filesystem, in the words of mount(8)."""
-
-    type: str
-    source: str
-    target: str = ""
-    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

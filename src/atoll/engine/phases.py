@@ -1,0 +1,75 @@
+"""The story of every operation: what it did, how long each step took, what it waits on now.
+
+A `Story` belongs to one operation on one subject. Steps nest by time, not by structure. Stories are
+kept in memory, `MAX_STORIES` a pod and `MAX_PODS` pods, the oldest forgotten first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+MAX_STORIES = 64
+MAX_PODS = 2048
+
+
+@dataclass(slots=True, kw_only=True)
+class Phase:
+    """One step. Times are ns; `duration_ns` is -1 while it lasts; `waits_on` names plugin, lock, disk or peer."""
+
+    name: str
+    started_at_ns: int
+    duration_ns: int = -1
+    waits_on: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """One operation: `run`, `stop`, `remove` of a pod; `create`, `start`, `stop`, `remove` of a container."""
+
+    operation: str
+    subject: str
+    phases: list[Phase] = field(default_factory=list[Phase])
+
+    @contextmanager
+    def step(self, name: str, waits_on: str = "") -> Iterator[Phase]:
+        """Record what runs inside as the phase `name`, its error included."""
+        phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on)
+        self.phases.append(phase)
+        begun = time.monotonic_ns()
+        try:
+            yield phase
+        except BaseException as error:
+            phase.error = str(error) or type(error).__name__
+            raise
+        finally:
+            phase.duration_ns = time.monotonic_ns() - begun
+
+    def running(self) -> Phase | None:
+        """The innermost step that lasts."""
+        return next((phase for phase in reversed(self.phases) if phase.duration_ns < 0), None)
+
+
+class Stories:
+    """The stories of all pods, by pod ID."""
+
+    def __init__(self) -> None:
+        self._pods: OrderedDict[str, deque[Story]] = OrderedDict()
+
+    def begin(self, pod_id: str, operation: str, subject: str = "") -> Story:
+        stories = self._pods.get(pod_id)
+        if stories is None:
+            stories = self._pods[pod_id] = deque(maxlen=MAX_STORIES)
+            if len(self._pods) > MAX_PODS:
+                self._pods.popitem(last=False)
+        story = Story(operation=operation, subject=subject or pod_id)
+        stories.append(story)
+        return story
+
+    def of(self, pod_id: str) -> tuple[Story, ...]:
+        """The stories of one pod, the oldest first; empty for an unknown pod."""
+        return tuple(self._pods.get(pod_id, ()))
