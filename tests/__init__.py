@@ -1,1 +1,1 @@
-"""Tests: `unit` mirrors src, `integration` meets the real kernel, `conformance` holds one suite a port, `fault` fails each step."""
+"""`unit` mirrors src; `integration` meets the real kernel; `conformance` holds a suite a port; `fault` fails each step."""

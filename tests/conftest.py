@@ -84,11 +84,11 @@ class LoopWatch:
                 self._running_in = outer
 
         self._original = run
-        asyncio.Handle._run = watched
+        setattr(asyncio.Handle, "_run", watched)  # noqa: B010 - its parameter is called self
         self._thread.start()
 
     def stop(self) -> None:
-        asyncio.Handle._run = self._original
+        setattr(asyncio.Handle, "_run", self._original)  # noqa: B010
         self._ended.set()
         self._thread.join()
 
@@ -120,14 +120,14 @@ def loop_watch() -> Iterator[LoopWatch]:
 
 @pytest.fixture(autouse=True)
 def loop_is_never_blocked(request: pytest.FixtureRequest, loop_watch: LoopWatch) -> Iterator[None]:
-    """Fails a test that holds its event loop longer than BLOCKED_LIMIT_S, or than its mark `may_block(seconds)` says."""
+    """Fails a test that holds its event loop for BLOCKED_LIMIT_S, or for what its mark `may_block(seconds)` says."""
     marker = request.node.get_closest_marker("may_block")
     limit_s = float(marker.args[0]) if marker else BLOCKED_LIMIT_S
     loop_watch.reset()
     yield
     if loop_watch.longest_s >= limit_s:
         pytest.fail(
-            f"the event loop was blocked for {loop_watch.longest_s:.2f} s (limit {limit_s:g} s) in:\n{loop_watch.stack}",
+            f"the event loop was blocked for {loop_watch.longest_s:.2f} s (limit {limit_s:g} s):\n{loop_watch.stack}",
             pytrace=False,
         )
 

@@ -1,0 +1,101 @@
+"""The guard finds a leak of every kind, blames nobody else for it, and takes it away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Roots
+from tests.integration.leaks import CGROUPS, Footprint, Machine, own_fds, wait_until
+
+
+@pytest.fixture
+def mine(leak_guard: Footprint) -> Footprint:
+    """A footprint inside the guarded one, so that what a test leaks on purpose has gone when the guard looks."""
+    prefix = f"{leak_guard.prefix}x"
+    return Footprint(prefix=prefix, folders=(), fds_before=own_fds())
+
+
+def gone(footprint: Footprint) -> bool:
+    footprint.remove()
+    return wait_until(lambda: not footprint.leaks())
+
+
+def test_clean_test_has_no_leak(mine: Footprint) -> None:
+    assert mine.leaks() == []
+
+
+def test_orphan_is_found_by_its_environment(mine: Footprint) -> None:
+    code = "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(300)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "X": mine.prefix})
+    assert [leak.split()[0] for leak in mine.leaks()] == ["process"]
+    assert gone(mine)
+
+
+def test_mount_and_stray_folder_are_found(mine: Footprint) -> None:
+    folder = Path("/var/tmp", mine.prefix)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    assert mine.leaks() == [f"mount {folder}", f"file {folder}"]
+    assert gone(mine)
+    assert not folder.exists()
+
+
+def test_named_network_namespace_is_found(mine: Footprint) -> None:
+    subprocess.run(["ip", "netns", "add", mine.prefix], check=True)
+    assert f"mount /run/netns/{mine.prefix}" in mine.leaks()
+    assert gone(mine)
+
+
+def test_bridge_and_what_hangs_on_it_are_found(mine: Footprint) -> None:
+    bridge, port = f"{mine.prefix}b", f"p{os.getpid()}"
+    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "add", port, "type", "veth", "peer", f"{mine.prefix}v"], check=True)
+    subprocess.run(["ip", "link", "set", port, "master", bridge], check=True)
+    assert mine.leaks() == [f"link {bridge}", f"link {mine.prefix}v", f"link {port}"]
+    assert gone(mine)
+
+
+def test_cgroup_is_found(mine: Footprint) -> None:
+    hierarchy = CGROUPS / "pids" if (CGROUPS / "pids").is_dir() else CGROUPS
+    inner = hierarchy / mine.prefix / "pod"
+    inner.mkdir(parents=True)
+    assert mine.leaks() == [f"cgroup {inner}", f"cgroup {inner.parent}"]
+    assert gone(mine)
+
+
+def test_firewall_table_is_found(mine: Footprint) -> None:
+    subprocess.run(["nft", "add", "table", "inet", mine.prefix], check=True)
+    subprocess.run(["nft", "add", "chain", "inet", mine.prefix, "pods"], check=True)
+    try:
+        assert f"firewall: table inet {mine.prefix}: chain pods {{" in mine.leaks()
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", mine.prefix], check=True)
+    assert mine.leaks() == []
+
+
+def test_own_descriptor_is_found(mine: Footprint) -> None:
+    reader, writer = os.pipe()
+    assert [leak.split()[:2] for leak in mine.leaks()] == [["file", "descriptor"]] * 2
+    os.close(reader)
+    os.close(writer)
+    assert mine.leaks() == []
+
+
+def test_machine_sees_what_no_prefix_tells(mine: Footprint) -> None:
+    before = Machine.now()
+    subprocess.run(["ip", "link", "add", f"q{os.getpid()}", "type", "bridge"], check=True)
+    try:
+        assert f"link q{os.getpid()}" in Machine.now().leaks_since(before)
+    finally:
+        subprocess.run(["ip", "link", "delete", f"q{os.getpid()}"], check=True)
+
+
+def test_roots_are_private_and_short_enough_for_a_socket(roots: Roots) -> None:
+    assert roots.base.stat().st_mode & 0o777 == roots.state.stat().st_mode & 0o777 == 0o700
+    assert len(str(roots.socket)) < 60
+    assert len(roots.bridge) <= 15
