@@ -67,6 +67,7 @@ class BinaryLauncher:
         """Run `start`, connect, and write the bootstrap file; on an error `delete` has run."""
         binary = resolve(request.runtime.name)
         (request.bundle.path / BINARY_FILE).write_text(str(binary))
+        (request.bundle.path / "log").touch()  # a plain file where containerd has a fifo, so nobody needs to read it
         options = request.runtime.options
         stdin = b"" if options is None else to_any(options).SerializeToString()
         output = await self._run(binary, request, ["start"], stdin, START_TIMEOUT_S)

@@ -1,0 +1,217 @@
+"""The daemon's end of the zygote, the process that our shims are forked from.
+
+One request is answered in about a millisecond, in order. A zygote that died is started again for the
+next request, at most `RESTARTS_LIMIT` times in `RESTARTS_WINDOW_S`; shims never notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+
+import msgspec
+
+from atoll import errors
+from atoll.linux.process import ProcessId, boot_id
+from atoll.shim.request import MAX_MESSAGE_BYTES, Answer, Fork, Forked, Refused, ShimRequest
+
+FORK_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+RESTARTS_LIMIT = 5
+RESTARTS_WINDOW_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkedShim:
+    """A shim that listens already. The caller owns `pidfd`, which is readable once the shim has ended."""
+
+    pid: int
+    pidfd: int
+    identity: ProcessId
+
+
+class Zygote:
+    """Forks shims on request; leaving its context ends the zygote and no shim.
+
+    The daemon itself never forks: the zygote is started with vfork and exec.
+    """
+
+    def __init__(self) -> None:
+        """Not for callers: use `start`."""
+        self._loop = asyncio.get_running_loop()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._asked: dict[int, asyncio.Future[ForkedShim]] = {}
+        self._number = 0
+        self._starts: deque[float] = deque()
+        self._decoder = msgspec.json.Decoder(Answer)
+        self._closed = False
+
+    @classmethod
+    async def start(cls) -> Zygote:
+        """Start the process; it is ready when it answers, requests until then wait. Raises `OSError`."""
+        zygote = cls()
+        zygote._launch()
+        return zygote
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, where it runs."""
+        return None if self._child is None else self._child.pid
+
+    async def fork(self, request: ShimRequest) -> ForkedShim:
+        """Fork one shim; it accepts connections when this returns.
+
+        Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
+        dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`, and then the shim may exist: look for its record in the bundle.
+        A cancelled caller's shim is killed.
+        """
+        if self._closed:
+            raise errors.Unavailable("zygote: is closed")
+        if self._control is None:
+            self._restart()
+        control = self._control
+        assert control is not None
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[ForkedShim] = self._loop.create_future()
+        self._asked[number] = answer
+        try:
+            control.send(msgspec.json.encode(Fork(number=number, shim=request)))
+        except BlockingIOError:
+            del self._asked[number]
+            raise errors.Unavailable("zygote: its queue is full, try again") from None
+        except OSError as error:
+            del self._asked[number]
+            self._lost()
+            raise errors.Unavailable(f"zygote: ended: {error}") from error
+        try:
+            async with asyncio.timeout(FORK_TIMEOUT_S):
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            answer.add_done_callback(_abandon)
+            raise errors.DeadlineExceeded(f"shim {request.id}: not forked within {FORK_TIMEOUT_S:g} s") from None
+        except asyncio.CancelledError:
+            answer.add_done_callback(_abandon)
+            raise
+
+    async def aclose(self) -> None:
+        """End the zygote; its shims live on. Idempotent."""
+        self._closed = True
+        child = self._child
+        self._lost()
+        if child is not None:
+            await _reap(child)
+
+    async def __aenter__(self) -> Zygote:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            try:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "atoll.shim.zygote", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                )
+            except OSError:
+                ours.close()
+                raise
+        self._control = ours
+        self._loop.add_reader(ours.fileno(), self._readable)
+
+    def _restart(self) -> None:
+        now = self._loop.time()
+        while self._starts and self._starts[0] < now - RESTARTS_WINDOW_S:
+            self._starts.popleft()
+        if len(self._starts) >= RESTARTS_LIMIT:
+            raise errors.Unavailable(
+                f"zygote: ended {RESTARTS_LIMIT} times within {RESTARTS_WINDOW_S:g} s; its output is in the daemon's log"
+            )
+        self._starts.append(now)
+        if self._child is not None:
+            self._child.poll()
+            log.warning("zygote %d ended (%s), starting another", self._child.pid, self._child.returncode)
+        self._launch()
+
+    def _readable(self) -> None:
+        control = self._control
+        if control is None:
+            return
+        try:
+            packet, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, fds = b"", []
+        if not packet:
+            self._lost()
+            return
+        self._answered(self._decoder.decode(packet), fds)
+
+    def _answered(self, answer: Answer, fds: list[int]) -> None:
+        future = self._asked.pop(answer.number, None)
+        if future is None or future.done():
+            for fd in fds:
+                os.close(fd)
+        elif isinstance(answer, Refused):
+            future.set_exception(errors.from_status(answer.code, answer.message))
+        else:
+            future.set_result(_forked(answer, fds[0]))
+
+    def _lost(self) -> None:
+        control, self._control = self._control, None
+        if control is not None:
+            self._loop.remove_reader(control.fileno())
+            control.close()
+        asked, self._asked = self._asked, {}
+        for future in asked.values():
+            if not future.done():
+                future.set_exception(errors.Unavailable("zygote: ended before it answered"))
+
+
+def _forked(answer: Forked, pidfd: int) -> ForkedShim:
+    identity = ProcessId(pid=answer.pid, start_ticks=answer.start_ticks, boot_id=boot_id())
+    return ForkedShim(pid=answer.pid, pidfd=pidfd, identity=identity)
+
+
+def _abandon(answer: asyncio.Future[ForkedShim]) -> None:
+    if answer.cancelled() or answer.exception() is not None:
+        return
+    shim = answer.result()
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(shim.pidfd, signal.SIGKILL)
+    os.close(shim.pidfd)
+
+
+async def _reap(child: subprocess.Popen[bytes]) -> None:
+    deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
+    pause_s = 0.001
+    while child.poll() is None:
+        if asyncio.get_running_loop().time() > deadline:
+            child.kill()
+            child.wait()
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.05)
