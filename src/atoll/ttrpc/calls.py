@@ -183,10 +183,11 @@ class Call:
                 self.inbox.put(payload)
             if not more_follows:
                 self.inbox.end()
-        if self.context.deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(self.context.deadline, self._expire)
         self._task = tasks.spawn(self._run(), name=f"ttrpc/{self.context.method}")
         self._task.add_done_callback(self._ended)
+        if self.context.deadline is not None:
+            # After the handler's first step: most have answered by then, and a timer costs more than they do.
+            asyncio.get_running_loop().call_soon(self._arm, self.context.deadline)
 
     def message(self, payload: bytes) -> None:
         """Take a message of the client."""
@@ -194,6 +195,10 @@ class Call:
             self.inbox.put(payload)
         elif not self.answered:
             self.stop(errors.InvalidArgument(f"{self.context.method} takes a single request"))
+
+    def _arm(self, deadline: float) -> None:
+        if not self.answered:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
 
     def _expire(self) -> None:
         self.stop(errors.DeadlineExceeded(f"{self.context.service}/{self.context.method}: the deadline has passed"))

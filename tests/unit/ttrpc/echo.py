@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 
 from atoll import errors
+from atoll.api import ttrpc_pb2
 from atoll.ttrpc import codec
 from atoll.ttrpc.service import CallContext, Method, Send
 
@@ -101,6 +102,12 @@ def request_frame(stream_id: int, method: str, message: Message | bytes = b"", f
     """A request to the echo service as it goes over the wire."""
     payload = message if isinstance(message, bytes) else message.SerializeToString()
     return codec.encode_frame(stream_id, codec.REQUEST, flags, codec.encode_request(SERVICE, method, payload))
+
+
+def status_of(frame: codec.FrameReceived) -> int:
+    """The status code of a response frame."""
+    assert frame.type == codec.RESPONSE
+    return ttrpc_pb2.Response.FromString(frame.payload).status.code
 
 
 class RawPeer:

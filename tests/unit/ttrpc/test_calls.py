@@ -12,11 +12,10 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from atoll import errors
-from atoll.api import ttrpc_pb2
 from atoll.ttrpc import calls, codec, transport
 from atoll.ttrpc.client import Client
 from atoll.ttrpc.server import Server
-from tests.unit.ttrpc.echo import SERVICE, Echo, RawPeer, request_frame
+from tests.unit.ttrpc.echo import SERVICE, Echo, RawPeer, request_frame, status_of
 
 BOUND_S = 5.0
 
@@ -25,8 +24,8 @@ def text(value: str) -> StringValue:
     return StringValue(value=value)
 
 
-async def call(client: Client, method: str, value: str = "", **options: float) -> str:
-    response = await client.call(SERVICE, method, text(value), StringValue, **options)
+async def call(client: Client, method: str, value: str = "", *, timeout: float | None = None) -> str:
+    response = await client.call(SERVICE, method, text(value), StringValue, timeout=timeout)
     return response.value
 
 
@@ -295,12 +294,6 @@ async def test_path_is_bound_for_the_owner_only_and_a_dead_socket_is_replaced(so
         with pytest.raises(errors.AlreadyExists):
             await Server().serve(socket_path)
     assert not socket_path.exists()
-
-
-def status_of(frame: codec.FrameReceived) -> int:
-    """The status code of a response frame."""
-    assert frame.type == codec.RESPONSE
-    return ttrpc_pb2.Response.FromString(frame.payload).status.code
 
 
 async def test_rules_on_stream_ids_are_answered_on_that_stream(server: Server, socket_path: Path) -> None:

@@ -26,8 +26,8 @@ async def repeat(client: Client, count: int) -> ClientStream[StringValue]:
     return await client.stream(SERVICE, "repeat", StringValue, request=text(str(count)), server_streaming=True)
 
 
-async def chat(client: Client, **options: float) -> ClientStream[StringValue]:
-    return await client.stream(SERVICE, "chat", StringValue, client_streaming=True, server_streaming=True, **options)
+async def chat(client: Client) -> ClientStream[StringValue]:
+    return await client.stream(SERVICE, "chat", StringValue, client_streaming=True, server_streaming=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 500])
