@@ -20,7 +20,6 @@ check format $bin/ruff format --check
 check lint $bin/ruff check
 check types $bin/pyright
 check imports $bin/lint-imports --no-logo
-check generated $bin/python scripts/proto.py --check
 
 echo "unit tests:"
 $bin/pytest -q tests/unit || failed="$failed unit-tests"

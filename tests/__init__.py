@@ -1,1 +1,1 @@
-"""`unit` mirrors src; `integration` meets the real kernel; `conformance` holds a suite a port; `fault` fails each step."""
+"""`unit` mirrors src; `integration` meets the real kernel; `conformance` is a suite a port; `fault` fails each step."""
