@@ -41,25 +41,25 @@ class ProfileType(IntEnum):
     LOCALHOST = 2
 
 
-class Int64Value(Config):
+class Int64Value(Config, frozen=True):
     """An integer that may be absent; 0 is a value."""
 
     value: int = 0
 
 
-class IDMapping(Config):
+class IDMapping(Config, frozen=True):
     host_id: int = 0
     container_id: int = 0
     length: int = 0
 
 
-class UserNamespace(Config):
+class UserNamespace(Config, frozen=True):
     mode: NamespaceMode = NamespaceMode.POD
     uids: tuple[IDMapping, ...] = ()
     gids: tuple[IDMapping, ...] = ()
 
 
-class NamespaceOption(Config):
+class NamespaceOption(Config, frozen=True):
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
     ipc: NamespaceMode = NamespaceMode.POD
@@ -67,19 +67,19 @@ class NamespaceOption(Config):
     userns_options: UserNamespace | None = None
 
 
-class SELinuxOption(Config):
+class SELinuxOption(Config, frozen=True):
     user: str = ""
     role: str = ""
     type: str = ""
     level: str = ""
 
 
-class SecurityProfile(Config):
+class SecurityProfile(Config, frozen=True):
     profile_type: ProfileType = ProfileType.RUNTIME_DEFAULT
     localhost_ref: str = ""
 
 
-class Capability(Config):
+class Capability(Config, frozen=True):
     """Names with or without the `CAP_` prefix; `ALL` stands for every one."""
 
     add_capabilities: tuple[str, ...] = ()
@@ -87,12 +87,12 @@ class Capability(Config):
     add_ambient_capabilities: tuple[str, ...] = ()
 
 
-class HugepageLimit(Config):
+class HugepageLimit(Config, frozen=True):
     page_size: str = ""
     limit: int = 0
 
 
-class LinuxContainerResources(Config):
+class LinuxContainerResources(Config, frozen=True):
     """Limits of a cgroup; zero means not set. Periods and quotas in µs, memory in bytes."""
 
     cpu_period: int = 0
@@ -107,7 +107,7 @@ class LinuxContainerResources(Config):
     memory_swap_limit_in_bytes: int = 0
 
 
-class LinuxContainerSecurityContext(Config):
+class LinuxContainerSecurityContext(Config, frozen=True):
     capabilities: Capability | None = None
     privileged: bool = False
     namespace_options: NamespaceOption | None = None
@@ -127,7 +127,7 @@ class LinuxContainerSecurityContext(Config):
     seccomp_profile_path: str = ""
 
 
-class ImageSpec(Config):
+class ImageSpec(Config, frozen=True):
     image: str = ""
     annotations: dict[str, str] = {}
     user_specified_image: str = ""
@@ -135,14 +135,14 @@ class ImageSpec(Config):
     image_ref: str = ""
 
 
-class KeyValue(Config):
+class KeyValue(Config, frozen=True):
     """One environment variable; the value is bytes as the kernel sees them."""
 
     key: str = ""
     value: bytes = b""
 
 
-class Mount(Config):
+class Mount(Config, frozen=True):
     container_path: str = ""
     host_path: str = ""
     readonly: bool = False
@@ -155,7 +155,7 @@ class Mount(Config):
     image_sub_path: str = ""
 
 
-class Device(Config):
+class Device(Config, frozen=True):
     """A host device; `permissions` is a subset of `rwm`."""
 
     container_path: str = ""
@@ -163,7 +163,7 @@ class Device(Config):
     permissions: str = ""
 
 
-class CDIDevice(Config):
+class CDIDevice(Config, frozen=True):
     name: str = ""
 
 
