@@ -5,7 +5,8 @@
     connection  the state machine of each role: which stream is open, what may come next, no I/O
     inbox       messages of one stream that nobody has read yet
     transport   a machine on an asyncio transport: back-pressure both ways
-    client      `Client`: calls and streams over one connection
+    stream      the client's end of a connection and its streaming calls
+    client      `Client`: connect, calls, streams
     service     `Method`, `CallContext`: what a served service is made of
     calls       the served side of one connection: its calls, their deadlines and answers
     server      `Server`: listening sockets, registered services, graceful shutdown

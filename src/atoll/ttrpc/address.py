@@ -66,7 +66,8 @@ def socket_names(address: str) -> list[str]:
 async def connect(address: str, *, timeout_s: float) -> socket.socket:
     """A connected non-blocking socket; the caller closes it.
 
-    A peer that is not there is told at once: `Unavailable`. Only a full backlog is waited for, at most `timeout_s`.
+    A peer that is not there is told at once: `Unavailable`; one that refuses this user: `PermissionDenied`.
+    Only a full backlog is waited for, at most `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -84,6 +85,8 @@ async def _connect_first(address: str) -> socket.socket:
             first = first or error
             if error.errno != errno.ENOENT:
                 break
+    if isinstance(first, PermissionError):
+        raise errors.PermissionDenied(f"{address}: cannot connect: {first.strerror}") from first
     reason = first.strerror if first is not None else "no name"
     raise errors.Unavailable(f"{address}: cannot connect: {reason}") from first
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, Self
 
 from google.protobuf.message import DecodeError, Message
 
@@ -235,20 +235,17 @@ class Call:
 
     async def _invoke(self) -> Message | None:
         method = self._method
-        request = self._requests() if method.client_streaming else self._decode(self._request.payload)
+        request = Incoming(self) if method.client_streaming else self.decode(self._request.payload)
         if method.server_streaming:
             return await method.handler(request, self.context, self._send)
         return await method.handler(request, self.context)
 
-    def _decode(self, payload: bytes) -> Message:
+    def decode(self, payload: bytes) -> Message:
+        """A request message; `InvalidArgument` where its bytes are not of the method's type."""
         try:
             return self._method.request_type.FromString(payload)
         except DecodeError as error:
             raise errors.InvalidArgument(f"{self.context.method}: request cannot be decoded: {error}") from error
-
-    async def _requests(self) -> AsyncIterator[Message]:
-        while (payload := await self.inbox.get()) is not None:
-            yield self._decode(payload)
 
     async def _send(self, message: Message) -> None:
         """Send one message of the stream; raises `Unavailable` when the peer has gone or the call is over."""
@@ -273,3 +270,19 @@ class Call:
         if not self.answered:
             self.answered = True
             self._connection.answer_error(self.stream_id, error)
+
+
+class Incoming:
+    """The messages of a client-streaming call, as its handler iterates over them."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        payload = await self._call.inbox.get()
+        if payload is None:
+            raise StopAsyncIteration
+        return self._call.decode(payload)

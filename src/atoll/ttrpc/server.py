@@ -70,11 +70,15 @@ class Server:
             path = Path(where)
             listener = addresses.bind(path)
             self._bound.append((path, addresses.inode(path)))
-        listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._listeners.append(
-            await loop.create_server(lambda: ServedConnection(self), sock=listener, backlog=addresses.LISTEN_BACKLOG)
-        )
+        try:
+            listener.setblocking(False)
+            serving = await asyncio.get_running_loop().create_server(
+                lambda: ServedConnection(self), sock=listener, backlog=addresses.LISTEN_BACKLOG
+            )
+        except BaseException:
+            listener.close()
+            raise
+        self._listeners.append(serving)
 
     async def shutdown(self, *, within: float = SHUTDOWN_TIMEOUT_S) -> None:
         """Stop accepting, let running calls end for `within` seconds, then cancel them and close everything.
@@ -158,6 +162,8 @@ class Server:
         """A connection was accepted."""
         self._connections.add(connection)
         self._empty.clear()
+        if self._draining:
+            connection.close()
 
     def left(self, connection: ServedConnection) -> None:
         """A connection is over."""

@@ -160,6 +160,10 @@ class FramedProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.received(self._buffer[:nbytes])
 
+    def eof_received(self) -> None:
+        # A ttrpc peer that closes its side has gone; what is still buffered for it must not keep the connection.
+        self.abort()
+
     def pause_writing(self) -> None:
         self._writable.clear()
 
