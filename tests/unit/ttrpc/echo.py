@@ -138,6 +138,9 @@ class RawPeer:
         assert isinstance(frame, codec.FrameReceived)
         return frame
 
+    def close_sending(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         self._socket.close()
 

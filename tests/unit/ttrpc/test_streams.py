@@ -211,3 +211,31 @@ async def test_peer_that_reads_no_answers_is_not_read_from(server: Server, socke
         assert connection.must_wait
         assert connection._transport is not None
         assert connection._transport.get_write_buffer_size() < 2 << 20
+
+
+async def test_peer_that_closes_its_side_has_gone_although_answers_wait_for_it(
+    server: Server, socket_path: Path, echo: Echo
+) -> None:
+    with RawPeer.connect(socket_path) as peer:
+        await peer.write(request_frame(1, "flood", text("65536"), codec.REMOTE_CLOSED))
+        await asyncio.wait_for(echo.started.wait(), BOUND_S)
+        peer.close_sending()
+        await asyncio.wait_for(echo.cancelled.wait(), BOUND_S)
+
+
+async def test_late_reader_learns_of_the_end_after_the_messages_before_it(
+    client: Client, server: Server, echo: Echo
+) -> None:
+    stream = await flooded(client, echo, 64 << 10)
+    (connection,) = server._connections
+    connection.abort()
+    await asyncio.wait_for(client.closed, BOUND_S)
+    received: list[StringValue] = []
+    with pytest.raises(errors.Unavailable, match=f"{transport.CLOSED}$"):
+        await read_all(stream, received)
+    assert len(received) * (64 << 10) > transport.UNREAD_HIGH_BYTES
+
+
+async def read_all(stream: ClientStream[StringValue], received: list[StringValue]) -> None:
+    async for message in stream:
+        received.append(message)
