@@ -9,18 +9,22 @@ This is the only module that makes asyncio tasks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
+import typing
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from atoll import errors
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 log = logging.getLogger(__name__)
+
+CANCEL_LIMIT_S = 1.0
+"""How long cancelled work may take to end before nobody waits for it any more."""
 
 
 class TaskOwner:
@@ -53,14 +57,23 @@ class TaskOwner:
         return len(self._tasks)
 
     async def aclose(self) -> None:
-        """Cancel every task and wait for it; idempotent."""
-        self._closed = True
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+        """Cancel every task and wait for it, even if cancelled meanwhile; idempotent.
 
-    async def __aenter__(self) -> TaskOwner:
+        A task may close its own owner; it is neither cancelled nor waited for.
+        """
+        self._closed = True
+        cancelled: asyncio.CancelledError | None = None
+        while others := self._tasks - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            try:
+                await asyncio.wait(others)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -73,29 +86,76 @@ async def run_to_completion(work: Coroutine[Any, Any, T], *, within: float) -> T
     """Finish `work`, bounded by `within` seconds, even if the caller is cancelled again and again.
 
     The caller's cancellation is re-raised after the work has ended. Work that outlasts the bound is
-    cancelled and raises `DeadlineExceeded`.
+    cancelled, given another second to end, and raises `DeadlineExceeded`; work that is cancelled by
+    somebody else raises `Cancelled`.
     """
-    task = asyncio.get_running_loop().create_task(work, name="run_to_completion")
-    deadline = asyncio.get_running_loop().time() + within
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work, name="run_to_completion")
+    cancelled = await _outlive(task, loop.time() + within)
+    late = not task.done()
+    if late:
+        _give_up(task)
+        cancelled = await _outlive(task, loop.time() + CANCEL_LIMIT_S) or cancelled
+    error = task.exception() if task.done() and not task.cancelled() else None
+    if cancelled is not None:
+        if error is not None:
+            log.error("clean-up of a cancelled caller failed: %s", error, exc_info=error)
+        raise cancelled
+    if late:
+        raise errors.DeadlineExceeded(f"clean-up was not done within {within:g} s") from error
+    if task.cancelled():
+        raise errors.Cancelled("clean-up was cancelled")
+    return task.result()
+
+
+async def _outlive(task: asyncio.Task[Any], deadline: float) -> asyncio.CancelledError | None:
+    """Wait until the task is done or the deadline passes; the last cancellation of the caller meanwhile."""
+    loop = asyncio.get_running_loop()
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        remaining = deadline - asyncio.get_running_loop().time()
-        if remaining <= 0:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task}, timeout=1.0)
-            if cancelled is not None:
-                raise cancelled
-            raise errors.DeadlineExceeded(f"clean-up was not done within {within:g} s")
+    while not task.done() and (remaining := deadline - loop.time()) > 0:
         try:
             await asyncio.wait({task}, timeout=remaining)
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("clean-up of a cancelled caller failed: %s", error, exc_info=error)
-        raise cancelled
-    return task.result()
+    return cancelled
+
+
+_given_up: set[asyncio.Task[Any]] = set()
+
+
+def _give_up(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that nobody will wait for; it is held until it ends, and its error is not lost."""
+    _given_up.add(task)
+    task.add_done_callback(_ended_late)
+    task.cancel()
+
+
+def _ended_late(task: asyncio.Task[Any]) -> None:
+    _given_up.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("task %s failed after it was given up: %s", task.get_name(), error, exc_info=error)
+
+
+async def settle(work: Coroutine[Any, Any, T], *, within: float, name: str) -> T | BaseException:
+    """Run `work`, bounded by `within` seconds, and give its result, or as a value the error it ended with.
+
+    For walks that must go on whatever one step does. Work that outlasts the bound is cancelled and
+    given up: `DeadlineExceeded`. The caller's own cancellation cancels the work and is raised.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    try:
+        await asyncio.wait({task}, timeout=within)
+    except asyncio.CancelledError:
+        _give_up(task)
+        raise
+    if not task.done():
+        _give_up(task)
+        await asyncio.wait({task}, timeout=CANCEL_LIMIT_S)
+        return errors.DeadlineExceeded(f"{name}: not done within {within:g} s")
+    if task.cancelled():
+        return errors.Cancelled(f"{name}: was cancelled")
+    error = task.exception()
+    return task.result() if error is None else error
 
 
 class SingleFlight(Generic[K, T]):
@@ -109,35 +169,48 @@ class SingleFlight(Generic[K, T]):
         self._flights: dict[K, asyncio.Future[T]] = {}
 
     def running(self, key: K) -> asyncio.Future[T] | None:
-        """The future of the operation in flight under `key`, if there is one."""
-        return self._flights.get(key)
+        """A future of the operation in flight under `key`, if there is one; cancelling it stops nothing."""
+        flight = self._flights.get(key)
+        if flight is None:
+            return None
+        follower = asyncio.shield(flight)
+        follower.add_done_callback(_retrieve)
+        return follower
 
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
-        """Join the operation of `key`, starting it where none runs; its error reaches every caller."""
+        """Join the operation of `key`, starting it where none runs; its error reaches every caller.
+
+        Raises `Unavailable` where the owner closes before the operation ends.
+        """
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.get_running_loop().create_future()
             flight.add_done_callback(_retrieve)
+            task = self._owner.spawn(self._fly(work), name=name)
             self._flights[key] = flight
-            try:
-                self._owner.spawn(self._fly(key, flight, work), name=name)
-            except errors.AtollError:
-                del self._flights[key]
-                raise
+            task.add_done_callback(functools.partial(self._land, key, flight))
         return await asyncio.shield(flight)
 
-    async def _fly(self, key: K, flight: asyncio.Future[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+    @staticmethod
+    async def _fly(work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T | None, Exception | None]:
         try:
-            result = await work()
-        except asyncio.CancelledError:
-            flight.cancel()
-            raise
+            return await work(), None
         except Exception as error:  # settled into the future: every caller gets it
-            flight.set_exception(error)
+            return None, error
+
+    def _land(self, key: K, flight: asyncio.Future[T], task: asyncio.Task[tuple[T | None, Exception | None]]) -> None:
+        """Settle the flight; a callback, because a task cancelled before its first step runs nothing of its own."""
+        del self._flights[key]
+        if task.cancelled():
+            flight.set_exception(errors.Unavailable(f"{task.get_name()}: was stopped before it ended; try again"))
+        elif (fault := task.exception()) is not None:
+            flight.set_exception(fault)
         else:
-            flight.set_result(result)
-        finally:
-            del self._flights[key]
+            result, error = task.result()
+            if error is not None:
+                flight.set_exception(error)
+            else:
+                flight.set_result(typing.cast("T", result))
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

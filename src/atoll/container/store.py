@@ -1,0 +1,332 @@
+"""The container records: durable in the state database, served from memory.
+
+    containers
+      id               the key
+      sandbox_id       whose container it is
+      name             unique, where not empty
+      metadata         versioned JSON, see `metadata`; never changes
+      image            the reference the container was made from
+      snapshot_key     its writable layer
+      spec             the OCI runtime spec, JSON; changes with the limits
+      labels           JSON
+      created_at       nanoseconds since the epoch
+
+The status is no part of the record: it is a file of its own (`storage`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import builtins
+import dataclasses
+import functools
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import Blocking, Latch
+from atoll.container.metadata import Metadata, decode_metadata, encode_metadata
+from atoll.container.registrar import Registrar
+from atoll.container.status import Status
+from atoll.container.storage import StatusStorage, load_status, store_status
+from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
+from atoll.identifiers import is_identifier, require_identifier
+
+SCHEMA = Schema(
+    component="container",
+    migrations=(
+        """
+        CREATE TABLE containers (
+            id           TEXT PRIMARY KEY,
+            sandbox_id   TEXT NOT NULL,
+            name         TEXT NOT NULL,
+            metadata     BLOB NOT NULL,
+            image        TEXT NOT NULL,
+            snapshot_key TEXT NOT NULL,
+            spec         BLOB NOT NULL,
+            labels       BLOB NOT NULL,
+            created_at   INTEGER NOT NULL
+        );
+        CREATE UNIQUE INDEX container_names ON containers (name) WHERE name <> '';
+        """,
+    ),
+)
+
+_labels: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRecord:
+    """The durable record of a container; `spec` is the OCI runtime spec's JSON, `created_at` in ns."""
+
+    metadata: Metadata
+    created_at: int
+    image: str = ""
+    snapshot_key: str = ""
+    spec: bytes = b""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def id(self) -> str:
+        return self.metadata.id
+
+    @property
+    def sandbox_id(self) -> str:
+        return self.metadata.sandbox_id
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStats:
+    """The last sample of a container's CPU use; `timestamp` in ns since the epoch."""
+
+    timestamp: int
+    usage_core_nanoseconds: int
+
+
+class Container:
+    """A container this daemon has: its record, its status, and what only memory knows of it.
+
+    `stop_signalled` turns true with the first polite stop signal, so that it is sent once.
+    """
+
+    __slots__ = ("record", "stats", "status", "stop_signalled")
+
+    def __init__(self, record: ContainerRecord, status: StatusStorage) -> None:
+        self.record = record
+        self.status = status
+        self.stats: ContainerStats | None = None
+        self.stop_signalled = False
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def sandbox_id(self) -> str:
+        return self.record.sandbox_id
+
+    @property
+    def metadata(self) -> Metadata:
+        return self.record.metadata
+
+    @property
+    def stopped(self) -> Latch[Status]:
+        """Set, to the final status, when the container has exited."""
+        return self.status.exited
+
+
+class ContainerStore:
+    """Every container of this daemon; made by `open`."""
+
+    def __init__(self, db: Database, root: Path, blocking: Blocking) -> None:
+        self._db = db
+        self._root = root
+        self._blocking = blocking
+        self._containers: dict[str, Container] = {}
+        self._sorted: list[str] = []
+        self._quarantined: tuple[Quarantined, ...] = ()
+        self.names = Registrar("container")
+        """Names reserved by containers in the making, and held by those in the store."""
+
+    @classmethod
+    async def open(cls, db: Database, root: Path, blocking: Blocking) -> ContainerStore:
+        """Load every record and checkpoint under `root`; what cannot be read stops nothing.
+
+        An unreadable record goes to quarantine; an unreadable checkpoint gives status UNKNOWN.
+        """
+        store = cls(db, root, blocking)
+        records, store._quarantined = await db.write(_load)
+        for record in records:
+            store._keep(Container(record, await load_status(root, record.id, blocking)))
+        return store
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """Records that could not be read, of this start and earlier ones; `key` is the container's ID."""
+        return self._quarantined
+
+    async def prepare(self, record: ContainerRecord, status: Status) -> Container:
+        """Write the first checkpoint of a container to be added; `status.delete` undoes it.
+
+        Raises `AlreadyExists` where the full ID is in the store.
+        """
+        require_identifier(record.id, "container id")
+        if record.id in self._containers:
+            raise errors.AlreadyExists(f"container {record.id}: is there already")
+        record = dataclasses.replace(record, labels=MappingProxyType(dict(record.labels)))
+        return Container(record, await store_status(self._root, record.id, status, self._blocking))
+
+    async def add(self, record: ContainerRecord, status: Status) -> Container:
+        """`prepare` and `plan_add` in one: checkpoint first, then the record; durable when it returns."""
+        container = await self.prepare(record, status)
+        try:
+            return await self._db.commit(self.plan_add(container))
+        except errors.AtollError:
+            await container.status.delete()
+            raise
+
+    def plan_add(self, container: Container) -> Plan[Container]:
+        """Add a prepared container, as a part of a transaction.
+
+        `AlreadyExists` where the ID is there or its name belongs to another one.
+        """
+        record = container.record
+        if record.id in self._containers:
+            raise errors.AlreadyExists(f"container {record.id}: is there already")
+        if record.name and (holder := self.names.key(record.name)) not in (None, record.id):
+            raise errors.AlreadyExists(f"container name {record.name!r}: is held by {holder}")
+        return Plan(
+            functools.partial(_insert, container=container),
+            self._keep,
+        )
+
+    def get(self, prefix: str) -> Container:
+        """The container whose ID is `prefix`, or the only one whose ID starts with it.
+
+        Raises `InvalidArgument` for an empty or ambiguous prefix, `NotFound` where nothing matches.
+        """
+        if not prefix:
+            raise errors.InvalidArgument("container id: must not be empty")
+        if (exact := self._containers.get(prefix)) is not None:
+            return exact
+        first = bisect.bisect_left(self._sorted, prefix)
+        matches = [full for full in self._sorted[first : first + 2] if full.startswith(prefix)]
+        if not matches:
+            raise errors.NotFound(f"container {prefix[:80]!r}: there is no such container")
+        if len(matches) > 1:
+            raise errors.InvalidArgument(f"container {prefix!r}: several IDs start so, such as {' and '.join(matches)}")
+        return self._containers[matches[0]]
+
+    def list(self, sandbox_id: str | None = None) -> tuple[Container, ...]:
+        """Every container, or those of one sandbox, oldest first; a snapshot."""
+        return tuple(
+            container
+            for container in self._containers.values()
+            if sandbox_id is None or container.sandbox_id == sandbox_id
+        )
+
+    def plan_update(
+        self, container_id: str, *, spec: bytes | None = None, labels: Mapping[str, str] | None = None
+    ) -> Plan[None]:
+        """Replace what is given of a record, as a part of a transaction; `NotFound` for an unknown full ID."""
+        values: dict[str, bytes] = {}
+        if spec is not None:
+            values["spec"] = spec
+        if labels is not None:
+            values["labels"] = msgspec.json.encode(dict(labels))
+        return Plan(
+            functools.partial(_update, container_id=container_id, values=values),
+            lambda _: self._replace(container_id, spec, labels),
+        )
+
+    async def update(
+        self, container_id: str, *, spec: bytes | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """`plan_update` by itself; durable when it returns."""
+        await self._db.commit(self.plan_update(container_id, spec=spec, labels=labels))
+
+    def update_stats(self, prefix: str, stats: ContainerStats) -> None:
+        """Keep the last sample; the rules of `get`."""
+        self.get(prefix).stats = stats
+
+    def plan_delete(self, container_id: str) -> Plan[None]:
+        """Remove the record of a full ID and release its name, as a part of a transaction. Idempotent."""
+        return Plan(functools.partial(_delete, container_id=container_id), lambda _: self._drop(container_id))
+
+    async def delete(self, container_id: str) -> None:
+        """Remove the record, then the checkpoint; the folder stays. Idempotent."""
+        container = self._containers.get(container_id)
+        await self._db.commit(self.plan_delete(container_id))
+        if container is not None:
+            await container.status.delete()
+
+    def _keep(self, container: Container) -> None:
+        self._containers[container.id] = container
+        bisect.insort(self._sorted, container.id)
+        if container.record.name:
+            self.names.reserve(container.record.name, container.id)
+
+    def _replace(self, container_id: str, spec: bytes | None, labels: Mapping[str, str] | None) -> None:
+        container = self._containers[container_id]
+        if spec is not None:
+            container.record = dataclasses.replace(container.record, spec=spec)
+        if labels is not None:
+            container.record = dataclasses.replace(container.record, labels=MappingProxyType(dict(labels)))
+
+    def _drop(self, container_id: str) -> None:
+        if self._containers.pop(container_id, None) is not None:
+            del self._sorted[bisect.bisect_left(self._sorted, container_id)]
+            self.names.release_key(container_id)
+
+
+def _insert(connection: Connection, *, container: Container) -> Container:
+    record = container.record
+    try:
+        connection.execute(
+            "INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                record.id,
+                record.sandbox_id,
+                record.name,
+                encode_metadata(record.metadata),
+                record.image,
+                record.snapshot_key,
+                record.spec,
+                msgspec.json.encode(dict(record.labels)),
+                record.created_at,
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise errors.AlreadyExists(f"container {record.id}: it or its name {record.name!r} is there already") from error
+    return container
+
+
+def _update(connection: Connection, *, container_id: str, values: dict[str, bytes]) -> None:
+    found = connection.execute("SELECT 1 FROM containers WHERE id = ?", (container_id,)).fetchone()
+    if found is None:
+        raise errors.NotFound(f"container {container_id[:80]!r}: there is no such container")
+    if "spec" in values:
+        connection.execute("UPDATE containers SET spec = ? WHERE id = ?", (values["spec"], container_id))
+    if "labels" in values:
+        connection.execute("UPDATE containers SET labels = ? WHERE id = ?", (values["labels"], container_id))
+
+
+def _delete(connection: Connection, *, container_id: str) -> None:
+    connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+
+
+def _decode(row: sqlite3.Row) -> ContainerRecord:
+    metadata = decode_metadata(row["metadata"])
+    if not is_identifier(metadata.id) or metadata.id != row["id"]:
+        raise errors.DataLoss("id: is not an identifier, or not the one in the metadata")
+    try:
+        labels = _labels.decode(row["labels"])
+    except msgspec.MsgspecError as error:
+        raise errors.DataLoss(f"labels: cannot be read: {error}") from error
+    return ContainerRecord(
+        metadata=metadata,
+        created_at=row["created_at"],
+        image=row["image"],
+        snapshot_key=row["snapshot_key"],
+        spec=row["spec"],
+        labels=MappingProxyType(labels),
+    )
+
+
+def _load(connection: Connection) -> tuple[builtins.list[ContainerRecord], tuple[Quarantined, ...]]:
+    records: builtins.list[ContainerRecord] = []
+    for row in connection.execute("SELECT *, rowid FROM containers ORDER BY created_at, id").fetchall():
+        try:
+            records.append(_decode(row))
+        except errors.DataLoss as error:
+            quarantine(connection, "containers", str(row["id"]), row, error.message)
+            connection.execute("DELETE FROM containers WHERE rowid = ?", (row["rowid"],))
+    return records, quarantined(connection, "containers")

@@ -1,0 +1,93 @@
+"""The words of the ledger: `Entry`, `Kind`, `Found`, `Intent`, `Debt`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A resource about to be acquired.
+
+    `key` names it, unique in its kind and derived from the owner's ID; `data` is what else its
+    release needs.
+    """
+
+    owner: str
+    kind: str
+    key: str
+    data: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the ledger. `attempts` counts failed releases: with one, the entry is a debt."""
+
+    seq: int
+    owner: str
+    kind: str
+    key: str
+    data: Mapping[str, str]
+    entered_at: datetime
+    boot_id: str
+    attempts: int = 0
+    last_error: str = ""
+    next_try: datetime | None = None
+
+    @property
+    def is_debt(self) -> bool:
+        return self.attempts > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debt:
+    """An entry that could not be released; as text it names the resource and the reason."""
+
+    entry: Entry
+
+    def __str__(self) -> str:
+        return f"{self.entry.kind} {self.entry.key}: {self.entry.last_error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A resource seen on the machine that carries this daemon's mark; `owner` is empty where it does not tell."""
+
+    kind: str
+    key: str
+    owner: str = ""
+    data: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Kind(ABC):
+    """How one sort of resource is released, looked for, and found again.
+
+    Each implementation also has an idempotent `acquire` of its own form, called between
+    `Ledger.enter` and the first use.
+    """
+
+    name: ClassVar[str] | str
+    limit_s: float = 10.0
+    """How long one release may take."""
+
+    volatile: bool = False
+    """Whether a reboot takes the resource away by itself, so that nothing is left to release."""
+
+    after: frozenset[str] = frozenset()
+    """Kinds of the same owner that must be released first; while one cannot be, this one is not tried."""
+
+    @abstractmethod
+    async def release(self, entry: Entry) -> None:
+        """Free the resource; idempotent, and nothing to free is success. May be cancelled at its limit."""
+
+    @abstractmethod
+    async def exists(self, entry: Entry) -> bool:
+        """Whether the resource is there now."""
+
+    @abstractmethod
+    async def scan(self) -> list[Found]:
+        """Every resource of this kind on the machine that is certainly this daemon's; never another's."""
