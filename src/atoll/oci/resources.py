@@ -1,0 +1,122 @@
+"""Limits of the request as the runtime spec's resources.
+
+Source: the CRI's LinuxContainerResources (zero means not set); config-linux.md of the runtime spec.
+"""
+
+from __future__ import annotations
+
+import re
+
+from atoll import errors
+from atoll.linux.cgroup_layout import Layout, validated
+from atoll.linux.host import HostFacts
+from atoll.oci import spec
+from atoll.oci.config import LinuxContainerResources
+
+CPU_SHARES_MIN = 2
+CPU_SHARES_MAX = 262144
+OOM_SCORE_MIN = -1000
+OOM_SCORE_MAX = 1000
+_CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_UNIFIED_KEY = re.compile(r"[a-z]+(\.[A-Za-z0-9_]+)+")
+
+
+def resolve(
+    asked: LinuxContainerResources, host: HostFacts, devices: tuple[spec.DeviceRule, ...] = ()
+) -> spec.Resources:
+    """The resources of a container. Raises `InvalidArgument` naming the field, `FailedPrecondition` for a limit
+    whose controller this host lacks."""
+    return spec.Resources(
+        devices=devices,
+        memory=_memory(asked, host),
+        cpu=_cpu(asked),
+        hugepage_limits=_hugepages(asked, host),
+        unified=_unified(asked, host),
+    )
+
+
+def _memory(asked: LinuxContainerResources, host: HostFacts) -> spec.Memory | None:
+    limit, swap = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
+    if limit < 0 or swap < -1:
+        raise errors.InvalidArgument("resources.memory_limit_in_bytes: must not be negative")
+    if limit and "memory" not in host.hierarchies.controllers:
+        raise errors.FailedPrecondition("resources.memory_limit_in_bytes: this host has no memory cgroup controller")
+    if swap and not host.swap_limit:
+        raise errors.FailedPrecondition("resources.memory_swap_limit_in_bytes: this host cannot limit swap")
+    if 0 < swap < limit:
+        raise errors.InvalidArgument(
+            "resources.memory_swap_limit_in_bytes: is memory and swap, so not below the memory limit"
+        )
+    if not limit and not swap:
+        return None
+    # Without a word about swap a limited container gets none.
+    total = swap or (limit if host.swap_limit else 0)
+    return spec.Memory(limit=limit or None, swap=total or None)
+
+
+def _cpu(asked: LinuxContainerResources) -> spec.CPU | None:
+    if asked.cpu_period and not 1000 <= asked.cpu_period <= 1_000_000:
+        raise errors.InvalidArgument("resources.cpu_period: must be from 1000 to 1000000 µs")
+    if asked.cpu_quota and asked.cpu_quota != -1 and asked.cpu_quota < 1000:
+        raise errors.InvalidArgument("resources.cpu_quota: must be at least 1000 µs, or -1 for none")
+    if asked.cpu_shares < 0:
+        raise errors.InvalidArgument("resources.cpu_shares: must not be negative")
+    for field, value in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
+        if value and not _CPU_LIST.fullmatch(value):
+            raise errors.InvalidArgument(f"resources.{field}: {value[:60]!r} is no list such as 0-3,7")
+    cpu = spec.CPU(
+        shares=min(max(asked.cpu_shares, CPU_SHARES_MIN), CPU_SHARES_MAX) if asked.cpu_shares else None,
+        quota=asked.cpu_quota or None,
+        period=asked.cpu_period or None,
+        cpus=asked.cpuset_cpus,
+        mems=asked.cpuset_mems,
+    )
+    return cpu if cpu != spec.CPU() else None
+
+
+def _hugepages(asked: LinuxContainerResources, host: HostFacts) -> tuple[spec.HugepageLimit, ...]:
+    limits: list[spec.HugepageLimit] = []
+    for entry in asked.hugepage_limits:
+        if entry.page_size not in host.hugepage_sizes:
+            raise errors.InvalidArgument(
+                f"resources.hugepage_limits: this host has no pages of {entry.page_size[:20]!r}"
+            )
+        if "hugetlb" in host.hierarchies.controllers:
+            limits.append(spec.HugepageLimit(page_size=entry.page_size, limit=entry.limit))
+        elif entry.limit:  # zero needs no controller: where none accounts, the host reserves none for us either
+            raise errors.FailedPrecondition("resources.hugepage_limits: this host has no hugetlb cgroup controller")
+    return tuple(limits)
+
+
+def _unified(asked: LinuxContainerResources, host: HostFacts) -> dict[str, str]:
+    if not asked.unified:
+        return {}
+    if host.hierarchies.layout is not Layout.V2:
+        raise errors.FailedPrecondition("resources.unified: this host does not run cgroup version 2 alone")
+    for key in asked.unified:
+        if not _UNIFIED_KEY.fullmatch(key):
+            raise errors.InvalidArgument(f"resources.unified: {key[:60]!r} is no name of a cgroup file")
+    return dict(asked.unified)
+
+
+def oom_score_adj(asked: int, host: HostFacts) -> int:
+    """`asked`, but not below the daemon's own, which only CAP_SYS_RESOURCE may undercut (proc(5))."""
+    if not OOM_SCORE_MIN <= asked <= OOM_SCORE_MAX:
+        raise errors.InvalidArgument(f"resources.oom_score_adj: {asked} is not from {OOM_SCORE_MIN} to {OOM_SCORE_MAX}")
+    return asked if "CAP_SYS_RESOURCE" in host.capabilities else max(asked, host.oom_score_adj)
+
+
+def cgroups_path(parent: str, container: str, *, systemd: bool) -> str:
+    """The `cgroupsPath` of a container below the pod's `parent`, in the form that the cgroup driver takes.
+
+    Raises `InvalidArgument` for a parent that could leave the hierarchy, or that is no slice with systemd.
+    """
+    folder = validated(parent) if parent.strip("/") else ""
+    if not systemd:
+        return f"{folder}/{container}"
+    name = folder.rpartition("/")[2] or "system.slice"
+    if not name.endswith(".slice"):
+        raise errors.InvalidArgument(
+            f"cgroup_parent: {parent[:200]!r}: the systemd driver needs a name that ends in .slice"
+        )
+    return f"{name}:atoll:{container}"
