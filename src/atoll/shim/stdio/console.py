@@ -28,7 +28,7 @@ _MAX_FDS = 4
 
 
 class ConsoleSocket:
-    """Listens where the runtime delivers one terminal; owns the socket, its folder, and the master until it is taken."""
+    """Listens where the runtime delivers one terminal; owns the socket and its folder."""
 
     def __init__(self, folder: Path = SOCKET_FOLDER) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="atoll-pty-", dir=folder))

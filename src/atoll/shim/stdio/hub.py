@@ -22,10 +22,11 @@ LOSSLESS_BUFFER_BYTES = 128 << 10
 class HubClient:
     """One reader's view of a hub; made by `Hub.attach`, ended by `detach`."""
 
-    __slots__ = ("_chunks", "_ended", "_error", "_hub", "_waiter", "size")
+    __slots__ = ("_chunks", "_ended", "_error", "_hub", "_on_error", "_waiter", "size")
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, on_error: Callable[[errors.AtollError], None] | None) -> None:
         self._hub = hub
+        self._on_error = on_error
         self._chunks: deque[bytes] = deque()
         self._ended = False
         self._error: errors.AtollError | None = None
@@ -55,9 +56,9 @@ class HubClient:
         self._chunks.appendleft(data)
         self.size += len(data)
 
-    def detach(self) -> None:
-        """Leave the hub; a lossless hub keeps what was not read. Idempotent."""
-        self._hub.forget(self)
+    def detach(self, error: errors.AtollError | None = None) -> None:
+        """Leave the hub; a lossless hub keeps what was not read. A read that waits raises `error`. Idempotent."""
+        self._hub.forget(self, error or errors.Cancelled(f"stream {self._hub.name}: detached"))
 
     def put(self, chunk: bytes) -> None:
         """For the hub: add a chunk."""
@@ -71,6 +72,8 @@ class HubClient:
         left: list[bytes] = []
         if error is not None:
             self._error = error
+            if self._on_error is not None:
+                self._on_error(error)
             left = list(self._chunks)
             self._chunks.clear()
             self.size = 0
@@ -125,9 +128,12 @@ class Hub:
         """How many are attached."""
         return len(self._clients)
 
-    def attach(self) -> HubClient:
-        """A new client; after the end of the stream it reads what is left, then the end."""
-        client = HubClient(self)
+    def attach(self, on_error: Callable[[errors.AtollError], None] | None = None) -> HubClient:
+        """A new client; after the end of the stream it reads what is left, then the end.
+
+        `on_error` is told at once why the client was dropped or detached, also when it does not read.
+        """
+        client = HubClient(self, on_error)
         if self._lossless:
             for older in self._clients:
                 self._kept.extend(older.finish(errors.Aborted(f"stream {self.name}: a newer client took it over")))
@@ -140,12 +146,12 @@ class Hub:
         self.taken()
         return client
 
-    def forget(self, client: HubClient) -> None:
+    def forget(self, client: HubClient, error: errors.AtollError) -> None:
         """For clients: remove one."""
         if client not in self._clients:
             return
         self._clients.remove(client)
-        left = client.finish(errors.Cancelled(f"stream {self.name}: detached"))
+        left = client.finish(error)
         if self._lossless:
             self._kept.extend(left)
         self.taken()

@@ -61,7 +61,7 @@ class LineFormatter:
     """Cuts one stream's output into log lines; a line's unfinished end waits for its rest.
 
     The contents are the same for every way to cut the output into chunks. A line longer than `max_line`
-    bytes becomes pieces of exactly that size and a last one of 1 to `max_line` bytes; `max_line` of 0 or less means no limit.
+    bytes becomes pieces of exactly that size and a last one of 1 to `max_line` bytes; 0 or less means no limit.
     """
 
     __slots__ = ("_carry", "_full", "_limit", "_partial")

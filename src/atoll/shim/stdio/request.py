@@ -7,8 +7,8 @@
     cri:///path?max_line=N                     CRI log lines in that file, and live attach; `cri:` has no file
     <proto>+<address>?streaming_id=<id>        live only and lossless: the process waits for its client
 
-`cri` names its live streams `<id>-stdin`, `<id>-stdout`, `<id>-stderr` where the query has no `streaming_id`; `stdin_once=1` in the
-query of stdin closes it when the client that wrote it ends.
+`cri` names its live streams `<id>-stdin`, `<id>-stdout`, `<id>-stderr` where the query has no `streaming_id`;
+`stdin_once=1` in the query of stdin closes it when the client that wrote it ends.
 """
 
 from __future__ import annotations

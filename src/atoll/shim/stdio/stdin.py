@@ -11,10 +11,11 @@ from atoll.shim.stdio.pump import FdSink
 class AttachedInput:
     """The stdin of one process for its attached clients; what they write is merged in the order of the calls."""
 
-    def __init__(self, name: str, sink: FdSink, *, once: bool = False) -> None:
-        """`once`: the end of the first client that attached ends the process's stdin too."""
+    def __init__(self, name: str, sink: FdSink, *, once: bool = False, follows_client: bool = False) -> None:
+        """`once`: a client that ends, whichever way, ends the process's stdin; `follows_client`: where it said so."""
         self.name = name
-        self.once = once
+        self._once = once
+        self._follows_client = follows_client
         self._sink = sink
         self._waiters: list[asyncio.Future[None]] = []
         sink.connect(self._changed)
@@ -40,6 +41,11 @@ class AttachedInput:
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
+
+    def client_ended(self, *, orderly: bool) -> None:
+        """A client has gone: `orderly` by closing its stream, else by a lost connection."""
+        if self._once or (orderly and self._follows_client):
+            self.close()
 
     def close(self) -> None:
         """End the process's stdin after what was written; idempotent."""

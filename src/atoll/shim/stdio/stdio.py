@@ -230,7 +230,9 @@ class Stdio:
     def _attach_stdin(self, sink: FdSink) -> None:
         target = self._stdin_target
         if isinstance(target, Cri | Stream):
-            self._attached = AttachedInput(target.streaming_id, sink, once=target.stdin_once)
+            self._attached = AttachedInput(
+                target.streaming_id, sink, once=target.stdin_once, follows_client=isinstance(target, Stream)
+            )
             self._streams.add_input(self._attached)
             self._names.append(target.streaming_id)
 
