@@ -13,7 +13,6 @@ folder such a copy would keep the namespace, its veth and its bridge port alive.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,22 +20,19 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from atoll.linux import syscalls
+
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000
-MS_BIND = 0x1000
-MS_PRIVATE = 1 << 18
-MS_SHARED = 1 << 20
-MNT_DETACH = 2
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _folder_lock = threading.Lock()
 
 
@@ -69,7 +65,7 @@ def pin(source: Path, path: Path) -> NamespaceId:
     _prepare_folder(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     try:
-        _mount(str(source), path, MS_BIND)
+        syscalls.mount(source, path, flags=syscalls.MS_BIND)
         return identity(path)
     except BaseException:
         remove(path)
@@ -82,15 +78,7 @@ def remove(path: Path) -> None:
     The namespace ends when nothing else refers to it; the kernel then deletes its links by itself, after
     the call. Pins stacked by mistake are all dropped.
     """
-    while True:
-        try:
-            _umount(path)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: not a mount point (any more)
-                raise
-            break
+    _unmount_all(path)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
@@ -128,16 +116,9 @@ def remove_folder(folder: Path) -> None:
     """Drop every pin of `folder`, then the folder's own mount and the folder; idempotent."""
     for path in pins(folder):
         remove(path)
+    _unmount_all(folder)
     with contextlib.suppress(FileNotFoundError):
-        remove_mounts(folder)
         folder.rmdir()
-
-
-def remove_mounts(path: Path) -> None:
-    """Unmount everything stacked at `path`; the file or folder stays."""
-    with contextlib.suppress(OSError):
-        while True:
-            _umount(path)
 
 
 def inside(path: Path, work: Callable[[], T]) -> T:
@@ -146,7 +127,7 @@ def inside(path: Path, work: Callable[[], T]) -> T:
     def enter() -> T:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _check(_libc.setns(fd, CLONE_NEWNET), path)
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
         finally:
             os.close(fd)
         return work()
@@ -163,15 +144,27 @@ def set_link_up(name: str) -> None:
 
 
 def _unshare_and_pin(path: Path) -> None:
-    _check(_libc.unshare(CLONE_NEWNET), path)
+    syscalls.unshare(syscalls.CLONE_NEWNET)
     set_link_up("lo")
-    _mount("/proc/thread-self/ns/net", path, MS_BIND)
+    syscalls.mount("/proc/thread-self/ns/net", path, flags=syscalls.MS_BIND)
+
+
+def _unmount_all(path: Path) -> None:
+    while True:
+        try:
+            syscalls.umount2(path, syscalls.MNT_DETACH)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: not a mount point (any more)
+                raise
+            return
 
 
 def _prepare_folder(folder: Path) -> None:
     """Make `folder` a mount of its own, private and then shared (see the module's docstring)."""
     try:
-        _mount(None, folder, MS_SHARED)  # fails with EINVAL where it is no mount point yet
+        syscalls.mount(None, folder, flags=syscalls.MS_SHARED)  # fails with EINVAL where it is no mount point yet
         return
     except FileNotFoundError:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -180,43 +173,15 @@ def _prepare_folder(folder: Path) -> None:
             raise
     with _folder_lock:
         try:
-            _mount(None, folder, MS_SHARED)
+            syscalls.mount(None, folder, flags=syscalls.MS_SHARED)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            _mount(str(folder), folder, MS_BIND)
-            _mount(None, folder, MS_PRIVATE)
-            _mount(None, folder, MS_SHARED)
+            syscalls.mount(folder, folder, flags=syscalls.MS_BIND)
+            syscalls.mount(None, folder, flags=syscalls.MS_PRIVATE)
+            syscalls.mount(None, folder, flags=syscalls.MS_SHARED)
 
 
 def _on_own_thread(work: Callable[[], T]) -> T:
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:  # carried over to the caller
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="atoll-netns", daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
-
-
-def _mount(source: str | None, target: Path, flags: int) -> None:
-    name = source.encode() if source is not None else None
-    _check(_libc.mount(name, os.fsencode(target), None, ctypes.c_ulong(flags), None), target)
-
-
-def _umount(target: Path) -> None:
-    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
-
-
-def _check(result: int, path: Path) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(path))
+    with ThreadPoolExecutor(1, thread_name_prefix="atoll-netns") as thread:
+        return thread.submit(work).result()

@@ -58,8 +58,8 @@ class _Stored(msgspec.Struct):
     config: dict[str, JSON]
     source: str
     netns: str
-    cniArgs: list[tuple[str, str]]
-    capabilityArgs: dict[str, JSON]
+    cni_args: list[tuple[str, str]]
+    capability_args: dict[str, JSON]
     result: dict[str, JSON] | None
 
 
@@ -80,8 +80,8 @@ class AttachmentCache:
             config=config.to_json(entry.network),
             source=entry.network.source,
             netns=entry.netns_path,
-            cniArgs=list(entry.cni_args),
-            capabilityArgs=entry.capability_args,
+            cni_args=list(entry.cni_args),
+            capability_args=entry.capability_args,
             result=entry.result,
         )
         temporary = path.with_name(f".{path.name}.tmp")
@@ -95,7 +95,9 @@ class AttachmentCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.FailedPrecondition
+            kind = (
+                errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.FailedPrecondition
+            )
             raise kind(f"{path}: the attachment cannot be recorded: {error.strerror}") from error
 
     def load(self, key: AttachmentKey) -> Entry | None:
@@ -114,8 +116,8 @@ class AttachmentCache:
             key=key,
             network=network,
             netns_path=stored.netns,
-            cni_args=tuple(stored.cniArgs),
-            capability_args=stored.capabilityArgs,
+            cni_args=tuple(stored.cni_args),
+            capability_args=stored.capability_args,
             result=stored.result,
         )
 
@@ -124,14 +126,14 @@ class AttachmentCache:
         with contextlib.suppress(FileNotFoundError):
             self._path(key).unlink()
 
-    def keys(self) -> list[AttachmentKey]:
+    def recorded(self) -> list[AttachmentKey]:
         """Every attachment recorded, of every network."""
         found: list[AttachmentKey] = []
         for network in _listed(self.folder):
             for name in _listed(self.folder / network):
                 stem, suffix = os.path.splitext(name)
                 container_id, at, ifname = stem.partition("@")
-                if suffix == ".json" and at and not name.startswith("."):
+                if suffix == ".json" and at and CONTAINER_ID.fullmatch(container_id) and IFNAME.fullmatch(ifname):
                     found.append(AttachmentKey(network=network, container_id=container_id, ifname=ifname))
         return found
 

@@ -82,10 +82,8 @@ class CNI:
         """
         key = AttachmentKey(network=network.name, container_id=attach.container_id, ifname=attach.ifname)
         network = await self.negotiate(network)
-        for plugin in network.plugins:
-            self._find(plugin.type, network)
-            if plugin.ipam_type:
-                self._find(plugin.ipam_type, network)
+        self.find_plugins(network, attach.capability_args)
+        await self.delete(key, fallback=network)  # an earlier ADD of the same key must not be doubled (spec, ADD)
         entry = Entry(
             key=key,
             network=network,
@@ -127,30 +125,35 @@ class CNI:
         netns_path: str | None = None,
         drop: bool = False,
         fallback: NetworkConfigList | None = None,
+        force: bool = False,
     ) -> tuple[PluginTiming, ...]:
         """Undo the ADD of `key` with the configuration it was made with; idempotent.
 
         `netns_path` replaces the recorded one ("" where the namespace is gone). With `drop` the caller
         has dropped the namespace, or does at once, and what dies with it is left to the kernel (see
         `teardown`). Every plugin gets its turn even if one fails; then the first failure is raised and
-        the attachment stays recorded. Nothing recorded: nothing to do, unless `fallback` is given: then DEL
-        runs with that configuration, for a caller who knows better than a lost record.
+        the attachment stays recorded. Nothing recorded: nothing to do. `fallback` is the configuration for
+        a record that cannot be read (`DataLoss` without it), and with `force` for one that is missing.
         """
         timings: list[PluginTiming] = []
-        try:
-            entry = self.cache.load(key)
-        except errors.DataLoss:
-            if fallback is None:
-                raise
-            entry = None
+        entry = self.entry(key, fallback)
+        if entry is None and force and fallback is not None:
+            entry = Entry(key=key, network=fallback, netns_path="")
         if entry is None:
-            if fallback is None:
-                return ()
-            entry = Entry(key=key, network=fallback, netns_path=netns_path or "")
+            return ()
         if netns_path is not None:
             entry = replace(entry, netns_path=netns_path)
         await self._delete(entry, drop=drop, timings=timings)
         return tuple(timings)
+
+    def entry(self, key: AttachmentKey, fallback: NetworkConfigList | None = None) -> Entry | None:
+        """What is recorded of `key`; an unreadable record counts as made with `fallback` where that is given."""
+        try:
+            return self.cache.load(key)
+        except errors.DataLoss:
+            if fallback is None:
+                raise
+            return Entry(key=key, network=fallback, netns_path="")
 
     async def _delete(self, entry: Entry, *, drop: bool, timings: list[PluginTiming]) -> None:
         dropped = drop and teardown.is_droppable(entry.network, entry.capability_args)
@@ -160,8 +163,8 @@ class CNI:
         for plugin in reversed(entry.network.plugins):
             if teardown.is_idle(plugin, entry.capability_args):
                 continue
-            executed = plugin.ipam_type if dropped else plugin.type
-            if dropped and executed in teardown.IPAM_STATELESS:
+            executed = teardown.executed_for_del(plugin, dropped=dropped)
+            if not executed:
                 continue
             try:
                 await self._verb("DEL", entry, plugin, timings, executed=executed)
@@ -195,7 +198,7 @@ class CNI:
         """
         failure: errors.AtollError | None = None
         deleted: list[AttachmentKey] = []
-        for key in self.cache.keys():
+        for key in self.cache.recorded():
             if key.network == network.name and (key.container_id, key.ifname) not in valid:
                 try:
                     await self.delete(key, fallback=network)
@@ -207,7 +210,9 @@ class CNI:
             named: JSON = [{"containerID": container, "ifname": ifname} for container, ifname in sorted(valid)]
             for plugin in network.plugins:
                 try:
-                    await self._ask("GC", network, plugin, {"cni.dev/valid-attachments": named, "cni.dev/attachments": named})
+                    await self._ask(
+                        "GC", network, plugin, {"cni.dev/valid-attachments": named, "cni.dev/attachments": named}
+                    )
                 except errors.AtollError as error:
                     failure = failure or error
         if failure is not None:
@@ -216,10 +221,7 @@ class CNI:
 
     async def status(self, network: NetworkConfigList) -> None:
         """Raise what keeps `network` from taking an ADD: a missing plugin, or what STATUS says (spec 1.1)."""
-        for plugin in network.plugins:
-            self._find(plugin.type, network)
-            if plugin.ipam_type:
-                self._find(plugin.ipam_type, network)
+        self.find_plugins(network, {})
         network = await self.negotiate(network)
         if network.speaks("1.1.0"):
             for plugin in network.plugins:
@@ -227,7 +229,7 @@ class CNI:
 
     async def version(self, plugin_type: str) -> tuple[str, ...]:
         """The spec versions that the plugin supports; asked once for each content of its file."""
-        path = self._find(plugin_type, None)
+        path = self.find(plugin_type)
         stamp = (str(path), path.stat().st_mtime_ns)
         if stamp not in self._versions:
             said = await self._execute(
@@ -255,10 +257,18 @@ class CNI:
             common &= set(await self.version(plugin.type))
         if not common:
             raise errors.FailedPrecondition(
-                f"network {network.name}: its plugins share none of the CNI versions {', '.join(network.cni_versions)}; "
+                f"network {network.name}: its plugins share none of CNI {', '.join(network.cni_versions)}; "
                 f"see {network.source}"
             )
         return network.at_version(max(common, key=VERSIONS.index))
+
+    def find_plugins(self, network: NetworkConfigList, capability_args: Mapping[str, JSON]) -> None:
+        """Raise `FailedPrecondition` for the first plugin that ADD would execute and that is not there."""
+        for plugin in network.plugins:
+            if not teardown.is_idle(plugin, capability_args):
+                self.find(plugin.type, network)
+                if plugin.ipam_type:
+                    self.find(plugin.ipam_type, network)
 
     async def _verb(
         self, verb: str, entry: Entry, plugin: PluginConfig, timings: list[PluginTiming], *, executed: str = ""
@@ -280,7 +290,7 @@ class CNI:
         started = time.perf_counter()
         try:
             return await self._execute(
-                self._find(executed, entry.network),
+                self.find(executed, entry.network),
                 env,
                 _configuration(entry.network, plugin, extra),
                 where=_where(entry, executed, verb),
@@ -293,7 +303,7 @@ class CNI:
         self, verb: str, network: NetworkConfigList, plugin: PluginConfig, extra: dict[str, JSON]
     ) -> dict[str, JSON] | None:
         return await self._execute(
-            self._find(plugin.type, network),
+            self.find(plugin.type, network),
             {"CNI_COMMAND": verb},
             _configuration(network, plugin, extra),
             where=f"network {network.name}: cni plugin {plugin.type} {verb}",
@@ -315,15 +325,16 @@ class CNI:
             raise errors.DeadlineExceeded(f"{where}: {error}") from error
         return _answer(done, where)
 
-    def _find(self, plugin_type: str, network: NetworkConfigList | None) -> Path:
+    def find(self, plugin_type: str, network: NetworkConfigList | None = None) -> Path:
+        """The plugin's file; `FailedPrecondition` naming the folders searched where there is none."""
         for folder in self.bin_dirs:
             path = folder / plugin_type
             if path.is_file() and os.access(path, os.X_OK):
                 return path
         where = f"network {network.name} ({network.source}): " if network else ""
         raise errors.FailedPrecondition(
-            f"{where}cni plugin {plugin_type} is not in {', '.join(map(str, self.bin_dirs)) or 'any folder'}; install it "
-            "(Debian package containernetworking-plugins) or correct the folders in the configuration"
+            f"{where}cni plugin {plugin_type} is not in {', '.join(map(str, self.bin_dirs)) or 'any folder'}; "
+            "install it (Debian package containernetworking-plugins) or correct bin_dirs in [network]"
         )
 
     def _parsed(self, entry: Entry) -> Result:
@@ -358,7 +369,9 @@ def _answer(done: program.PluginRun, where: str) -> dict[str, JSON] | None:
         text = _line(f"{said['msg']}; {said['details']}" if said.get("details") else str(said["msg"]))
     else:
         text = _line(done.stderr or done.stdout) or "and said nothing"
-    how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"failed with code {code or done.returncode}"
+    how = (
+        f"killed by signal {-done.returncode}" if done.returncode < 0 else f"failed with code {code or done.returncode}"
+    )
     kind: type[errors.AtollError] = errors.Unknown
     if code in TRY_AGAIN_LATER:
         kind = errors.Unavailable

@@ -68,13 +68,21 @@ class _Plugin(msgspec.Struct):
     ipam: _Ipam | None = None
 
 
-class _List(msgspec.Struct):
+_LIST_NAMES = {
+    "cni_version": "cniVersion",
+    "cni_versions": "cniVersions",
+    "disable_check": "disableCheck",
+    "disable_gc": "disableGC",
+}
+
+
+class _List(msgspec.Struct, rename=_LIST_NAMES):
     name: str
     plugins: list[dict[str, JSON]]
-    cniVersion: str = ""
-    cniVersions: list[str] = []
-    disableCheck: bool | str = False
-    disableGC: bool | str = False
+    cni_version: str = ""
+    cni_versions: list[str] = []
+    disable_check: bool | str = False
+    disable_gc: bool | str = False
 
 
 def parse(data: bytes, *, source: str) -> NetworkConfigList:
@@ -98,8 +106,8 @@ def parse(data: bytes, *, source: str) -> NetworkConfigList:
         name=listed.name,
         cni_version=version,
         cni_versions=versions,
-        disable_check=_true(listed.disableCheck),
-        disable_gc=_true(listed.disableGC),
+        disable_check=_true(listed.disable_check),
+        disable_gc=_true(listed.disable_gc),
         plugins=plugins,
         source=source,
         digest=hashlib.sha256(data).hexdigest()[:16],
@@ -128,7 +136,7 @@ def _plugin(raw: dict[str, JSON], source: str) -> PluginConfig:
 
 
 def _versions(listed: _List, source: str) -> tuple[str, tuple[str, ...]]:
-    said = [*listed.cniVersions, *([listed.cniVersion] if listed.cniVersion else [])]
+    said = [*listed.cni_versions, *([listed.cni_version] if listed.cni_version else [])]
     versions = tuple(version for version in VERSIONS if version in said)
     if not versions:
         raise errors.InvalidArgument(

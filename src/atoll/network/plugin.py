@@ -39,7 +39,13 @@ class PluginRun:
 
 
 async def run(
-    path: Path, *, env: Mapping[str, str], stdin: bytes, timeout_s: float, arguments: tuple[str, ...] = (), nice: int = 0
+    path: Path,
+    *,
+    env: Mapping[str, str],
+    stdin: bytes,
+    timeout_s: float,
+    arguments: tuple[str, ...] = (),
+    nice: int = 0,
 ) -> PluginRun:
     """Execute `path` in a session of its own and wait until it ends.
 
@@ -87,9 +93,7 @@ class _Stream:
 class _Running:
     """A program between its start and its reaping; owns its pidfd and pipes."""
 
-    def __init__(
-        self, path: Path, arguments: tuple[str, ...], env: Mapping[str, str], stdin: bytes, nice: int
-    ) -> None:
+    def __init__(self, path: Path, arguments: tuple[str, ...], env: Mapping[str, str], stdin: bytes, nice: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._started = time.perf_counter()
         self._duration_s = 0.0

@@ -14,13 +14,13 @@ RESULT_LIMIT = 1024
 """Most interfaces, addresses or routes that are taken from one result."""
 
 
-class _Interface(msgspec.Struct):
+class _Interface(msgspec.Struct, rename={"socket_path": "socketPath", "pci_id": "pciID"}):
     name: str = ""
     mac: str = ""
     sandbox: str = ""
     mtu: int = 0
-    socketPath: str = ""
-    pciID: str = ""
+    socket_path: str = ""
+    pci_id: str = ""
 
 
 class _IP(msgspec.Struct):
@@ -45,7 +45,6 @@ class _Dns(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    cniVersion: str = ""
     interfaces: list[_Interface] | None = None
     ips: list[_IP] | None = None
     routes: list[_Route] | None = None
@@ -69,15 +68,11 @@ def parse(raw: dict[str, JSON]) -> Result:
         raise errors.InvalidArgument(f"a CNI result with more than {RESULT_LIMIT} entries")
     return Result(
         interfaces=tuple(
-            Interface(
-                name=i.name, mac=i.mac, sandbox=i.sandbox, mtu=i.mtu, socket_path=i.socketPath, pci_id=i.pciID
-            )
+            Interface(name=i.name, mac=i.mac, sandbox=i.sandbox, mtu=i.mtu, socket_path=i.socket_path, pci_id=i.pci_id)
             for i in interfaces
         ),
         ips=tuple(_ip(ip, len(interfaces)) for ip in ips),
-        routes=tuple(
-            Route(dst=r.dst, gw=r.gw or "", mtu=r.mtu, advmss=r.advmss, priority=r.priority) for r in routes
-        ),
+        routes=tuple(Route(dst=r.dst, gw=r.gw or "", mtu=r.mtu, advmss=r.advmss, priority=r.priority) for r in routes),
         dns=_dns(told.dns or _Dns()),
     )
 
@@ -113,8 +108,7 @@ def pod_addresses(attachment: NetworkAttachment) -> list[str]:
         for ip in result.ips
         if ip.interface is None
         or not result.interfaces
-        or result.interfaces[ip.interface].name == attachment.ifname
-        and result.interfaces[ip.interface].sandbox
+        or (result.interfaces[ip.interface].name == attachment.ifname and result.interfaces[ip.interface].sandbox)
     ]
 
 
@@ -159,8 +153,7 @@ def to_containerd_json(networks: Iterable[NetworkAttachment], netns_path: str) -
                 "SocketPath": link.socket_path,
             }
         dns.append(_dns_json(result.dns))
-        for route in result.routes:
-            routes.append({"dst": route.dst, "gw": route.gw} if route.gw else {"dst": route.dst})
+        routes += [{"dst": route.dst, "gw": route.gw} if route.gw else {"dst": route.dst} for route in result.routes]
     return {"Interfaces": interfaces, "DNS": dns, "Routes": routes or None}
 
 
