@@ -21,8 +21,11 @@ from atoll.linux.mounts import MountInfo, read_mountinfo
 
 MOUNT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = frozenset(
-    "cpu cpuacct cpuset memory devices freezer blkio pids hugetlb net_cls net_prio perf_event rdma misc".split()
-)
+    (
+        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
+        "perf_event", "rdma", "misc",
+    )
+)  # fmt: skip
 PATH_LIMIT = 1024
 _COMPONENT = re.compile(r"[^/\x00-\x1f\x7f]{1,255}")
 

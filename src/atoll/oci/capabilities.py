@@ -37,7 +37,7 @@ def resolve(asked: Capability | None, *, privileged: bool, available: frozenset[
     if privileged or ALL in add:
         granted = set(available)
     if ALL in drop and not privileged:
-        granted = set()
+        granted = set[str]()
     named = (add | ambient) - {ALL}
     if missing := sorted(named - available):
         raise errors.FailedPrecondition(f"capabilities: {', '.join(missing)}: the daemon itself lacks it")
