@@ -57,6 +57,21 @@ SCHEMA = Schema(
     ),
 )
 
+
+class _Row(msgspec.Struct, kw_only=True):
+    """A row as it should be; what SQLite gives is checked against it, for a damaged page holds anything."""
+
+    id: str
+    sandbox_id: str
+    name: str
+    metadata: bytes
+    image: str
+    snapshot_key: str
+    spec: bytes
+    labels: bytes
+    created_at: int
+
+
 _labels: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(dict[str, str])
 
 
@@ -154,15 +169,27 @@ class ContainerStore:
         return self._quarantined
 
     async def prepare(self, record: ContainerRecord, status: Status) -> Container:
-        """Write the first checkpoint of a container to be added; `status.delete` undoes it.
+        """Reserve the name and write the first checkpoint of a container to be added; `abandon` undoes it.
 
-        Raises `AlreadyExists` where the full ID is in the store.
+        Raises `AlreadyExists` where the full ID is in the store or the name belongs to another one.
         """
         require_identifier(record.id, "container id")
         if record.id in self._containers:
             raise errors.AlreadyExists(f"container {record.id}: is there already")
         record = dataclasses.replace(record, labels=MappingProxyType(dict(record.labels)))
-        return Container(record, await store_status(self._root, record.id, status, self._blocking))
+        if record.name:
+            self.names.reserve(record.name, record.id)
+        try:
+            return Container(record, await store_status(self._root, record.id, status, self._blocking))
+        except errors.AtollError:
+            self.names.release_key(record.id)
+            raise
+
+    async def abandon(self, container: Container) -> None:
+        """Undo `prepare`, for a container that was not added. Idempotent."""
+        assert container.id not in self._containers, f"{container.id} is in the store: delete it"
+        self.names.release_key(container.id)
+        await container.status.delete()
 
     async def add(self, record: ContainerRecord, status: Status) -> Container:
         """`prepare` and `plan_add` in one: checkpoint first, then the record; durable when it returns."""
@@ -170,23 +197,14 @@ class ContainerStore:
         try:
             return await self._db.commit(self.plan_add(container))
         except errors.AtollError:
-            await container.status.delete()
+            await self.abandon(container)
             raise
 
     def plan_add(self, container: Container) -> Plan[Container]:
-        """Add a prepared container, as a part of a transaction.
-
-        `AlreadyExists` where the ID is there or its name belongs to another one.
-        """
-        record = container.record
-        if record.id in self._containers:
-            raise errors.AlreadyExists(f"container {record.id}: is there already")
-        if record.name and (holder := self.names.key(record.name)) not in (None, record.id):
-            raise errors.AlreadyExists(f"container name {record.name!r}: is held by {holder}")
-        return Plan(
-            functools.partial(_insert, container=container),
-            self._keep,
-        )
+        """Add a prepared container, as a part of a transaction; `AlreadyExists` where its ID is there."""
+        if container.id in self._containers:
+            raise errors.AlreadyExists(f"container {container.id}: is there already")
+        return Plan(functools.partial(_insert, container=container), self._keep)
 
     def get(self, prefix: str) -> Container:
         """The container whose ID is `prefix`, or the only one whose ID starts with it.
@@ -304,19 +322,22 @@ def _delete(connection: Connection, *, container_id: str) -> None:
 
 
 def _decode(row: sqlite3.Row) -> ContainerRecord:
-    metadata = decode_metadata(row["metadata"])
-    if not is_identifier(metadata.id) or metadata.id != row["id"]:
-        raise errors.DataLoss("id: is not an identifier, or not the one in the metadata")
     try:
-        labels = _labels.decode(row["labels"])
-    except msgspec.MsgspecError as error:
-        raise errors.DataLoss(f"labels: cannot be read: {error}") from error
+        found = msgspec.convert(dict(row), _Row)
+        labels = _labels.decode(found.labels)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.DataLoss(f"container record: cannot be read: {error}") from error
+    metadata = decode_metadata(found.metadata)
+    if not is_identifier(found.id):
+        raise errors.DataLoss("container record: its id is not an identifier")
+    if (metadata.id, metadata.sandbox_id, metadata.name) != (found.id, found.sandbox_id, found.name):
+        raise errors.DataLoss("container record: the metadata is that of another container")
     return ContainerRecord(
         metadata=metadata,
-        created_at=row["created_at"],
-        image=row["image"],
-        snapshot_key=row["snapshot_key"],
-        spec=row["spec"],
+        created_at=found.created_at,
+        image=found.image,
+        snapshot_key=found.snapshot_key,
+        spec=found.spec,
         labels=MappingProxyType(labels),
     )
 

@@ -83,10 +83,11 @@ class Ledger:
         """Entries that could not be read, of this start and earlier ones."""
         return self._quarantined
 
-    def entries(self, owner: str | None = None) -> tuple[Entry, ...]:
-        """The entries, of one owner or all, in the order of entering; from memory."""
+    def entries(self, owner: str | None = None, *, part: str | None = None) -> tuple[Entry, ...]:
+        """The entries, of one owner or all, of one part or all, in the order of entering; from memory."""
         source = self._entries if owner is None else self._by_owner.get(owner, {})
-        return tuple(sorted(source.values(), key=lambda entry: entry.seq))
+        chosen = (entry for entry in source.values() if part is None or entry.part == part)
+        return tuple(sorted(chosen, key=lambda entry: entry.seq))
 
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry of one resource."""
@@ -134,17 +135,19 @@ class Ledger:
         changed = dataclasses.replace(current, data=MappingProxyType(dict(data)))
         return Plan(functools.partial(_replace, changed), lambda _: self._renew([changed]))
 
-    async def release_all(self, owner: str, *, within: float) -> list[Debt]:
-        """Release everything of `owner`, last entered first; what could not be released, oldest first.
+    async def release_all(self, owner: str, *, part: str | None = None, within: float) -> list[Debt]:
+        """Release all of `owner`, or of one part, last entered first; what could not be released, oldest first.
 
         Bounded by `within` seconds, each release by its kind's limit. A failure becomes a debt and
         the walk goes on, save for kinds that come `after` the failed one. One commit at the end.
         Finishes even if the caller is cancelled. An owner without entries is fine.
         """
-        return await self._released(owner, None, within)
+        if part is None:
+            return await self._released(owner, None, within)
+        return await self.release(*self.entries(owner, part=part), within=within)
 
     async def release(self, *entries: Entry, within: float) -> list[Debt]:
-        """`release_all` for some entries of one owner, such as those of one container."""
+        """`release_all` for some entries; those of each owner take up to `within` seconds."""
         debts: list[Debt] = []
         for owner in dict.fromkeys(entry.owner for entry in entries):
             chosen = frozenset(entry.seq for entry in entries if entry.owner == owner)
@@ -188,6 +191,7 @@ class Ledger:
         return Entry(
             seq=next(self._seq),
             owner=intent.owner,
+            part=intent.part,
             kind=intent.kind,
             key=intent.key,
             data=MappingProxyType(dict(intent.data)),
@@ -213,8 +217,7 @@ class Ledger:
             if not await self._enter_lock(stack, owner, within):
                 return [Debt(entry=entry) for entry in self._chosen(owner, chosen)]
             for entry in reversed(self._chosen(owner, chosen)):
-                blocked = self._blocked_by(entry, owner, released)
-                failure = blocked or await self._try(entry, deadline)
+                failure = self._blocked_by(entry, released, owed) or await self._try(entry, deadline)
                 if failure:
                     owed.append(self._owed(entry, failure))
                 else:
@@ -234,14 +237,15 @@ class Ledger:
     def _chosen(self, owner: str, chosen: frozenset[int] | None) -> list[Entry]:
         return [entry for entry in self.entries(owner) if chosen is None or entry.seq in chosen]
 
-    def _blocked_by(self, entry: Entry, owner: str, released: list[Entry]) -> str:
-        """Why this entry's turn has not come: something it comes after is still there."""
+    def _blocked_by(self, entry: Entry, released: list[Entry], owed: list[Entry]) -> str:
+        """Why this entry's turn has not come: something it comes after could not be released."""
         kind = self._kinds.get(entry.kind)
         if kind is None:
             return f"this atoll has no kind {entry.kind!r}"
-        done = {one.seq for one in released}
-        for other in self.entries(owner):
-            if other.kind in kind.after and other.seq not in done and other.seq != entry.seq:
+        done = {one.seq for one in released} | {entry.seq}
+        for other in (*owed, *(debt.entry for debt in self.debts(entry.owner))):
+            same_part = not entry.part or other.part in ("", entry.part)
+            if other.kind in kind.after and same_part and other.seq not in done:
                 return f"waits for {other.kind} {other.key}"
         return ""
 

@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TypeVar
 
+import msgspec
+
 from atoll import errors
 from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
 from atoll.identifiers import is_identifier, require_identifier
@@ -287,19 +289,38 @@ def _delete(connection: Connection, *, namespace: str, sandbox_id: str) -> None:
         raise _unknown(sandbox_id)
 
 
+class _Row(msgspec.Struct, kw_only=True):
+    """A row as it should be; what SQLite gives is checked against it, for a damaged page holds anything."""
+
+    namespace: str
+    id: str
+    name: str | None
+    sandboxer: str
+    runtime: bytes
+    spec: bytes
+    labels: bytes
+    extensions: bytes
+    created_at: int
+    updated_at: int
+
+
 def _decode(row: sqlite3.Row) -> Sandbox:
     """The record of a row, or `DataLoss` that says what of it cannot be read."""
-    if not is_identifier(row["id"]) or not is_identifier(row["namespace"]):
-        raise errors.DataLoss("id: is not an identifier")
+    try:
+        found = msgspec.convert(dict(row), _Row)
+    except msgspec.MsgspecError as error:
+        raise errors.DataLoss(f"sandbox record: cannot be read: {error}") from error
+    if not is_identifier(found.id) or not is_identifier(found.namespace):
+        raise errors.DataLoss("sandbox record: its id or namespace is not an identifier")
     return Sandbox(
-        id=row["id"],
-        sandboxer=row["sandboxer"],
-        runtime=codec.decode_runtime(row["runtime"]),
-        spec=codec.decode_spec(row["spec"]),
-        labels=codec.decode_labels(row["labels"]),
-        extensions=codec.decode_extensions(row["extensions"]),
-        created_at=codec.from_microseconds(row["created_at"]),
-        updated_at=codec.from_microseconds(row["updated_at"]),
+        id=found.id,
+        sandboxer=found.sandboxer,
+        runtime=codec.decode_runtime(found.runtime),
+        spec=codec.decode_spec(found.spec),
+        labels=codec.decode_labels(found.labels),
+        extensions=codec.decode_extensions(found.extensions),
+        created_at=codec.from_microseconds(found.created_at),
+        updated_at=codec.from_microseconds(found.updated_at),
     )
 
 

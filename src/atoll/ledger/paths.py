@@ -1,0 +1,136 @@
+"""Two kinds that most owners need: a folder and a file, each directly in a folder of this daemon.
+
+Everything in `root` is this daemon's: give each kind a folder of its own. The key of an entry is the
+name in it, an identifier; unless `owner_of` says otherwise it is the owner's ID.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll import errors
+from atoll.concurrency import Blocking
+from atoll.identifiers import is_identifier, require_identifier
+from atoll.ledger.kind import Entry, Found, Kind
+from atoll.ledger.tree import remove_tree
+
+
+def _same(name: str) -> str:
+    return name
+
+
+class _PathKind(Kind):
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        blocking: Blocking,
+        *,
+        volatile: bool = False,
+        owner_of: Callable[[str], str] = _same,
+    ) -> None:
+        self.name = name
+        self.volatile = volatile
+        self._root = root
+        self._blocking = blocking
+        self._owner_of = owner_of
+
+    def path(self, key: str) -> Path:
+        """Where the resource is; `InvalidArgument` for a key that could lead out of the root."""
+        return self._root / require_identifier(key, f"{self.name} key")
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(os.path.lexists, self.path(entry.key))
+
+    async def scan(self) -> list[Found]:
+        return await self._blocking.run(self._scan)
+
+    def _scan(self) -> list[Found]:
+        try:
+            with os.scandir(self._root) as entries:
+                names = sorted(entry.name for entry in entries if self._is_ours(entry))
+        except FileNotFoundError:
+            return []
+        return [Found(kind=self.name, key=name, owner=self._owner_of(name)) for name in names]
+
+    @abstractmethod
+    def _is_ours(self, entry: os.DirEntry[str]) -> bool:
+        """Whether what is there can be of this kind."""
+
+
+class DirectoryKind(_PathKind):
+    """A folder and all in it."""
+
+    limit_s = 60.0
+
+    async def acquire(self, key: str, *, mode: int = 0o700) -> Path:
+        """Make the folder, exactly with `mode`; idempotent. What is there and no folder is `FailedPrecondition`."""
+        path = self.path(key)
+        try:
+            await self._blocking.run(_make_folder, path, mode)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"{path}: cannot be made: {error.strerror}") from error
+        return path
+
+    async def release(self, entry: Entry) -> None:
+        """Remove the tree; never through a mount (see `tree.remove_tree`)."""
+        await self._blocking.run(remove_tree, self.path(entry.key))
+
+    def _is_ours(self, entry: os.DirEntry[str]) -> bool:
+        return is_identifier(entry.name) and entry.is_dir(follow_symlinks=False)
+
+
+class FileKind(_PathKind):
+    """One file that is no folder: regular, socket, fifo."""
+
+    async def acquire(self, key: str, content: bytes = b"", *, mode: int = 0o600) -> Path:
+        """Write the file, whole or not at all; idempotent. Not durable: the entry is."""
+        path = self.path(key)
+        try:
+            await self._blocking.run(_write_file, path, content, mode)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"{path}: cannot be written: {error.strerror}") from error
+        return path
+
+    async def release(self, entry: Entry) -> None:
+        """Unlink it; a mount on it is left alone and `Unavailable`."""
+        path = self.path(entry.key)
+        try:
+            await self._blocking.run(_unlink, path)
+        except OSError as error:
+            raise errors.Unavailable(f"{path}: cannot be removed: {error.strerror}") from error
+
+    def _is_ours(self, entry: os.DirEntry[str]) -> bool:
+        return is_identifier(entry.name) and not entry.is_dir(follow_symlinks=False)
+
+
+def _make_folder(path: Path, mode: int) -> None:
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
+    os.chmod(path, mode)
+
+
+def _write_file(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(content)
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _unlink(path: Path) -> None:
+    path.with_name(f".{path.name}").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

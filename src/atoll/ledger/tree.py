@@ -1,0 +1,102 @@
+"""Removal of a folder tree that a container has written to: it trusts nothing in there.
+
+No symbolic link is followed, no mount is crossed (each folder's mount ID is compared with the
+parent's, so bind mounts of the same filesystem count too), and a tree of any depth is removed with
+a bounded number of open files: what is deeper than `MAX_DEPTH` is first moved up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from pathlib import Path
+
+from atoll import errors
+
+MAX_DEPTH = 64
+BATCH = 4096
+"""Names read at a time."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def remove_tree(path: Path) -> None:
+    """Remove the folder `path` and all in it; fine where there is none. Blocks.
+
+    Raises `FailedPrecondition` where something is mounted on it or below it, which it leaves alone,
+    and where `path` is no folder; `Unavailable` names a file that could not be removed. A second
+    call goes on where the first one failed.
+    """
+    try:
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _Removal(path, mount_id(parent)).run(parent)
+    except NotADirectoryError as error:
+        raise errors.FailedPrecondition(f"{path}: is not a folder, so it is not ours to remove") from error
+    except OSError as error:
+        raise errors.Unavailable(f"{path}: cannot be removed: {error.strerror} ({error.filename})") from error
+    finally:
+        os.close(parent)
+
+
+def mount_id(fd: int) -> int:
+    """The mount that an open file is on (proc(5), fdinfo); works for `O_PATH` too."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("mnt_id:"):
+                return int(line.partition(":")[2])
+    raise errors.Unimplemented("this kernel does not tell the mount of an open file: needs Linux 3.15")
+
+
+class _Removal:
+    def __init__(self, path: Path, mount: int) -> None:
+        self._path = path
+        self._mount = mount
+        self._moved = itertools.count()
+        self._top = -1
+
+    def run(self, parent: int) -> None:
+        self._remove(self._path.name, parent, 1)
+
+    def _remove(self, name: str, parent: int, depth: int) -> None:
+        """Remove one folder; what somebody else removes at the same time is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(name, _FOLDER, dir_fd=parent)
+            try:
+                if mount_id(fd) != self._mount:
+                    raise errors.FailedPrecondition(f"{self._path}: {name!r} is a mount point: unmount it first")
+                if depth == 1:
+                    self._top = fd
+                self._empty(fd, depth)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=parent)
+
+    def _empty(self, fd: int, depth: int) -> None:
+        while names := _names(fd):
+            for name, is_folder in names:
+                if not is_folder:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=fd)
+                elif depth < MAX_DEPTH:
+                    self._remove(name, fd, depth + 1)
+                else:
+                    self._move_up(name, fd)
+
+    def _move_up(self, name: str, fd: int) -> None:
+        """Give the deep folder a free name at the top, where the next round finds it."""
+        while True:
+            target = f".deep-{next(self._moved)}"
+            try:
+                os.stat(target, dir_fd=self._top, follow_symlinks=False)
+            except FileNotFoundError:
+                os.rename(name, target, src_dir_fd=fd, dst_dir_fd=self._top)
+                return
+
+
+def _names(fd: int) -> list[tuple[str, bool]]:
+    with os.scandir(fd) as entries:
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in itertools.islice(entries, BATCH)]
