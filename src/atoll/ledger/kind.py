@@ -14,14 +14,13 @@ class Intent:
     """A resource about to be acquired.
 
     `key` names it, unique in its kind and derived from the owner's ID; `data` is what else its
-    release needs. `part` says which container of the sandbox it belongs to; empty: to all of it.
+    release needs.
     """
 
     owner: str
     kind: str
     key: str
     data: Mapping[str, str] = field(default_factory=dict[str, str])
-    part: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,6 @@ class Entry:
     data: Mapping[str, str]
     entered_at: datetime
     boot_id: str
-    part: str = ""
     attempts: int = 0
     last_error: str = ""
     next_try: datetime | None = None
@@ -83,7 +81,7 @@ class Kind(ABC):
     """Kinds of the same owner that must be released first.
 
     While one of these is owed, or has just failed in the same walk, this one is not tried and is owed
-    too. What belongs to another part (another container) never holds it up.
+    too. What is in use holds nothing up.
     """
 
     @abstractmethod

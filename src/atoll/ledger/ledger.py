@@ -83,11 +83,10 @@ class Ledger:
         """Entries that could not be read, of this start and earlier ones."""
         return self._quarantined
 
-    def entries(self, owner: str | None = None, *, part: str | None = None) -> tuple[Entry, ...]:
-        """The entries, of one owner or all, of one part or all, in the order of entering; from memory."""
+    def entries(self, owner: str | None = None) -> tuple[Entry, ...]:
+        """The entries, of one owner or all, in the order of entering; from memory."""
         source = self._entries if owner is None else self._by_owner.get(owner, {})
-        chosen = (entry for entry in source.values() if part is None or entry.part == part)
-        return tuple(sorted(chosen, key=lambda entry: entry.seq))
+        return tuple(sorted(source.values(), key=lambda entry: entry.seq))
 
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry of one resource."""
@@ -135,16 +134,19 @@ class Ledger:
         changed = dataclasses.replace(current, data=MappingProxyType(dict(data)))
         return Plan(functools.partial(_replace, changed), lambda _: self._renew([changed]))
 
-    async def release_all(self, owner: str, *, part: str | None = None, within: float) -> list[Debt]:
-        """Release all of `owner`, or of one part, last entered first; what could not be released, oldest first.
+    async def release_all(self, owner: str, *, within: float) -> list[Debt]:
+        """Release everything of `owner`, last entered first; what could not be released, oldest first.
 
         Bounded by `within` seconds, each release by its kind's limit. A failure becomes a debt and
         the walk goes on, save for kinds that come `after` the failed one. One commit at the end.
         Finishes even if the caller is cancelled. An owner without entries is fine.
         """
-        if part is None:
-            return await self._released(owner, None, within)
-        return await self.release(*self.entries(owner, part=part), within=within)
+        return await self._released(owner, None, within)
+
+    async def release_kinds(self, owner: str, kinds: Collection[str], *, within: float) -> list[Debt]:
+        """`release_all` for the entries of some kinds, such as a stopped pod's network."""
+        chosen = [entry for entry in self.entries(owner) if entry.kind in kinds]
+        return await self.release(*chosen, within=within)
 
     async def release(self, *entries: Entry, within: float) -> list[Debt]:
         """`release_all` for some entries; those of each owner take up to `within` seconds."""
@@ -191,7 +193,6 @@ class Ledger:
         return Entry(
             seq=next(self._seq),
             owner=intent.owner,
-            part=intent.part,
             kind=intent.kind,
             key=intent.key,
             data=MappingProxyType(dict(intent.data)),
@@ -244,8 +245,7 @@ class Ledger:
             return f"this atoll has no kind {entry.kind!r}"
         done = {one.seq for one in released} | {entry.seq}
         for other in (*owed, *(debt.entry for debt in self.debts(entry.owner))):
-            same_part = not entry.part or other.part in ("", entry.part)
-            if other.kind in kind.after and same_part and other.seq not in done:
+            if other.kind in kind.after and other.seq not in done:
                 return f"waits for {other.kind} {other.key}"
         return ""
 

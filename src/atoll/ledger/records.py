@@ -29,7 +29,6 @@ SCHEMA = Schema(
         CREATE TABLE ledger (
             seq        INTEGER PRIMARY KEY,
             owner      TEXT NOT NULL,
-            part       TEXT NOT NULL,
             kind       TEXT NOT NULL,
             key        TEXT NOT NULL,
             data       BLOB NOT NULL,
@@ -53,7 +52,6 @@ class _Row(msgspec.Struct, kw_only=True):
 
     seq: int
     owner: str
-    part: str
     kind: str
     key: str
     data: bytes
@@ -68,7 +66,7 @@ def insert(connection: Connection, entries: Iterable[Entry]) -> None:
     """Write new entries; `AlreadyExists` where a kind has the key already."""
     for entry in entries:
         try:
-            connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _values(entry))
+            connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _values(entry))
         except sqlite3.IntegrityError as error:
             raise errors.AlreadyExists(f"{entry.kind} {entry.key}: is in the ledger already") from error
 
@@ -105,7 +103,6 @@ def _values(entry: Entry) -> tuple[int | str | bytes | None, ...]:
     return (
         entry.seq,
         entry.owner,
-        entry.part,
         entry.kind,
         entry.key,
         msgspec.json.encode(dict(entry.data)),
@@ -134,7 +131,6 @@ def _decode(row: sqlite3.Row) -> Entry:
     return Entry(
         seq=found.seq,
         owner=found.owner,
-        part=found.part,
         kind=found.kind,
         key=found.key,
         data=MappingProxyType(data),
