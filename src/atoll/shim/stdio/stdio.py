@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
@@ -26,14 +27,27 @@ from atoll.shim.stdio.stdin import AttachedInput
 from atoll.shim.stdio.streaming import Streams
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignFifos:
+    """Where another shim copies a process's streams: `<folder>/<process>-stdin`, `-stdout`, `-stderr`."""
+
+    folder: Path
+    process: str
+
+    def path(self, stream: str) -> Path:
+        """The fifo of `stream`."""
+        return self.folder / f"{self.process}-{stream}"
+
+
 class Stdio:
     """The stdio of one process; made by `open`, ended by `close` (or `abort` where the process never started).
 
     It owns every descriptor that it made. Methods are for the shim's event loop only.
     """
 
-    def __init__(self, request: StdioRequest, streams: Streams) -> None:
+    def __init__(self, request: StdioRequest, streams: Streams, fifos: ForeignFifos | None) -> None:
         """Not for callers: use `open`."""
+        self._fifos = fifos
         self._request = request
         self._streams = streams
         self._clock = Clock()
@@ -55,14 +69,22 @@ class Stdio:
         self._closed = False
 
     @classmethod
-    async def open(cls, request: StdioRequest, streams: Streams, *, folder: Path = SOCKET_FOLDER) -> Stdio:
+    async def open(
+        cls,
+        request: StdioRequest,
+        streams: Streams,
+        *,
+        folder: Path = SOCKET_FOLDER,
+        fifos: ForeignFifos | None = None,
+    ) -> Stdio:
         """Open every target of `request`; live streams appear in `streams` under their ids.
 
-        `folder` is where the console socket's own folder is made. Where it raises, nothing is left open:
+        `folder` is where the console socket's own folder is made. With `fifos` the process is another shim's: its
+        streams are read from and written to there, and there are no `child_fds`. Where it raises, nothing is left open:
         `InvalidArgument` for a URI, `FailedPrecondition` for a path that cannot be opened, `AlreadyExists` for a
         streaming id in use.
         """
-        stdio = cls(request, streams)
+        stdio = cls(request, streams, fifos)
         try:
             await stdio._open(folder)
         except BaseException:
@@ -182,6 +204,8 @@ class Stdio:
             for sink in sinks:
                 sink.close()
         self._outputs.clear()
+        for shared in self._shared.values():
+            shared.close()
         for fd in (self._stdin_fifo, self._stdin_keeper):
             if fd is not None:
                 os.close(fd)
@@ -199,6 +223,8 @@ class Stdio:
         )
         if isinstance(stdin, File | Binary):
             raise errors.InvalidArgument(f"stdin {request.stdin!r}: input comes from a fifo, cri or a stream")
+        if self._fifos is not None and not all(isinstance(target, _RELAYED) for target in (stdin, stdout, stderr)):
+            raise errors.InvalidArgument(f"process {request.process}: a relay takes cri and stream targets only")
         if request.terminal:
             stderr = Null()  # a terminal has one output
         if isinstance(stdout, File | Fifo) and stdout == stderr:
@@ -214,6 +240,12 @@ class Stdio:
 
     def _open_stdin(self, target: Target) -> None:
         self._stdin_target = target
+        if self._fifos is not None:
+            if not isinstance(target, Null):
+                # Both ways: it can be opened before the shim does (fifo(7)).
+                self._stdin = FdSink(_open_fifo(self._fifos.path("stdin"), os.O_RDWR))
+                self._attach_stdin(self._stdin)
+            return
         if isinstance(target, Fifo):
             # Read end first: a non-blocking write end needs a reader (fifo(7)). The write end of our own
             # keeps the fifo from ending when a client goes; CloseIO drops it.
@@ -237,11 +269,15 @@ class Stdio:
             self._names.append(target.streaming_id)
 
     def _open_output(self, stream: str, target: Target) -> None:
-        if isinstance(target, Null) and not (self._request.terminal and stream == "stdout"):
-            self._child.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        terminal = self._request.terminal and stream == "stdout"
+        if isinstance(target, Null) and not terminal:
+            if self._fifos is None:
+                self._child.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
             return
         reading = -1
-        if self._request.terminal:
+        if self._fifos is not None:
+            reading = _open_fifo(self._fifos.path(stream), os.O_RDONLY)
+        elif terminal:
             self._child.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         else:
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -295,9 +331,12 @@ class Stdio:
             self._stdin_fifo = None
 
 
+_RELAYED = (Null, Cri, Stream)
+
+
 def _open_fifo(path: Path, mode: int) -> int:
     try:
-        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise errors.FailedPrecondition(f"fifo {path}: {error.strerror}") from error
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
