@@ -109,7 +109,7 @@ class Zygote:
     async def aclose(self) -> None:
         """End the zygote; its shims live on. Idempotent."""
         self._closed = True
-        child = self._child
+        child, self._child = self._child, None
         self._lost()
         if child is not None:
             await _reap(child)
@@ -151,8 +151,8 @@ class Zygote:
             )
         self._starts.append(now)
         if self._child is not None:
-            self._child.poll()
-            log.warning("zygote %d ended (%s), starting another", self._child.pid, self._child.returncode)
+            self._child.kill()
+            log.warning("zygote %d ended (%s), starting another", self._child.pid, self._child.wait())
         self._launch()
 
     def _readable(self) -> None:
@@ -160,7 +160,7 @@ class Zygote:
         if control is None:
             return
         try:
-            packet, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1)
+            packet, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
@@ -206,12 +206,16 @@ def _abandon(answer: asyncio.Future[ForkedShim]) -> None:
 
 
 async def _reap(child: subprocess.Popen[bytes]) -> None:
-    deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
-    pause_s = 0.001
-    while child.poll() is None:
-        if asyncio.get_running_loop().time() > deadline:
-            child.kill()
-            child.wait()
-            return
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, 0.05)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    pidfd = os.pidfd_open(child.pid)  # ours, and not reaped yet: it is there
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await ended.wait()
+    except TimeoutError:
+        child.kill()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    child.wait()

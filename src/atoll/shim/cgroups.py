@@ -1,0 +1,109 @@
+"""The cgroups of a container or pod, found through one of its processes.
+
+A cgroup is a tuple of absolute folders: one a version 1 hierarchy, or the single version 2 folder. Reading
+takes whatever is there; a folder that went is an empty one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+@functools.cache
+def _hierarchies() -> dict[str, Path]:
+    """Mount point by controller; the empty name is version 2 (proc(5), mountinfo)."""
+    found: dict[str, Path] = {}
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if len(fields) < 5 or len(kind) < 3 or fields[3] != "/":
+            continue
+        if kind[0] == "cgroup2":
+            found.setdefault("", Path(fields[4]))
+        elif kind[0] == "cgroup":
+            for name in kind[2].split(","):
+                found.setdefault(name, Path(fields[4]))
+    return found
+
+
+def of_process(pid: int) -> tuple[Path, ...]:
+    """The cgroups of a process (proc(5), /proc/<pid>/cgroup); none where it is gone.
+
+    A hierarchy where it sits in the root is left out: that one belongs to everybody.
+    """
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    folders: list[Path] = []
+    mounted = _hierarchies()
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        name = controllers.split(",")[0]
+        if path != "/" and not path.startswith("/..") and name in mounted:
+            folders.append(mounted[name] / path[1:])
+    return tuple(dict.fromkeys(folders))
+
+
+def _main(folders: tuple[Path, ...]) -> Path | None:
+    """The folder that lists the processes: of version 2 if it is the only one, else of any version 1 controller."""
+    for folder in folders:
+        if (folder / "cgroup.procs").exists():
+            return folder
+    return None
+
+
+def _pids_below(folder: Path) -> Iterator[int]:
+    for parent, _, files in os.walk(folder):
+        if "cgroup.procs" in files:
+            with contextlib.suppress(OSError):
+                yield from map(int, Path(parent, "cgroup.procs").read_text(encoding="ascii").split())
+
+
+def pids(folders: tuple[Path, ...]) -> list[int]:
+    """The processes in the cgroup and below."""
+    folder = _main(folders)
+    return sorted(set(_pids_below(folder))) if folder is not None else []
+
+
+def signal_all(folders: tuple[Path, ...], number: int) -> int:
+    """Send a signal to each process, once; how many took it."""
+    count = 0
+    for pid in pids(folders):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            count += 1
+    return count
+
+
+def kill(folders: tuple[Path, ...]) -> int:
+    """SIGKILL every process, those forked meanwhile too: rounds until nobody new is found, at most 64."""
+    killed: set[int] = set()
+    for _ in range(64):
+        fresh = set(pids(folders)) - killed
+        if not fresh:
+            break
+        for pid in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= fresh
+    return len(killed)
+
+
+def oom_kills(folders: tuple[Path, ...]) -> int:
+    """How many of its processes the kernel killed because memory ran out; 0 where nobody counts."""
+    for folder in folders:
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError):
+                for line in (folder / name).read_text(encoding="ascii").splitlines():
+                    key, _, value = line.partition(" ")
+                    if key == "oom_kill":
+                        return int(value)
+    return 0

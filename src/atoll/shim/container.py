@@ -1,0 +1,442 @@
+"""One container: its bundle, its init and its execs, driven through an OCI runtime.
+
+Two rules order what is told. A process's exit is told after its start, because `Process.starting` is held
+while it starts. The init's exit is the last of its container: what is left of the container is killed
+where no pid namespace of its own ends it, and running execs are waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from google.protobuf.message import Message
+
+from atoll import errors
+from atoll.api import containerd_events_pb2 as events_pb2
+from atoll.oci import runtime as oci
+from atoll.shim import cgroups, records, rules, wire
+from atoll.shim.process import Exec, Process
+from atoll.shim.reaper import Exit
+from atoll.shim.records import ExitRecord, TaskRecord
+from atoll.shim.rootfs import RootMount, mount_root, unmount_root
+from atoll.shim.rules import Phase
+from atoll.shim.shim import Shim
+from atoll.shim.stdio.request import StdioRequest
+
+EXECS_TIMEOUT_S = 10.0
+KILLED_TIMEOUT_S = 10.0
+EXECS_LIMIT = 1024
+
+log = logging.getLogger(__name__)
+
+
+class _Namespace(msgspec.Struct, frozen=True):
+    type: str
+    path: str = ""
+
+
+class _Linux(msgspec.Struct, frozen=True, rename="camel"):
+    namespaces: tuple[_Namespace, ...] = ()
+
+
+class BundleSpec(msgspec.Struct, frozen=True):
+    """What the shim itself reads of a config.json."""
+
+    linux: _Linux = _Linux()
+    annotations: dict[str, str] = {}
+
+    @property
+    def owns_pids(self) -> bool:
+        """Whether the end of the init ends every process: a pid namespace of its own."""
+        return any(space.type == "pid" and not space.path for space in self.linux.namespaces)
+
+
+_spec_decoder = msgspec.json.Decoder(BundleSpec)
+
+
+def read_spec(bundle: Path) -> BundleSpec:
+    """The bundle's config.json; `NotFound` without one, `InvalidArgument` where it is no spec."""
+    path = bundle / "config.json"
+    try:
+        return _spec_decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise errors.NotFound(f"{path}: is not there") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise errors.InvalidArgument(f"{path}: cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateOptions:
+    """How a container is made; `restore_from` is a folder with a checkpoint, None for a fresh start."""
+
+    rootfs: tuple[RootMount, ...] = ()
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    restore_from: Path | None = None
+    criu_work: Path | None = None
+
+
+class Container:
+    """A container from Create to Delete; made by `create`."""
+
+    def __init__(
+        self, shim: Shim, runtime: oci.OCIRuntime, stdio: StdioRequest, bundle: Path, options: CreateOptions
+    ) -> None:
+        """Not for callers: use `create`."""
+        self.id = stdio.id
+        self.bundle = bundle
+        self.runtime = runtime
+        self.options = options
+        self.init = Process(stdio, bundle)
+        self.execs: dict[str, Exec] = {}
+        self.cgroups: tuple[Path, ...] = ()
+        self._shim = shim
+        self._owns_pids = True
+        self._oom_before = 0
+        # Orders create, start, pause, resume, update, checkpoint and delete.
+        self._lock = asyncio.Lock()
+        self._exec_ended = asyncio.Event()
+        self._restore_streams = oci.NO_STDIO
+
+    # create
+
+    @classmethod
+    async def create(
+        cls,
+        shim: Shim,
+        runtime: oci.OCIRuntime,
+        record: TaskRecord,
+        stdio: StdioRequest,
+        bundle: Path,
+        options: CreateOptions,
+    ) -> Container:
+        """Make the container of `bundle`: mounts, streams, OCI create.
+
+        What fails leaves nothing behind; what could not be undone is named in the error.
+        """
+        container = cls(shim, runtime, stdio, bundle, options)
+        container._owns_pids = read_spec(bundle).owns_pids
+        rootfs = bundle / "rootfs"
+        try:
+            mount_root(options.rootfs, rootfs)
+            records.write(bundle / records.TASK, record)
+            await container._create(record)
+        except (errors.AtollError, OSError) as error:
+            raise await container._undo_create(error) from error
+        return container
+
+    async def _create(self, record: TaskRecord) -> None:
+        init = self.init
+        streams = await init.open_stdio(self._shim)
+        if self.options.restore_from is not None:
+            # A restore makes and starts the process in one: at Start.
+            self._restore_streams = streams
+            return
+        with self._shim.reaper.expecting():
+            init.pid = await self.runtime.create(
+                self.id,
+                self.bundle,
+                pid_file=self.bundle / "init.pid",
+                stdio=streams,
+                no_pivot=self.options.no_pivot,
+                no_new_keyring=self.options.no_new_keyring,
+            )
+            self._adopt(record)
+        await self._take_streams(init)
+
+    def _adopt(self, record: TaskRecord) -> None:
+        """Watch the init and remember where it runs; call it inside `expecting()`."""
+        ended = self._shim.reaper.watch(self.init.pid)
+        self.cgroups = cgroups.of_process(self.init.pid)
+        self._oom_before = cgroups.oom_kills(self.cgroups)
+        folders = tuple(str(folder) for folder in self.cgroups)
+        records.write(self.bundle / records.TASK, msgspec.structs.replace(record, pid=self.init.pid, cgroups=folders))
+        self._shim.tasks.spawn(self._init_ended(ended), name=f"container/{self.id}/exit")
+
+    async def _take_streams(self, process: Process) -> None:
+        try:
+            await process.started_stdio()
+        except errors.AtollError:
+            if process is not self.init:
+                self._signal(process.pid, signal.SIGKILL)
+            raise
+
+    async def _undo_create(self, error: Exception) -> errors.AtollError:
+        left: list[str] = []
+        if self.init.pid:
+            try:
+                await self.runtime.delete(self.id, force=True)
+            except errors.AtollError as fault:
+                left.append(f"container {self.id} ({fault})")
+        await self.init.close(drain=False)
+        try:
+            unmount_root(self.bundle / "rootfs")
+            (self.bundle / records.TASK).unlink(missing_ok=True)
+        except OSError as fault:
+            left.append(f"{fault.filename} ({fault.strerror})")
+        kind = type(error) if isinstance(error, errors.AtollError) else errors.Internal
+        message = f"container {self.id}: {error}"
+        if left:
+            message += f"; left behind: {', '.join(left)}"
+        return errors.from_status(kind.code, message)
+
+    # start
+
+    async def start(self) -> int:
+        """Execute the init's command; its pid. Raises `FailedPrecondition` where it is not freshly created."""
+        init = self.init
+        async with self._lock, init.starting:
+            init.require(rules.can_start(init.phase), "start")
+            if self.options.restore_from is not None:
+                await self._restore(self.options.restore_from)
+            else:
+                await self.runtime.start(self.id)
+            init.phase = Phase.RUNNING
+            self._publish("/tasks/start", events_pb2.TaskStart(container_id=self.id, pid=init.pid))
+        return init.pid
+
+    async def _restore(self, image: Path) -> None:
+        record = records.read(self.bundle / records.TASK, TaskRecord)
+        if record is None:
+            raise errors.DataLoss(f"{self.bundle / records.TASK}: is gone")
+        with self._shim.reaper.expecting():
+            self.init.pid = await self.runtime.restore(
+                self.id,
+                self.bundle,
+                image=image,
+                work=self.options.criu_work or self.bundle / "criu",
+                pid_file=self.bundle / "init.pid",
+                stdio=self._restore_streams,
+            )
+            self._adopt(record)
+        await self._take_streams(self.init)
+
+    async def _init_ended(self, ended: asyncio.Future[Exit]) -> None:
+        exit_ = await ended
+        init = self.init
+        oom_killed = cgroups.oom_kills(self.cgroups) > self._oom_before
+        record = init.record(exit_status=exit_.status, at_ns=exit_.at_ns, oom_killed=oom_killed)
+        if not self._owns_pids:
+            cgroups.kill(self.cgroups)
+        await self._execs_ended()
+        async with init.starting:
+            init.settle(record)
+            if oom_killed:
+                self._publish("/tasks/oom", events_pb2.TaskOOM(container_id=self.id))
+            self._publish_exit(record)
+
+    async def _execs_ended(self) -> None:
+        try:
+            async with asyncio.timeout(EXECS_TIMEOUT_S):
+                while any(process.pid and not process.exited.is_set for process in self.execs.values()):
+                    self._exec_ended.clear()
+                    await self._exec_ended.wait()
+        except TimeoutError:
+            log.error("container %s: execs still run %g s after its end", self.id, EXECS_TIMEOUT_S)
+
+    # execs
+
+    def add_exec(self, stdio: StdioRequest, spec: bytes) -> None:
+        """Reserve an exec; `AlreadyExists` for a taken id, `FailedPrecondition` where no process can be added."""
+        exec_id = stdio.exec_id
+        if exec_id in self.execs:
+            raise errors.AlreadyExists(f"exec {exec_id} of container {self.id}: exists")
+        self.init.require(rules.can_exec(self.init.phase), "exec")
+        if len(self.execs) >= EXECS_LIMIT:
+            raise errors.ResourceExhausted(f"container {self.id}: has {EXECS_LIMIT} execs, delete some")
+        self.execs[exec_id] = Exec(stdio, self.bundle, spec)
+        self._publish("/tasks/exec-added", events_pb2.TaskExecAdded(container_id=self.id, exec_id=exec_id))
+
+    async def start_exec(self, exec_id: str) -> int:
+        """Run an added exec; its pid."""
+        process = self.exec(exec_id)
+        async with process.starting:
+            process.require(rules.can_start(process.phase), "start")
+            self.init.require(rules.can_exec(self.init.phase), f"start {exec_id}")
+            try:
+                await self._start_exec(process)
+            except errors.AtollError:
+                await process.close(drain=False)
+                raise
+            process.phase = Phase.RUNNING
+            started = events_pb2.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
+            self._publish("/tasks/exec-started", started)
+        return process.pid
+
+    async def _start_exec(self, process: Exec) -> None:
+        streams = await process.open_stdio(self._shim)
+        pid_file = self.bundle / f"{process.request.exec_id}.pid"
+        with self._shim.reaper.expecting():
+            try:
+                process.pid = await self.runtime.exec(self.id, process.spec, pid_file=pid_file, stdio=streams)
+            finally:
+                pid_file.unlink(missing_ok=True)
+            ended = self._shim.reaper.watch(process.pid)
+        name = f"container/{self.id}/exec/{process.request.exec_id}/exit"
+        self._shim.tasks.spawn(self._exec_exited(process, ended), name=name)
+        await self._take_streams(process)
+
+    async def _exec_exited(self, process: Process, ended: asyncio.Future[Exit]) -> None:
+        exit_ = await ended
+        record = process.record(exit_status=exit_.status, at_ns=exit_.at_ns)
+        async with process.starting:
+            process.settle(record)
+            self._publish_exit(record)
+            self._exec_ended.set()
+
+    async def delete_exec(self, exec_id: str) -> ExitRecord:
+        """Forget an exec that ended or never started; its exit (status 0, pid 0 where it never ran)."""
+        process = self.exec(exec_id)
+        async with process.starting:
+            process.require(rules.can_delete(process.phase) and not self._runs(process), "delete")
+            await process.close(drain=True)
+            self.execs.pop(exec_id, None)
+            records.forget_exit(self.bundle, exec_id)
+        return process.exited.value or ExitRecord(id=self.id, exec_id=exec_id, pid=0, exit_status=0, exited_at_ns=0)
+
+    def exec(self, exec_id: str) -> Exec:
+        """The exec of that id; `NotFound`."""
+        process = self.execs.get(exec_id)
+        if process is None:
+            raise errors.NotFound(f"exec {exec_id} of container {self.id}: not found")
+        return process
+
+    def process(self, exec_id: str) -> Process:
+        """The exec of that id, or the init for an empty one; `NotFound`."""
+        return self.exec(exec_id) if exec_id else self.init
+
+    # signals, freezer, limits
+
+    async def kill(self, exec_id: str, number: int, *, everything: bool) -> None:
+        """Send a signal to a process, or to every process of the container.
+
+        Raises `NotFound` for a process that has ended, `FailedPrecondition` for an exec that was not started.
+        """
+        process = self.process(exec_id)
+        if process.exited.is_set:
+            raise errors.NotFound(f"{process.name}: process already finished")
+        if not process.pid:
+            raise errors.FailedPrecondition(f"{process.name}: not started")
+        if everything and not exec_id:
+            cgroups.signal_all(self.cgroups, number)
+        elif not self._signal(process.pid, number):
+            raise errors.NotFound(f"{process.name}: process already finished")
+        if self.init.phase is Phase.PAUSED and number == signal.SIGKILL:
+            # A frozen process of a version 1 cgroup dies only when it is thawed (freezer-subsystem.txt).
+            await self.resume()
+
+    def _signal(self, pid: int, number: int) -> bool:
+        # Our child, whom only our reaper waits for: until then the pid is nobody else's.
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            raise errors.InvalidArgument(f"signal {number}: {error.strerror}") from error
+        return True
+
+    async def pause(self) -> None:
+        """Freeze every process of the container."""
+        async with self._lock:
+            self.init.require(rules.can_pause(self.init.phase), "pause")
+            await self.runtime.pause(self.id)
+            self.init.phase = Phase.PAUSED
+            self._publish("/tasks/paused", events_pb2.TaskPaused(container_id=self.id))
+
+    async def resume(self) -> None:
+        """Thaw the container."""
+        async with self._lock:
+            self.init.require(rules.can_resume(self.init.phase), "resume")
+            await self.runtime.resume(self.id)
+            self.init.phase = Phase.RUNNING
+            self._publish("/tasks/resumed", events_pb2.TaskResumed(container_id=self.id))
+
+    async def update(self, resources: bytes) -> None:
+        """Change the limits; `resources` is the JSON of LinuxResources."""
+        async with self._lock:
+            self.init.require(rules.can_update(self.init.phase), "update")
+            await self.runtime.update(self.id, resources)
+
+    async def checkpoint(self, image: Path, work: Path, options: oci.CheckpointOptions) -> None:
+        """Dump the container into the folder `image`."""
+        async with self._lock:
+            self.init.require(rules.can_checkpoint(self.init.phase), "checkpoint")
+            await self.runtime.checkpoint(self.id, image=image, work=work, options=options)
+            self._publish(
+                "/tasks/checkpointed", events_pb2.TaskCheckpointed(container_id=self.id, checkpoint=str(image))
+            )
+
+    def pids(self) -> list[tuple[int, str]]:
+        """Every process of the container, with the exec id of those that are execs."""
+        execs = {process.pid: exec_id for exec_id, process in self.execs.items() if self._runs(process)}
+        return [(pid, execs.get(pid, "")) for pid in cgroups.pids(self.cgroups)]
+
+    # delete
+
+    async def delete(self) -> ExitRecord:
+        """Remove a container that was not started or has ended; its exit. What fails can be tried again."""
+        init = self.init
+        async with self._lock:
+            init.require(rules.can_delete(init.phase), "delete")
+            return await self._delete()
+
+    async def destroy(self) -> ExitRecord:
+        """Remove the container in whatever phase: kill it first."""
+        async with self._lock:
+            return await self._delete()
+
+    async def _delete(self) -> ExitRecord:
+        init = self.init
+        await self.runtime.delete(self.id, force=True)
+        if init.pid and not init.exited.is_set:
+            try:
+                async with asyncio.timeout(KILLED_TIMEOUT_S):
+                    await init.exited.wait()
+            except TimeoutError:
+                raise errors.DeadlineExceeded(
+                    f"{init.name}: process {init.pid} does not end within {KILLED_TIMEOUT_S:g} s of SIGKILL"
+                ) from None
+        init.phase = Phase.STOPPED
+        for process in list(self.execs.values()):
+            await process.close(drain=False)
+        await init.close(drain=True)
+        unmount_root(self.bundle / "rootfs")
+        (self.bundle / records.TASK).unlink(missing_ok=True)
+        record = init.exited.value or ExitRecord(id=self.id, pid=init.pid, exit_status=0, exited_at_ns=0)
+        self._publish(
+            "/tasks/delete",
+            events_pb2.TaskDelete(
+                container_id=self.id,
+                pid=record.pid,
+                exit_status=record.exit_status,
+                exited_at=wire.timestamp(record.exited_at_ns),
+            ),
+        )
+        return record
+
+    @staticmethod
+    def _runs(process: Process) -> bool:
+        return bool(process.pid) and not process.exited.is_set
+
+    # events
+
+    def _publish_exit(self, record: ExitRecord) -> None:
+        self._publish(
+            "/tasks/exit",
+            events_pb2.TaskExit(
+                container_id=self.id,
+                id=record.exec_id or self.id,
+                pid=record.pid,
+                exit_status=record.exit_status,
+                exited_at=wire.timestamp(record.exited_at_ns),
+            ),
+        )
+
+    def _publish(self, topic: str, event: Message) -> None:
+        self._shim.events.publish(topic, event)

@@ -1,0 +1,330 @@
+"""The life of the pod that a shim is.
+
+What Create acquires, in this order, and what Shutdown gives back in reverse: the record, the cgroup, the
+pod files, the root filesystem's mounts if any were given, the namespaces (they go with the process), the
+sysctls in them. Start adds the init of a shared pid namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import Latch
+from atoll.sandbox.config import PodConfig
+from atoll.shim import pod_files, pod_init, pod_namespaces, pod_sysctls, records
+from atoll.shim.container import Container
+from atoll.shim.pod_cgroup import PodCgroup
+from atoll.shim.pod_namespaces import PodNamespaces
+from atoll.shim.reaper import Exit
+from atoll.shim.records import SandboxExit, SandboxRecord
+from atoll.shim.rootfs import RootMount, mount_root, unmount_root
+from atoll.shim.rules import Phase
+from atoll.shim.shim import Shim
+from atoll.shim.task import TaskService
+
+READY = "SANDBOX_READY"
+NOTREADY = "SANDBOX_NOTREADY"
+KILLED_TIMEOUT_S = 10.0
+STOP_TIMEOUT_LIMIT_S = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRequest:
+    """What a pod is asked to be; every path absolute.
+
+    `cgroup` is the parent of its containers' cgroups, empty for none; `owns_cgroup`: nobody else uses it.
+    """
+
+    id: str
+    bundle: Path
+    config: PodConfig
+    netns: str
+    files: Path
+    cgroup: str
+    owns_cgroup: bool
+    rootfs: tuple[RootMount, ...] = ()
+
+
+class PodInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The verbose status of a pod."""
+
+    pid: int
+    process_status: str
+    shim_pid: int
+    files: str
+    cgroup: str
+    netns: str
+    containers: tuple[str, ...]
+
+
+class Pod:
+    """One pod; `exited` is set when it has ended, whoever ended it."""
+
+    def __init__(self, shim: Shim, task: TaskService, request: PodRequest) -> None:
+        self.id = request.id
+        self.request = request
+        self.created_at_ns = 0
+        self.exited: Latch[SandboxExit] = Latch()
+        self._shim = shim
+        self._task = task
+        self._namespaces = PodNamespaces.of(request.config, request.netns)
+        self._sysctls = self._checked_sysctls()
+        self._cgroup = PodCgroup.at(request.cgroup, exclusive=request.owns_cgroup) if request.cgroup else None
+        self._made_cgroup = False
+        self._created = False
+        self._entered = False
+        self._started = False
+        self._init_pid = 0
+        self._init_ended: asyncio.Future[Exit] | None = None
+        self._lock = asyncio.Lock()
+
+    def _checked_sysctls(self) -> dict[str, str]:
+        linux = self.request.config.linux
+        spaces = self._namespaces
+        asked = pod_sysctls.checked(
+            linux.sysctls if linux is not None else {}, network=spaces.network, ipc=spaces.ipc, uts=spaces.uts
+        )
+        return pod_sysctls.with_defaults(asked, network=spaces.network)
+
+    @property
+    def pid(self) -> int:
+        """The process that stands for the pod; 0 before its start and after its end."""
+        if not self._started or self.exited.is_set:
+            return 0
+        return self._init_pid or os.getpid()
+
+    @property
+    def state(self) -> str:
+        return READY if self._started and not self.exited.is_set else NOTREADY
+
+    def cgroup_folders(self) -> tuple[Path, ...]:
+        """The pod's cgroup, for its metrics; none where it has none."""
+        return self._cgroup.folders if self._cgroup is not None else ()
+
+    # create
+
+    async def create(self) -> None:
+        """Acquire everything but the init; repeated, it does nothing. A failure is undone."""
+        async with self._lock:
+            if self._created:
+                return
+            if self._entered:
+                raise errors.FailedPrecondition(
+                    f"sandbox {self.id}: its creation failed; end this shim and start another"
+                )
+            try:
+                self._acquire()
+            except (errors.AtollError, OSError) as error:
+                raise self._failed("create", error, self._release()) from error
+            self._created = True
+            self._task.has_sandbox = True
+            self.created_at_ns = time.time_ns()
+            log.info("sandbox created")
+
+    def _acquire(self) -> None:
+        request, spaces = self.request, self._namespaces
+        self._write_record()
+        if self._cgroup is not None and not self._cgroup.exists():
+            self._made_cgroup = True
+            self._write_record()
+            self._cgroup.create(request.config.linux)
+        pod_files.create(request.files, request.config, shm=spaces.ipc)
+        if request.rootfs:
+            mount_root(request.rootfs, request.bundle / "rootfs")
+        self._entered = True
+        pod_namespaces.enter(spaces, request.config.hostname)
+        pod_sysctls.apply(self._sysctls)
+
+    def _write_record(self) -> None:
+        record = SandboxRecord(
+            id=self.id,
+            files=str(self.request.files),
+            cgroup=self._cgroup.path if self._cgroup is not None and self._made_cgroup else "",
+            has_rootfs=bool(self.request.rootfs),
+            init_pid=self._init_pid,
+            exit=self.exited.value,
+        )
+        records.write(self.request.bundle / records.SANDBOX, record)
+
+    def _failed(self, operation: str, error: Exception, left: list[str]) -> errors.AtollError:
+        code = error.code if isinstance(error, errors.AtollError) else errors.Internal.code
+        message = f"sandbox {self.id}: {operation}: {error}"
+        if left:
+            message += f"; left behind: {', '.join(left)}"
+        return errors.from_status(code, message)
+
+    # start
+
+    async def start(self) -> None:
+        """Make the pod ready: its pid stands for it from now on; repeated, it does nothing."""
+        async with self._lock:
+            if self.exited.is_set:
+                raise errors.FailedPrecondition(f"sandbox {self.id}: has ended")
+            if not self._created:
+                raise errors.FailedPrecondition(f"sandbox {self.id}: is not created")
+            if self._started:
+                return
+            if self._namespaces.pid:
+                try:
+                    self._start_init()
+                except (errors.AtollError, OSError) as error:
+                    raise self._failed("start", error, []) from error
+            self._started = True
+            log.info("sandbox ready pid=%d", self.pid)
+
+    def _start_init(self) -> None:
+        with self._shim.reaper.expecting():
+            self._init_pid = pod_init.start(self.request.files)
+            self._init_ended = self._shim.reaper.watch(self._init_pid)
+        self._write_record()
+        self._init_ended.add_done_callback(self._on_init_ended)
+
+    def _on_init_ended(self, ended: asyncio.Future[Exit]) -> None:
+        exit_ = ended.result()
+        self._settle(SandboxExit(exit_status=exit_.status, exited_at_ns=exit_.at_ns))
+
+    def _settle(self, ended: SandboxExit) -> None:
+        if self.exited.set(ended):
+            try:
+                self._write_record()
+            except OSError as error:
+                log.error("sandbox exit not recorded: %s", error)
+            log.info("sandbox ended status=%d", ended.exit_status)
+
+    # stop
+
+    async def stop(self, *, timeout_s: float) -> None:
+        """End every process of the pod: SIGTERM and `timeout_s` seconds, then SIGKILL. Repeated, it does nothing.
+
+        Raises `DeadlineExceeded` naming what survives SIGKILL for `KILLED_TIMEOUT_S`.
+        """
+        async with self._lock:
+            await self._stop(min(timeout_s, STOP_TIMEOUT_LIMIT_S))
+
+    async def _stop(self, timeout_s: float) -> None:
+        running = [container for container in self._task.containers if not container.init.exited.is_set]
+        if running and timeout_s > 0:
+            for container in running:
+                await _signal(container, signal.SIGTERM)
+            await _all_ended(running, timeout_s)
+        for container in running:
+            await _signal(container, signal.SIGKILL)
+        if self._cgroup is not None and self._cgroup.exclusive:
+            self._cgroup.kill()
+        if self._init_ended is not None and not self._init_ended.done():
+            os.kill(self._init_pid, signal.SIGKILL)
+        survivors = await _all_ended(running, KILLED_TIMEOUT_S)
+        if survivors:
+            names = ", ".join(container.id for container in survivors)
+            raise errors.DeadlineExceeded(f"sandbox {self.id}: survive SIGKILL for {KILLED_TIMEOUT_S:g} s: {names}")
+        if self._init_ended is not None:
+            await asyncio.wait({self._init_ended}, timeout=KILLED_TIMEOUT_S)
+        if self._created and not (self._init_ended is not None and not self._init_ended.done()):
+            self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
+
+    # shutdown
+
+    async def shutdown(self) -> None:
+        """Stop the pod and give everything back; raises `Internal` naming what is left, and can be tried again."""
+        async with self._lock:
+            await self._stop(0)
+            left: list[str] = []
+            for container in self._task.containers:
+                try:
+                    await container.destroy()
+                    self._task.forget(container)
+                except (errors.AtollError, OSError) as error:
+                    left.append(f"container {container.id} ({error})")
+            left += self._release()
+            if left:
+                raise errors.Internal(f"sandbox {self.id}: left behind: {', '.join(left)}")
+            self._created = False
+            self._task.has_sandbox = False
+
+    def _release(self) -> list[str]:
+        """Undo `_acquire`, every step whatever the others do; what could not be undone."""
+        left: list[str] = []
+        request = self.request
+        with _noting(left, "root filesystem"):
+            if request.rootfs:
+                unmount_root(request.bundle / "rootfs")
+        with _noting(left, "pod files"):
+            pod_files.remove(request.files)
+        with _noting(left, "cgroup"):
+            if self._cgroup is not None and self._made_cgroup:
+                self._cgroup.remove()
+                self._made_cgroup = False
+        if not left:
+            with _noting(left, "record"):
+                (request.bundle / records.SANDBOX).unlink(missing_ok=True)
+        return left
+
+    # questions
+
+    def info(self) -> PodInfo:
+        """What a verbose status tells."""
+        status = "running" if self.state == READY else "stopped" if self.exited.is_set else "created"
+        return PodInfo(
+            pid=self.pid,
+            process_status=status,
+            shim_pid=os.getpid(),
+            files=str(self.request.files),
+            cgroup=self._cgroup.path if self._cgroup is not None else self.request.cgroup,
+            netns=self.request.netns,
+            containers=tuple(container.id for container in self._task.containers),
+        )
+
+    def spec(self) -> bytes:
+        """The pod as a runtime spec, for clients that want one: its namespaces, sysctls and annotations."""
+        spaces = self._namespaces
+        namespaces: list[dict[str, str]] = []
+        if spaces.network:
+            namespaces.append({"type": "network", "path": spaces.netns})
+        for kind, own in (("uts", spaces.uts), ("ipc", spaces.ipc), ("pid", spaces.pid)):
+            if own:
+                namespaces.append({"type": kind, "path": f"/proc/{self.pid}/ns/{kind}"})
+        document = {
+            "ociVersion": "1.0.2",
+            "hostname": self.request.config.hostname if spaces.uts else "",
+            "annotations": self.request.config.annotations,
+            "linux": {"namespaces": namespaces, "sysctl": self._sysctls, "cgroupsPath": self.request.cgroup},
+        }
+        return msgspec.json.encode(document)
+
+
+async def _signal(container: Container, number: int) -> None:
+    with contextlib.suppress(errors.NotFound, errors.FailedPrecondition):
+        await container.kill("", number, everything=False)
+
+
+async def _all_ended(containers: list[Container], timeout_s: float) -> list[Container]:
+    """Wait for the inits, at most `timeout_s`; those that still run."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            for container in containers:
+                if container.init.pid:
+                    await container.init.exited.wait()
+    return [container for container in containers if container.init.pid and not container.init.exited.is_set]
+
+
+@contextlib.contextmanager
+def _noting(left: list[str], what: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        left.append(f"{what} {error.filename or ''} ({error.strerror})")
+    except errors.AtollError as error:
+        left.append(f"{what} ({error})")

@@ -1,0 +1,141 @@
+"""What a shim leaves on disk, so that facts outlive it.
+
+    <bundle>/shim.json        which process serves this bundle
+    <bundle>/bootstrap.json   where it answers (containerd's format)
+    <bundle>/task.json        how the container's OCI runtime is driven, its pid and cgroups
+    <bundle>/exit.json        how the container's init ended
+    <bundle>/execs/<id>.json  how an exec ended, until it is deleted
+    <bundle>/sandbox.json     what the pod is made of, and how it ended
+
+Each file is replaced atomically and is written before any answer or event tells what it says. The folder is
+volatile (a reboot ends the processes too), so nothing is synced.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from atoll import errors
+
+T = TypeVar("T")
+
+SHIM = "shim.json"
+BOOTSTRAP = "bootstrap.json"
+TASK = "task.json"
+EXIT = "exit.json"
+EXECS = "execs"
+SANDBOX = "sandbox.json"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the records."""
+
+
+class ShimRecord(Record, frozen=True, kw_only=True):
+    """One shim process; `start_ticks` and `boot_id` tell it from a later process of the same pid."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    version: str
+
+
+class BootstrapRecord(Record, frozen=True, kw_only=True):
+    """Where a shim answers, as containerd writes it."""
+
+    version: int
+    address: str
+    protocol: str
+
+
+class TaskRecord(Record, frozen=True, kw_only=True):
+    """What it takes to remove a container without its shim.
+
+    `cgroups` are absolute folders, one a hierarchy. `pid` is the init's, 0 before it exists.
+    """
+
+    id: str
+    namespace: str
+    binary: str
+    root: str
+    systemd_cgroup: bool
+    pid: int = 0
+    cgroups: tuple[str, ...] = ()
+
+
+class ExitRecord(Record, frozen=True, kw_only=True):
+    """How a process ended: exit status (128 + N for signal N), time in ns since the epoch.
+
+    `oom_killed`: the kernel killed a process of the container because memory ran out.
+    """
+
+    id: str
+    exec_id: str = ""
+    pid: int
+    exit_status: int
+    exited_at_ns: int
+    oom_killed: bool = False
+
+
+class SandboxExit(Record, frozen=True, kw_only=True):
+    exit_status: int
+    exited_at_ns: int
+
+
+class SandboxRecord(Record, frozen=True, kw_only=True):
+    """What it takes to remove a pod without its shim, and how the pod ended once it has.
+
+    `cgroup` is set where the shim made it.
+    """
+
+    id: str
+    files: str
+    cgroup: str = ""
+    has_rootfs: bool = False
+    init_pid: int = 0
+    exit: SandboxExit | None = None
+
+
+def write(path: Path, record: Record) -> None:
+    """Replace the file at `path` atomically; raises `OSError`."""
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        data = msgspec.json.encode(record)
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+
+
+def read(path: Path, kind: type[T]) -> T | None:
+    """The record at `path`; None where there is none, `DataLoss` where it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise errors.DataLoss(f"{path}: cannot be read: {error}") from error
+
+
+def exit_path(bundle: Path, exec_id: str) -> Path:
+    """Where the exit of the init (empty `exec_id`) or of an exec is recorded; `exec_id` is a validated one."""
+    return bundle / EXECS / f"{exec_id}.json" if exec_id else bundle / EXIT
+
+
+def write_exit(bundle: Path, record: ExitRecord) -> None:
+    """Record an exit in the bundle of its container."""
+    path = exit_path(bundle, record.exec_id)
+    if record.exec_id:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    write(path, record)
+
+
+def forget_exit(bundle: Path, exec_id: str) -> None:
+    """Drop the record of an exec that was deleted; idempotent."""
+    exit_path(bundle, exec_id).unlink(missing_ok=True)

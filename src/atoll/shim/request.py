@@ -1,0 +1,63 @@
+"""What the daemon asks of the zygote and what it is answered: one JSON message a packet.
+
+The socket is a unix SOCK_SEQPACKET, so a packet is a message. The answer to a fork carries the new
+process's pidfd (SCM_RIGHTS). `number` pairs answers with questions; roles that the zygote does not know are refused.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_MESSAGE_BYTES = 64 << 10
+ZYGOTE_FD = 3
+
+
+class RuntimeChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The OCI runtime a shim drives; empty values mean the shim's defaults.
+
+    `binary` is a name or a path, `root` the folder of its state, `systemd_cgroup` the cgroup driver.
+    """
+
+    binary: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+
+
+class ShimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One shim to be: its sandbox or first container, its bundle, the path its unix socket is bound to.
+
+    `ttrpc_address` is where task events go; empty sends none.
+    """
+
+    id: str
+    namespace: str
+    bundle: str
+    socket: str
+    debug: bool = False
+    ttrpc_address: str = ""
+    runtime: RuntimeChoice = RuntimeChoice()
+
+
+class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
+    number: int
+    role: str = "shim"
+    shim: ShimRequest
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
+    """The shim listens; `start_ticks` is field 22 of its /proc/<pid>/stat."""
+
+    number: int
+    pid: int
+    start_ticks: int
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Nothing was forked and nothing is left behind; `code` is a status code of `atoll.errors`."""
+
+    number: int
+    code: int
+    message: str
+
+
+Answer = Forked | Refused

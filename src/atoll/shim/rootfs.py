@@ -1,0 +1,59 @@
+"""The mounts that make a root filesystem, as a Create request lists them."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import errors
+from atoll.api.containerd_types_pb2 import Mount as MountMessage
+from atoll.linux import mounts, syscalls
+
+STACKED_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootMount:
+    """One mount; `target` is a path inside the root filesystem, empty for the root itself."""
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, message: MountMessage) -> RootMount:
+        """From the wire; `InvalidArgument` for a target that leaves the root filesystem."""
+        if ".." in Path(message.target).parts or "\0" in message.target + message.source:
+            raise errors.InvalidArgument(f"mount target {message.target!r}: leaves the root filesystem")
+        return cls(type=message.type, source=message.source, target=message.target, options=tuple(message.options))
+
+
+def mount_root(wanted: tuple[RootMount, ...], rootfs: Path) -> None:
+    """Make the folder and mount all in order; an error names the mount, and the earlier ones are undone."""
+    rootfs.mkdir(mode=0o711, exist_ok=True)
+    done = False
+    try:
+        for mount in wanted:
+            target = rootfs / mount.target.lstrip("/")
+            try:
+                mounts.mount(mount.type, mount.source, target, mount.options)
+            except OSError as error:
+                raise errors.Internal(f"mount {mount.type} {mount.source} on {target}: {error.strerror}") from error
+        done = True
+    finally:
+        if not done:
+            unmount_root(rootfs)
+
+
+def unmount_root(rootfs: Path) -> None:
+    """Unmount everything at and below the folder, which stays; idempotent. Raises `OSError`."""
+    for _ in range(STACKED_LIMIT):
+        try:
+            syscalls.umount2(rootfs, syscalls.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # nothing is mounted (any more)
+                return
+            break
+    mounts.unmount_tree(rootfs)

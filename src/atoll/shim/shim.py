@@ -1,0 +1,47 @@
+"""What the services of one shim process share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from atoll import errors
+from atoll.concurrency import TaskOwner
+from atoll.shim.events import Forwarder
+from atoll.shim.reaper import Reaper
+from atoll.shim.request import ShimRequest
+from atoll.shim.stdio.streaming import Streams
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class Shim:
+    """One shim process: what it was asked to be, and what outlives a call."""
+
+    request: ShimRequest
+    reaper: Reaper
+    tasks: TaskOwner
+    events: Forwarder
+    streams: Streams
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def end(self) -> None:
+        """End the process after the answers that are under way were sent; idempotent."""
+        self.ended.set()
+
+    async def own(self, work: Coroutine[None, None, T], *, name: str) -> T:
+        """Do `work` as a task of the shim: a caller that goes away does not stop it half-way."""
+        outcome = await asyncio.shield(self.tasks.spawn(_settled(work), name=name))
+        if isinstance(outcome, errors.AtollError):
+            raise outcome
+        return outcome
+
+
+async def _settled(work: Coroutine[None, None, T]) -> T | errors.AtollError:
+    try:
+        return await work
+    except errors.AtollError as error:
+        return error
