@@ -1,0 +1,265 @@
+"""skopeo as the client of registries: manifests by `inspect --raw`, blobs by its image proxy.
+
+`skopeo experimental-image-proxy` (skopeo 1.5 and later; docs/experimental-image-proxy in its tree, used
+by bootc) speaks JSON over a SOCK_SEQPACKET socket and hands over a pipe for each blob, so that bytes
+are counted as they come, nothing is written twice, and blobs that are there are not fetched. It ends
+when its socket closes, hence with the daemon. Credentials and settings reach skopeo through files in a
+private folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import Blocking
+from atoll.image.config import Auth, ImageSettings, RegistryConfig
+from atoll.image.content import Content
+from atoll.image.model import Descriptor
+from atoll.image.process import Program, running
+from atoll.image.reference import Reference
+from atoll.image.registry_errors import complaint, translate
+
+_CHUNK = 1 << 20
+_MAX_REPLY_BYTES = 32 << 10
+_PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_DIR", "PATH")
+_POLICY = Path("/etc/containers/policy.json")
+_REPORT_S = 0.1
+
+
+class _Reply(msgspec.Struct, frozen=True, kw_only=True):
+    success: bool
+    error: str = ""
+    pipeid: int = 0
+    value: object = None
+
+
+class Skopeo:
+    """One registry as seen with one set of credentials; `folder` is private and holds the settings."""
+
+    def __init__(self, folder: Path, reference: Reference, auth: Auth | None, settings: ImageSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._reference = reference
+        self._has_auth = auth is not None
+        self._auth = auth
+
+    def write_settings(self) -> None:
+        """Write the files that skopeo reads; blocks."""
+        domain = self._reference.domain
+        registries = self._settings.registries
+        here = registries.get(domain, RegistryConfig())
+        mirrors = {mirror.partition("/")[0]: mirror for mirror in here.mirrors}
+        known = {host: registries.get(host, RegistryConfig()) for host in (domain, *mirrors)}
+        auths = {host: config.auth for host, config in known.items() if config.auth is not None}
+        if self._auth is not None:
+            auths[domain] = self._auth
+        self._has_auth = domain in auths
+        encoded = {host: _auth_entry(auth) for host, auth in auths.items()}
+        _private(self._folder / "auth.json", json.dumps({"auths": encoded}))
+        _private(self._folder / "registries.conf", _registries_conf(domain, here, mirrors, known))
+        certificates = self._folder / "certs"
+        certificates.mkdir(mode=0o700)
+        for host, config in known.items():
+            if config.ca_file is not None:
+                try:
+                    text = config.ca_file.read_text()
+                except OSError as error:
+                    raise errors.FailedPrecondition(
+                        f"{config.ca_file}: cannot be read: {error.strerror}; it is the ca_file of registry {host}"
+                    ) from error
+                _private(certificates / f"{host.replace(':', '_')}.crt", text)
+
+    async def manifest(self, pool: Blocking, reference: Reference) -> bytes:
+        """The bytes of a manifest or an index, as the registry has them."""
+        arguments = [*self._command(), "inspect", "--raw", "--no-tags", *self._options(), _url(reference)]
+        async with running(pool, arguments, self._environment()) as program:
+            try:
+                async with asyncio.timeout(self._settings.limits.stall_timeout_s):
+                    code = await program.wait()
+            except TimeoutError as error:
+                raise errors.DeadlineExceeded(
+                    f"{reference}: {reference.domain} did not answer within {self._settings.limits.stall_timeout_s:g} s"
+                ) from error
+            if code != 0:
+                raise translate(complaint(program.complaints()), reference, has_auth=self._has_auth)
+            return program.output()
+
+    @asynccontextmanager
+    async def blobs(self, pool: Blocking, reference: Reference) -> AsyncGenerator[BlobSource]:
+        """The blobs of the image `reference`; leaving the block ends skopeo."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ExitStack() as sockets:
+            sockets.callback(ours.close)
+            with theirs:
+                number = theirs.fileno()
+                arguments = [*self._command(), "experimental-image-proxy", "--sockfd", str(number), *self._options()]
+                starting = running(pool, arguments, self._environment(), pass_fds=(number,))
+                program = await starting.__aenter__()
+            try:
+                source = BlobSource(ours, program, pool, reference, self._settings, has_auth=self._has_auth)
+                await source.open()
+                yield source
+            finally:
+                await starting.__aexit__(None, None, None)
+
+    def _command(self) -> list[str]:
+        command = [self._settings.skopeo, "--registries-conf", str(self._folder / "registries.conf")]
+        return command if _POLICY.exists() else [*command, "--insecure-policy"]
+
+    def _options(self) -> list[str]:
+        return ["--authfile", str(self._folder / "auth.json"), "--cert-dir", str(self._folder / "certs")]
+
+    def _environment(self) -> dict[str, str]:
+        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return {**passed, "HOME": str(self._folder), "TMPDIR": str(self._folder), "XDG_RUNTIME_DIR": str(self._folder)}
+
+
+class BlobSource:
+    """An open image of the proxy. Requests take turns; blobs flow side by side."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        program: Program,
+        pool: Blocking,
+        reference: Reference,
+        settings: ImageSettings,
+        *,
+        has_auth: bool,
+    ) -> None:
+        self._connection = connection
+        self._program = program
+        self._pool = pool
+        self._reference = reference
+        self._stall_s = settings.limits.stall_timeout_s
+        self._turn = asyncio.Lock()
+        self._image = 0
+        self._has_auth = has_auth
+        connection.settimeout(self._stall_s)
+
+    async def open(self) -> None:
+        await self._request("Initialize")
+        reply, _ = await self._request("OpenImage", _url(self._reference))
+        self._image = int(str(reply.value))
+
+    async def fetch(self, blob: Descriptor, content: Content, on_bytes: Callable[[int], None]) -> None:
+        """Fetch `blob` into `content`, checked against its digest and size; `on_bytes` is told the bytes so far."""
+        reply, pipe = await self._request("GetBlob", self._image, blob.digest, blob.size)
+        if pipe is None:
+            raise errors.Internal(f"skopeo: no pipe for {blob.digest}")
+        report = _throttled(on_bytes)
+        work = self._pool.run(_receive, pipe, blob, content, self._stall_s, report)
+        try:
+            await work
+        except errors.DataLoss:
+            # A transfer that broke off looks like a blob that is too short; skopeo knows which it was.
+            await self._request("FinishPipe", reply.pipeid)
+            raise
+        await self._request("FinishPipe", reply.pipeid)
+
+    async def _request(self, method: str, *arguments: object) -> tuple[_Reply, int | None]:
+        async with self._turn:
+            reply, pipe = await self._pool.run(self._exchange, json.dumps({"method": method, "args": arguments}))
+        if not reply.success:
+            if pipe is not None:
+                os.close(pipe)
+            raise translate(reply.error, self._reference, has_auth=self._has_auth)
+        return reply, pipe
+
+    def _exchange(self, message: str) -> tuple[_Reply, int | None]:
+        try:
+            self._connection.send(message.encode())
+            data, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_REPLY_BYTES, 1)
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(
+                f"{self._reference}: {self._reference.domain} did not answer within {self._stall_s:g} s"
+            ) from error
+        except OSError as error:
+            raise errors.Unavailable(f"{self._reference}: skopeo went away: {error}") from error
+        pipe = descriptors[0] if descriptors else None
+        try:
+            return msgspec.json.decode(data, type=_Reply), pipe
+        except msgspec.DecodeError as error:
+            if pipe is not None:
+                os.close(pipe)
+            said = complaint(self._program.complaints())
+            raise errors.Unavailable(f"{self._reference}: skopeo went away: {said or 'without a word'}") from error
+
+
+def _receive(pipe: int, blob: Descriptor, content: Content, stall_s: float, report: Callable[[int], None]) -> None:
+    """Copy a blob from its pipe, in a thread; ends when skopeo does, because the pipe ends then."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    received = 0
+
+    def next_chunk() -> bytes:
+        nonlocal received
+        if not poll.poll(stall_s * 1000):
+            raise errors.DeadlineExceeded(f"blob {blob.digest}: nothing came for {stall_s:g} s")
+        chunk = os.read(pipe, _CHUNK)
+        received += len(chunk)
+        report(received)
+        return chunk
+
+    try:
+        content.write(next_chunk, blob.digest, blob.size)
+    finally:
+        os.close(pipe)
+
+
+def _throttled(on_bytes: Callable[[int], None]) -> Callable[[int], None]:
+    """`on_bytes` on the loop of the caller, called from a thread and not more often than people can see."""
+    loop = asyncio.get_running_loop()
+    last = 0.0
+
+    def report(received: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _REPORT_S:
+            last = now
+            loop.call_soon_threadsafe(on_bytes, received)
+
+    return report
+
+
+def _url(reference: Reference) -> str:
+    """skopeo takes a tag or a digest; with both the digest is what counts."""
+    if reference.digest is not None:
+        reference = reference.with_digest(reference.digest)
+    return f"docker://{reference}"
+
+
+def _auth_entry(auth: Auth) -> dict[str, str]:
+    if auth.identity_token:
+        return {"identitytoken": auth.identity_token}
+    return {"auth": base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()}
+
+
+def _registries_conf(
+    domain: str, here: RegistryConfig, mirrors: Mapping[str, str], known: Mapping[str, RegistryConfig]
+) -> str:
+    """containers-registries.conf(5); a JSON string is a TOML basic string."""
+    lines = ["unqualified-search-registries = []", "[[registry]]", f"location = {json.dumps(domain)}"]
+    lines.append(f"insecure = {json.dumps(here.insecure)}")
+    for host, mirror in mirrors.items():
+        lines += ["[[registry.mirror]]", f"location = {json.dumps(mirror)}"]
+        lines.append(f"insecure = {json.dumps(known[host].insecure)}")
+    return "\n".join(lines) + "\n"
+
+
+def _private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)

@@ -1,0 +1,383 @@
+"""The image store: pull, import, look up, tag, remove, collect.
+
+    blobs      <root>/content (`content`)           what was fetched, as it came
+    snapshots  by chain ID (`atoll.snapshot`)       what containers are made upon
+    records    `state.db` (`records`)               which images there are, and their names
+    index      memory (`index`)                     answers every question
+
+An image is there when its record is: blobs and snapshots without one are rubbish, which `collect`
+deletes unless a running operation leases it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import errors
+from atoll.concurrency import Blocking, TaskOwner, run_to_completion
+from atoll.database import Database
+from atoll.image import builtin, records
+from atoll.image.archive import Archive, Found
+from atoll.image.config import Auth, ImageSettings
+from atoll.image.content import Content
+from atoll.image.index import ImageIndex, canonical_names
+from atoll.image.ingest import Ingester, Leases, Source
+from atoll.image.model import Image, digest_of, parse_config, parse_manifest
+from atoll.image.progress import OnProgress, ignore
+from atoll.image.pull import Puller
+from atoll.image.reference import Reference, is_digest
+from atoll.image.unpacker import Unpacker
+from atoll.snapshot.records import NOTHING, Kind, Usage
+from atoll.snapshot.snapshotter import Snapshotter
+
+log = logging.getLogger(__name__)
+
+WRITE_TIMEOUT_S = 30.0
+IMPORT_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecovery:
+    """What `recover` found: records that cannot be read, and images whose snapshots are lost (both not served)."""
+
+    unreadable: tuple[str, ...]
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What `collect` deleted; `bytes` counts blobs and snapshots."""
+
+    snapshots: tuple[str, ...]
+    blobs: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUsage:
+    """What images take: compressed blobs, and the committed snapshots made from them."""
+
+    root: Path
+    content_bytes: int
+    snapshots: Usage
+
+
+class ImageStore:
+    """The images below `root`. Call `recover` (after the snapshotter's) before anything else, `close` at the end.
+
+    Lookups never touch the disk. Operations are safe for concurrent use from one event loop, and either
+    happen whole or leave nothing.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        db: Database,
+        snapshotter: Snapshotter,
+        blocking: Blocking,
+        owner: TaskOwner,
+        settings: ImageSettings,
+    ) -> None:
+        self._root = root.absolute()
+        self._db = db
+        self._snapshotter = snapshotter
+        self._blocking = blocking
+        self._settings = settings
+        self._content = Content(self._root)
+        self._index = ImageIndex()
+        self._leases = Leases()
+        limits = settings.limits
+        self._pool = Blocking(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
+        self._unpacker = Unpacker(limits, self._pool)
+        self._ingester = Ingester(db, snapshotter, self._content, self._unpacker, self._pool, self._leases)
+        self._puller = Puller(
+            content=self._content,
+            ingester=self._ingester,
+            leases=self._leases,
+            pool=self._pool,
+            owner=owner,
+            settings=settings,
+            settle=self._settle,
+            drop=self._drop,
+        )
+
+    async def recover(self) -> ImageRecovery:
+        """Read the records; an image whose snapshots are lost is reported and not served until pulled again."""
+        await self._blocking.run(self._content.make)
+        rows, unreadable = await self._db.read(records.load)
+        broken: list[str] = []
+        for row in rows:
+            if all(self._snapshotter.has(name) for name in row.stored.chain_ids):
+                self._index.put(row.stored, row.names, pinned=row.pinned)
+            else:
+                broken.append(row.stored.id)
+        for image_id in (*unreadable, *broken):
+            log.error("image %s: its record or its snapshots are lost; pull it again", image_id)
+        return ImageRecovery(unreadable=tuple(unreadable), broken=tuple(broken))
+
+    async def close(self) -> None:
+        """End running pulls and the threads; idempotent."""
+        await self._puller.close()
+        await self._blocking.run(self._pool.close)
+
+    # --- lookups, from memory ---
+
+    def get(self, ref_or_id: str) -> Image:
+        """The image by reference, ID, prefix of an ID, or digest; `NotFound`, or `InvalidArgument` (malformed)."""
+        found = self._index.find(ref_or_id)
+        if found is None:
+            raise errors.NotFound(f"image {ref_or_id}: is not there; pull it first")
+        return found[0]
+
+    def find(self, ref_or_id: str) -> Image | None:
+        """As `get`, with None for an image that is not there."""
+        found = self._index.find(ref_or_id)
+        return found[0] if found is not None else None
+
+    def list(self, ref_or_id: str = "") -> tuple[Image, ...]:
+        """Every image, or the one that `ref_or_id` names."""
+        if not ref_or_id:
+            return tuple(self._index)
+        found = self._index.find(ref_or_id)
+        return (found[0],) if found is not None else ()
+
+    def usage(self) -> ImageUsage:
+        """What the store takes, from the records."""
+        committed = (one.usage for one in self._snapshotter.walk(Kind.COMMITTED))
+        content = {digest: size for image in self._index for digest, size in self._index.stored(image.id).blobs.items()}
+        return ImageUsage(root=self._root, content_bytes=sum(content.values()), snapshots=sum(committed, start=NOTHING))
+
+    # --- ways in ---
+
+    async def pull(self, ref: str, auth: Auth | None = None, on_progress: OnProgress | None = None) -> Image:
+        """Fetch the image `ref` from its registry; durable and usable when it returns.
+
+        Callers of one reference with equal credentials share one pull, and each is told its progress; it
+        ends when the last of them is cancelled, and leaves nothing. A built-in image is never fetched.
+        Raises `NotFound`, `Unauthenticated`, `PermissionDenied`, `Unavailable` (the registry),
+        `InvalidArgument` (the image), `DataLoss` (wrong digest), `DeadlineExceeded` (no progress).
+        """
+        reference = Reference.parse(ref)
+        if reference.repository.startswith(builtin.REPOSITORY_PREFIX):
+            return self.get(str(reference))
+        image_id = await self._puller.pull(reference, auth, on_progress)
+        return self.get(image_id)
+
+    async def import_archive(self, path: Path, ref: str | None = None) -> list[Image]:
+        """Take the images of an OCI layout (a folder) or of an OCI or docker archive (a file, perhaps compressed).
+
+        They get the names that the archive gives them, or `ref` where it has one image. All or none.
+        Raises `NotFound` (`path`), `InvalidArgument`, `DataLoss`.
+        """
+        name = Reference.parse(ref) if ref is not None else None
+        if name is not None and name.digest is not None:
+            raise errors.InvalidArgument(f"{ref}: an imported image is named by a tag; its digest is what it is")
+        try:
+            is_folder = stat.S_ISDIR((await self._blocking.run(os.stat, path)).st_mode)
+        except OSError as error:
+            raise errors.NotFound(f"{path}: cannot be read: {error.strerror}") from error
+        scratch = await self._blocking.run(self._content.folder)
+        try:
+            if is_folder:
+                return await self._import_folder(path, name)
+            await self._unpacker.unpack(path, scratch, str(path), lambda _: None, plain=True)
+            return await self._import_folder(scratch, name)
+        finally:
+            cleanup = self._pool.run(lambda: shutil.rmtree(scratch, ignore_errors=True))
+            await run_to_completion(cleanup, within=WRITE_TIMEOUT_S)
+
+    async def _import_folder(self, folder: Path, name: Reference | None) -> list[Image]:
+        before: dict[str, int] = {}
+        try:
+            async with self._leases.hold_all():
+                before = await self._pool.run(self._content.digests)
+                work = self._pool.run(Archive(folder, self._content, self._settings).take)
+                found = await run_to_completion(work, within=IMPORT_TIMEOUT_S)
+                if name is not None and len(found) != 1:
+                    raise errors.InvalidArgument(f"{folder}: has {len(found)} images; one name cannot be all of them")
+                return [await self._import(one, name) for one in found]
+        except BaseException:
+            await run_to_completion(self._drop_new(before), within=WRITE_TIMEOUT_S)
+            raise
+
+    async def _import(self, found: Found, name: Reference | None) -> Image:
+        source = self._source(found.manifest, found.config, found.names if name is None else (name,), found.digest)
+        stored = await self._ingester.ingest(source, ignore, self._settle)
+        return self.get(stored.id)
+
+    async def install_builtins(self) -> tuple[Image, ...]:
+        """Make sure that `atoll/busybox` and `atoll/pause` are there, of this host's busybox; idempotent.
+
+        Raises `FailedPrecondition` where the host has no static busybox.
+        """
+        busybox = await self._blocking.run(builtin.find_busybox)
+        images: list[Image] = []
+        for one in await self._blocking.run(builtin.build, busybox):
+            image = self.find(one.name)
+            if image is None or image.id != digest_of(one.config):
+                image = await self._install(one)
+            images.append(image)
+        return tuple(images)
+
+    async def _install(self, one: builtin.Builtin) -> Image:
+        source = self._source(
+            one.manifest, one.config, (Reference.parse(one.name),), digest_of(one.manifest), one.pinned
+        )
+        async with self._leases.hold([digest_of(data) for data in (one.layer, one.config, one.manifest)]):
+            for data in (one.layer, one.config, one.manifest):
+                await self._blocking.run(self._content.put, data)
+            stored = await self._ingester.ingest(source, ignore, self._settle)
+        return self.get(stored.id)
+
+    def _source(
+        self, manifest: bytes, config: bytes, names: Iterable[Reference], digest: str, pinned: bool = False
+    ) -> Source:
+        limits = self._settings.limits
+        parsed = parse_manifest(
+            manifest,
+            digest,
+            max_layers=limits.max_layers,
+            max_layer=limits.max_layer_bytes,
+            max_config=limits.max_config_bytes,
+        )
+        return Source(
+            manifest_digest=digest_of(manifest),
+            manifest_bytes=len(manifest),
+            manifest=parsed,
+            config=parse_config(config, parsed),
+            names=tuple(name for one in names for name in canonical_names(one, digest)),
+            extra_blobs={},
+            pinned=pinned,
+        )
+
+    def _settle(self, stored: records.Stored, source: Source) -> None:
+        self._index.put(stored, source.names, pinned=source.pinned)
+
+    # --- changes ---
+
+    async def tag(self, ref_or_id: str, tag: str) -> Image:
+        """Give the image `ref_or_id` the name `tag`, taking it from whichever had it; durable when it returns."""
+        image = self.get(ref_or_id)
+        reference = Reference.parse(tag)
+        if reference.digest is not None or reference.tagged is None:
+            raise errors.InvalidArgument(f"{tag}: a digest cannot be given to an image; name a tag")
+        return await run_to_completion(self._name(image.id, reference.tagged), within=WRITE_TIMEOUT_S)
+
+    async def _name(self, image_id: str, name: str) -> Image:
+        await self._db.write(lambda connection: records.name(connection, image_id, [name]))
+        return self._index.name(image_id, [name])
+
+    async def pin(self, ref_or_id: str, pinned: bool = True) -> Image:
+        """Say whether automatic removal must leave the image alone; durable when it returns."""
+        image = self.get(ref_or_id)
+        await self._db.write(lambda connection: records.pin(connection, image.id, pinned))
+        self._index.pin(image.id, pinned)
+        return self.get(image.id)
+
+    async def remove(self, ref_or_id: str) -> str | None:
+        """Remove a name, or by ID the image with all its names; idempotent; durable when it returns.
+
+        Removing the last tag removes the image; the ID of an image that is gone is returned. What its
+        containers rest on stays; disk space comes back with `collect`.
+        """
+        found = self._index.find(ref_or_id)
+        if found is None:
+            return None
+        image, name = found
+        going = _going(image, name)
+        left = {*image.repo_tags, *image.repo_digests} - going
+        return await run_to_completion(self._remove(image.id, going, whole=not left), within=WRITE_TIMEOUT_S)
+
+    async def _remove(self, image_id: str, names: AbstractSet[str], *, whole: bool) -> str | None:
+        if whole:
+            await self._db.write(lambda connection: records.forget(connection, image_id))
+            self._index.forget(image_id)
+            return image_id
+        await self._db.write(lambda connection: records.forget_names(connection, names))
+        self._index.forget_names(names)
+        return None
+
+    async def collect(self, in_use: AbstractSet[str] = frozenset()) -> Collected:
+        """Delete committed snapshots and blobs that no image needs.
+
+        Kept: what an image's record names, what a snapshot rests on, what a running operation leases, and the
+        chain IDs in `in_use`.
+        """
+        kept = set(in_use)
+        for image in self._index:
+            kept.update(image.chain_ids)
+        freed = 0
+        snapshots: list[str] = []
+        while candidates := self._candidates(kept, snapshots):
+            for name in candidates:
+                size = await self._collect_snapshot(name)
+                snapshots.append(name)  # also where it was refused: it is not asked again
+                freed += size
+        blobs = await self._collect_blobs()
+        return Collected(
+            snapshots=tuple(name for name in snapshots if not self._snapshotter.has(name)),
+            blobs=tuple(blobs),
+            bytes=freed + sum(blobs.values()),
+        )
+
+    def _candidates(self, kept: AbstractSet[str], seen: Iterable[str]) -> list[str]:
+        passed = kept | set(seen)
+        return [
+            one.name
+            for one in self._snapshotter.walk(Kind.COMMITTED)
+            if is_digest(one.name) and one.name not in passed and not self._snapshotter.has_children(one.name)
+        ]
+
+    async def _collect_snapshot(self, name: str) -> int:
+        async with self._leases.gate:
+            if name in self._leases or any(name in image.chain_ids for image in self._index):
+                return 0
+            size = self._snapshotter.stat(name).usage.bytes
+            try:
+                await self._snapshotter.remove(name)
+            except errors.FailedPrecondition:  # a container was made upon it meanwhile
+                return 0
+            return size
+
+    async def _collect_blobs(self) -> dict[str, int]:
+        async with self._leases.gate:
+            present = await self._pool.run(self._content.digests)
+            return await self._delete_blobs(present)
+
+    async def _drop(self, digests: AbstractSet[str]) -> None:
+        """Delete what a failed pull brought, unless something else needs it by now."""
+        async with self._leases.gate:
+            await self._delete_blobs(dict.fromkeys(digests, 0))
+
+    async def _drop_new(self, before: Mapping[str, int]) -> None:
+        """Delete what a failed import brought, unless something else needs it by now."""
+        async with self._leases.gate:
+            present = await self._pool.run(self._content.digests)
+            await self._delete_blobs({digest: size for digest, size in present.items() if digest not in before})
+
+    async def _delete_blobs(self, present: Mapping[str, int]) -> dict[str, int]:
+        if self._leases.all_held:  # an import is on its way, whose blobs nobody knows yet
+            return {}
+        needed = {digest for image in self._index for digest in self._index.stored(image.id).blobs}
+        rubbish = {d: size for d, size in present.items() if d not in needed and d not in self._leases}
+        await self._pool.run(self._content.remove, list(rubbish))
+        return rubbish
+
+
+def _going(image: Image, name: str | None) -> set[str]:
+    """The names that go with `name`: a repository's digests go with its last tag."""
+    if name is None:
+        return {*image.repo_tags, *image.repo_digests}
+    going = {name}
+    if "@" not in name:
+        repository = name.rpartition(":")[0]
+        if not any(tag.rpartition(":")[0] == repository for tag in image.repo_tags if tag != name):
+            going.update(digest for digest in image.repo_digests if digest.startswith(repository + "@"))
+    return going

@@ -1,0 +1,183 @@
+"""The folders below a snapshotter's root; blocking calls, to be run off the loop.
+
+    <root>/snapshots/<number>/fs      the files
+    <root>/snapshots/<number>/work    overlay's work folder, of an active snapshot only
+    <root>/snapshots/.trash/<n>       renamed aside, being deleted
+
+A container may have made its tree as deep and as odd as it likes: deletion follows no symlink, does
+not recurse and never builds a path longer than two names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import stat
+from pathlib import Path
+
+from atoll import errors
+from atoll.snapshot.records import Usage
+
+DEFAULT_ROOT_MODE = 0o755
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system: inode(7)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Disk:
+    """The folders of one snapshotter."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "snapshots"
+        self._trash = self.folder / ".trash"
+        self._names = itertools.count()
+
+    def make(self) -> None:
+        """Make the folders that hold all others; idempotent."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._trash.mkdir(exist_ok=True, mode=0o700)
+
+    def fs(self, number: int) -> Path:
+        return self.folder / str(number) / "fs"
+
+    def work(self, number: int) -> Path:
+        return self.folder / str(number) / "work"
+
+    def numbers(self) -> set[int]:
+        """The numbers of the snapshot folders on the disk."""
+        return {int(name) for name in os.listdir(self.folder) if name.isdecimal()}
+
+    def has_fs(self, number: int) -> bool:
+        return self.fs(number).is_dir()
+
+    def create(self, number: int, *, like: int | None, work: bool) -> None:
+        """Make the folder `number`; its root has the owner and mode of `like`'s, as overlay shows the upper's.
+
+        Nothing is left where it fails.
+        """
+        folder = self.folder / str(number)
+        os.mkdir(folder, 0o711)
+        try:
+            fs = self.fs(number)
+            os.mkdir(fs, DEFAULT_ROOT_MODE)
+            model = os.stat(self.fs(like)) if like is not None else None
+            if model is not None and (model.st_uid or model.st_gid):
+                os.chown(fs, model.st_uid, model.st_gid)
+            os.chmod(fs, stat.S_IMODE(model.st_mode) if model is not None else DEFAULT_ROOT_MODE)
+            if work:
+                os.mkdir(self.work(number), 0o711)
+        except OSError:
+            self.delete(number)
+            raise
+
+    def forget_volatile(self, number: int) -> None:
+        """Drop the mark that forbids a second mount of a `volatile` overlay; nothing where there is none.
+
+        The mark says that a crash may have lost data (Documentation/filesystems/overlayfs, "Volatile
+        mount"); the caller mounts again because the machine has not crashed since.
+        """
+        mark = self.work(number) / "work" / "incompat" / "volatile"
+        for path in (mark, mark.parent):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(path)
+
+    def drop_work(self, number: int) -> None:
+        """Delete the work folder, of a snapshot that has become immutable."""
+        work = self.work(number)
+        if work.is_dir():
+            os.rename(work, self._aside())
+            self.empty_trash()
+
+    def discard(self, number: int) -> bool:
+        """Rename the folder aside, so that no name leads to it; False where there is none."""
+        try:
+            os.rename(self.folder / str(number), self._aside())
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, number: int) -> None:
+        """Discard the folder and delete it now; idempotent."""
+        if self.discard(number):
+            self.empty_trash()
+
+    def empty_trash(self) -> None:
+        """Delete what was renamed aside; safe to run twice at a time; what the kernel refuses stays."""
+        for entry in list(os.scandir(self._trash)):
+            if _unlink(entry):
+                continue
+            self._flatten(Path(entry.path))
+
+    def _flatten(self, top: Path) -> None:
+        """Delete the tree `top` in the trash, renaming each sub-folder that is not empty to the trash first."""
+        pending = [top]
+        while pending:
+            folder = pending.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in list(entries):
+                    if not _unlink(entry):
+                        aside = self._aside()
+                        with contextlib.suppress(OSError):  # immutable, or the other sweeper was quicker
+                            os.rename(entry.path, aside)
+                            pending.append(aside)
+            with contextlib.suppress(OSError):  # as above; the next sweep tries again
+                os.rmdir(folder)
+
+    def _aside(self) -> Path:
+        while True:
+            path = self._trash / f"{os.getpid()}-{next(self._names)}"
+            if not os.path.lexists(path):
+                return path
+
+
+def _unlink(entry: os.DirEntry[str]) -> bool:
+    """Delete a file or an empty folder; False where it is a folder with entries."""
+    if not entry.is_dir(follow_symlinks=False):
+        with contextlib.suppress(OSError):
+            os.unlink(entry.path)
+        return True
+    try:
+        os.rmdir(entry.path)
+    except OSError as error:
+        return error.errno not in (errno.ENOTEMPTY, errno.EEXIST)
+    return True
+
+
+def measure(folder: Path) -> Usage:
+    """What the tree takes on the disk; a file with several links counts once; what vanishes meanwhile does not.
+
+    Raises `NotFound` where `folder` itself is not there.
+    """
+    try:
+        total, inodes = os.lstat(folder).st_blocks, 1
+    except FileNotFoundError as error:
+        raise errors.NotFound(f"{folder}: is not there") from error
+    seen: set[int] = set()
+    pending = [str(folder)]
+    while pending:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    info = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(info.st_mode):
+                        pending.append(entry.path)
+                    elif info.st_nlink > 1:
+                        if info.st_ino in seen:
+                            continue
+                        seen.add(info.st_ino)
+                    total += info.st_blocks
+                    inodes += 1
+    return Usage(bytes=total * _BLOCK_BYTES, inodes=inodes)
+
+
+def sync(folder: Path) -> None:
+    """Write all that is dirty in the file system of `folder` to the disk: syncfs(2)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
