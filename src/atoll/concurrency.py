@@ -63,9 +63,9 @@ class TaskOwner:
         """
         self._closed = True
         cancelled: asyncio.CancelledError | None = None
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
         while others := self._tasks - {asyncio.current_task()}:
-            for task in others:
-                task.cancel()
             try:
                 await asyncio.wait(others)
             except asyncio.CancelledError as error:

@@ -49,11 +49,14 @@ PARALLEL_RETRIES = 4
 class Ledger:
     """The ledger of one daemon; made by `open`. Its retries run as tasks of `owner`."""
 
-    def __init__(self, db: Database, kinds: Mapping[str, Kind], owner: TaskOwner, boot_id: str) -> None:
+    def __init__(
+        self, db: Database, kinds: Mapping[str, Kind], owner: TaskOwner, boot_id: str, first_retry_s: float
+    ) -> None:
         self._db = db
         self._kinds = MappingProxyType(dict(kinds))
         self._owner = owner
         self._boot_id = boot_id
+        self._first_retry_s = first_retry_s
         self._seq = itertools.count(1)
         self._entries: dict[int, Entry] = {}
         self._by_owner: dict[str, dict[int, Entry]] = {}
@@ -65,10 +68,16 @@ class Ledger:
 
     @classmethod
     async def open(
-        cls, db: Database, kinds: Mapping[str, Kind], owner: TaskOwner, *, boot_id: str | None = None
+        cls,
+        db: Database,
+        kinds: Mapping[str, Kind],
+        owner: TaskOwner,
+        *,
+        boot_id: str | None = None,
+        first_retry_s: float = FIRST_RETRY_S,
     ) -> Ledger:
         """Load every entry; release nothing yet (see `recover`). `boot_id` is the kernel's unless given."""
-        ledger = cls(db, kinds, owner, boot_id if boot_id is not None else read_boot_id())
+        ledger = cls(db, kinds, owner, boot_id if boot_id is not None else read_boot_id(), first_retry_s)
         entries, ledger._quarantined = await db.write(records.load)
         for entry in entries:
             ledger._keep(entry)
@@ -134,14 +143,15 @@ class Ledger:
         changed = dataclasses.replace(current, data=MappingProxyType(dict(data)))
         return Plan(functools.partial(_replace, changed), lambda _: self._renew([changed]))
 
-    async def release_all(self, owner: str, *, within: float) -> list[Debt]:
+    async def release_all(self, owner: str, *, within: float, also: tuple[Plan[None], ...] = ()) -> list[Debt]:
         """Release everything of `owner`, last entered first; what could not be released, oldest first.
 
         Bounded by `within` seconds, each release by its kind's limit. A failure becomes a debt and
-        the walk goes on, save for kinds that come `after` the failed one. One commit at the end.
+        the walk goes on, save for kinds that come `after` the failed one. One commit at the end,
+        shared by `also`, such as the removal of the owner's record: it goes although debts stay.
         Finishes even if the caller is cancelled. An owner without entries is fine.
         """
-        return await self._released(owner, None, within)
+        return await self._released(owner, None, within, also)
 
     async def release_kinds(self, owner: str, kinds: Collection[str], *, within: float) -> list[Debt]:
         """`release_all` for the entries of some kinds, such as a stopped pod's network."""
@@ -204,26 +214,32 @@ class Ledger:
         kind = self._kinds.get(entry.kind)
         return kind is not None and kind.volatile and entry.boot_id != self._boot_id
 
-    async def _released(self, owner: str, chosen: frozenset[int] | None, within: float) -> list[Debt]:
+    async def _released(
+        self, owner: str, chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...] = ()
+    ) -> list[Debt]:
         """The walk, shielded; nothing to do costs no task."""
-        if owner not in self._by_owner:
+        if owner not in self._by_owner and not also:
             return []
-        return await run_to_completion(self._walk(owner, chosen, within), within=within + COMMIT_LIMIT_S)
+        return await run_to_completion(self._walk(owner, chosen, within, also), within=within + COMMIT_LIMIT_S)
 
-    async def _walk(self, owner: str, chosen: frozenset[int] | None, within: float) -> list[Debt]:
+    async def _walk(
+        self, owner: str, chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...]
+    ) -> list[Debt]:
         deadline = asyncio.get_running_loop().time() + within
         released: list[Entry] = []
         owed: list[Entry] = []
         async with AsyncExitStack() as stack:
             if not await self._enter_lock(stack, owner, within):
-                return [Debt(entry=entry) for entry in self._chosen(owner, chosen)]
+                raise errors.DeadlineExceeded(
+                    f"sandbox {owner}: its resources are being released, for {within:g} s now"
+                )
             for entry in reversed(self._chosen(owner, chosen)):
                 failure = self._blocked_by(entry, released, owed) or await self._try(entry, deadline)
                 if failure:
                     owed.append(self._owed(entry, failure))
                 else:
                     released.append(entry)
-            await self._record(released, owed)
+            await self._record(released, owed, also)
         return [Debt(entry=entry) for entry in reversed(owed)]
 
     async def _enter_lock(self, stack: AsyncExitStack, owner: str, within: float) -> bool:
@@ -266,7 +282,7 @@ class Ledger:
         return str(outcome) or type(outcome).__name__
 
     def _owed(self, entry: Entry, why: str) -> Entry:
-        pause = min(FIRST_RETRY_S * 2.0 ** min(entry.attempts, 16), LAST_RETRY_S)
+        pause = min(self._first_retry_s * 2.0 ** min(entry.attempts, 16), LAST_RETRY_S)
         entry = self._entries.get(entry.seq, entry)
         return dataclasses.replace(
             entry,
@@ -275,18 +291,18 @@ class Ledger:
             next_try=datetime.now(UTC) + timedelta(seconds=pause),
         )
 
-    async def _record(self, released: Iterable[Entry], owed: list[Entry]) -> None:
+    async def _record(self, released: Iterable[Entry], owed: list[Entry], also: tuple[Plan[None], ...] = ()) -> None:
         """Write the outcome of a walk down, in one commit.
 
         Where the disk refuses, memory holds all of it as debts: released again, which is harmless,
         and struck when the disk works again.
         """
         released = tuple(released)
-        if not released and not owed:
+        if not released and not owed and not also:
             return
         outcome = Plan(functools.partial(_settle, released, owed), lambda _: self._settled(released, owed))
         try:
-            await self._db.commit(outcome)
+            await self._db.commit(outcome, *also)
         except errors.AtollError as error:
             unstruck = [self._owed(entry, f"is released but still in the ledger: {error}") for entry in released]
             self._renew([*owed, *unstruck])
