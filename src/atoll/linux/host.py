@@ -9,6 +9,8 @@ from pathlib import Path
 from atoll.linux import cgroup_layout, syscalls
 from atoll.linux.cgroup_layout import Hierarchies
 
+# Profiles for ordinary containers: ours, then those that containerd and Docker load where they run.
+DEFAULT_APPARMOR_PROFILES = ("atoll-default", "cri-containerd.apparmor.d", "docker-default")
 SECCOMP_RET_ERRNO = 0x00050000
 
 CAPABILITIES = (
@@ -58,7 +60,8 @@ CAPABILITIES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """`capabilities` are those the daemon may pass on; `oom_score_adj` is the daemon's own."""
+    """`capabilities` are those the daemon may pass on; `oom_score_adj` is the daemon's own; `apparmor_default` is the
+    loaded profile fit for any container, empty where none is."""
 
     kernel: tuple[int, ...]
     kernel_release: str
@@ -68,6 +71,7 @@ class HostFacts:
     oom_score_adj: int
     seccomp: bool
     apparmor: bool
+    apparmor_default: str
     selinux: bool
     user_namespaces: bool
     overlay: bool
@@ -88,6 +92,7 @@ def read_host_facts() -> HostFacts:
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii")),
         seccomp=_has_seccomp(),
         apparmor=_read(Path("/sys/module/apparmor/parameters/enabled")) == "Y",
+        apparmor_default=_apparmor_default(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         user_namespaces=Path("/proc/self/ns/user").exists() and _has_room(Path("/proc/sys/user/max_user_namespaces")),
         overlay=_has_overlay(),
@@ -131,6 +136,11 @@ def _has_seccomp() -> bool:
         return syscalls.seccomp_action_available(SECCOMP_RET_ERRNO)
     except OSError:
         return False
+
+
+def _apparmor_default() -> str:
+    loaded = {line.partition(" (")[0] for line in _read(Path("/sys/kernel/security/apparmor/profiles")).splitlines()}
+    return next((name for name in DEFAULT_APPARMOR_PROFILES if name in loaded), "")
 
 
 def _has_overlay() -> bool:

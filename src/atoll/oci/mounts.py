@@ -220,8 +220,8 @@ def _check_propagation(mounts: Sequence[Mount]) -> None:
         slave_will_do = mount.propagation is MountPropagation.HOST_TO_CONTAINER
         if not entry.is_shared and not (slave_will_do and entry.is_slave):
             raise errors.FailedPrecondition(
-                f"mount {mount.container_path}: {mount.host_path} lies on {entry.mount_point}, which is not a shared"
-                f"{' or slave' if slave_will_do else ''} mount; make it one with mount --make-rshared {entry.mount_point}"
+                f"mount {mount.container_path}: {mount.host_path} lies on {entry.mount_point}, which is not"
+                f" shared{' or slave' if slave_will_do else ''}; try mount --make-rshared {entry.mount_point}"
             )
 
 
