@@ -116,16 +116,12 @@ class Relay:
             self.ended.set()
         return empty_pb2.Empty()
 
-    async def ReopenLog(  # noqa: N802 (protocol's name)
-        self, request: own_pb2.ReopenLogRequest, context: CallContext
-    ) -> own_pb2.ReopenLogResponse:
+    async def ReopenLog(self, request: own_pb2.ReopenLogRequest, context: CallContext) -> own_pb2.ReopenLogResponse:
         """Go on in new log files."""
         self._find(request.container_id).reopen()
         return own_pb2.ReopenLogResponse()
 
-    async def Info(  # noqa: N802 (protocol's name)
-        self, request: own_pb2.InfoRequest, context: CallContext
-    ) -> own_pb2.InfoResponse:
+    async def Info(self, request: own_pb2.InfoRequest, context: CallContext) -> own_pb2.InfoResponse:
         """Who we are and what we relay."""
         return own_pb2.InfoResponse(
             version=atoll.__version__,

@@ -68,7 +68,7 @@ class StreamingService:
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
 
-    async def Stream(self, requests: Requests, context: CallContext, send: Send) -> None:  # noqa: N802 (protocol's name)
+    async def Stream(self, requests: Requests, context: CallContext, send: Send) -> None:
         """One stream, from its `StreamInit` to its end."""
         try:
             async with asyncio.timeout(INIT_TIMEOUT_S):

@@ -42,7 +42,7 @@ async def test_slow_client_is_dropped_and_slows_nobody() -> None:
         assert await quick.read(len(chunk)) == chunk
     assert hub.clients == 1
     assert len(told) == 1
-    with pytest.raises(errors.ResourceExhausted, match="c-stdout.*not read"):
+    with pytest.raises(errors.ResourceExhausted, match="not read"):
         await slow.read(10)
     hub.write(b"more")
     assert await quick.read(10) == b"more"
