@@ -15,6 +15,7 @@
     conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
     bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
     pool_size = 0                       # ready namespaces kept for networks that are fit for it
+    pool_networks = []                  # their names; none: the default network alone
 
     [images.registries."127.0.0.1:5000"]
     plain_http = true
@@ -41,7 +42,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every table of the file."""
 
 
-class RuntimeHandler(Section):
+class RuntimeHandler(Section, frozen=True):
     """What a pod's runtime handler stands for: a sandboxer, a shim, an OCI runtime."""
 
     sandboxer: str = "shim"
@@ -54,15 +55,16 @@ class RuntimeHandler(Section):
     privileged_without_host_devices: bool = False
 
 
-class NetworkSection(Section):
+class NetworkSection(Section, frozen=True):
     conf_dir: str = "/etc/cni/net.d"
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     max_conf_num: int = 1
     default_subnet: str = "10.89.0.0/16"
     pool_size: int = 0
+    pool_networks: tuple[str, ...] = ()
 
 
-class Registry(Section):
+class Registry(Section, frozen=True):
     """How to reach one registry, named by its host and port."""
 
     plain_http: bool = False
@@ -71,13 +73,13 @@ class Registry(Section):
     mirrors: tuple[str, ...] = ()
 
 
-class ImageSection(Section):
+class ImageSection(Section, frozen=True):
     registries: dict[str, Registry] = {}
     max_layer_bytes: int = 16 * 1024**3
     max_concurrent_unpacks: int = 2
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     root: str = "/var/lib/atoll"
     state: str = "/run/atoll"
     socket: str = ""

@@ -14,19 +14,19 @@ from atoll.oci.config import (
 )
 
 
-class ContainerMetadata(Config):
+class ContainerMetadata(Config, frozen=True):
     """Name and attempt, unique in the pod."""
 
     name: str = ""
     attempt: int = 0
 
 
-class LinuxContainerConfig(Config):
+class LinuxContainerConfig(Config, frozen=True):
     resources: LinuxContainerResources | None = None
     security_context: LinuxContainerSecurityContext | None = None
 
 
-class ContainerConfig(Config):
+class ContainerConfig(Config, frozen=True):
     metadata: ContainerMetadata | None = None
     image: ImageSpec | None = None
     command: tuple[str, ...] = ()

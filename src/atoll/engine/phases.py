@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class Story:
     phases: list[Phase] = field(default_factory=list[Phase])
 
     @contextmanager
-    def step(self, name: str, waits_on: str = "") -> Iterator[Phase]:
+    def step(self, name: str, waits_on: str = "") -> Generator[Phase]:
         """Record what runs inside as the phase `name`, its error included."""
         phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on)
         self.phases.append(phase)

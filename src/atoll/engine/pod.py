@@ -1,8 +1,8 @@
 """What the engine holds of a pod and of a container while it lives.
 
-    pod:        (record + ledger entries) ──run──> READY ──exit or stop──> NOTREADY ──remove──> gone
-                                   └─ failed run: undone and gone, or UNKNOWN with debts
-    container:  CREATED ──start──> RUNNING ──exit──> EXITED ──remove──> gone
+pod:        (record + ledger entries) ──run──> READY ──exit or stop──> NOTREADY ──remove──> gone
+                               └─ failed run: undone and gone, or UNKNOWN with debts
+container:  CREATED ──start──> RUNNING ──exit──> EXITED ──remove──> gone
 """
 
 from __future__ import annotations

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
+from atoll.ledger.tree import remove_tree
 from atoll.linux import mounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
+    """The bundle of one shim or task; its path ends in its ID."""
+
     id: str
     namespace: str
     path: Path
@@ -46,4 +49,22 @@ class Bundle:
 
     def delete(self) -> None:
         """Unmount everything below and remove the directory; idempotent, off the event loop."""
-        mounts.remove_tree(self.path)
+        remove_mounted_tree(self.path)
+
+
+def remove_mounted_tree(path: Path) -> None:
+    """Remove a folder and the mounts in it; idempotent, blocks.
+
+    Only the mounts go, never what is mounted. The mount table is read where the usual places were not all.
+    Raises `Unavailable` or `FailedPrecondition` naming what is left; a second call goes on there.
+    """
+    try:
+        for usual in ("rootfs", "shm"):
+            mounts.unmount(path / usual)
+        try:
+            remove_tree(path)
+        except errors.FailedPrecondition:  # another mount, or one stacked on another
+            mounts.unmount_tree(path)
+            remove_tree(path)
+    except OSError as error:
+        raise errors.Unavailable(f"{path}: cannot be unmounted: {error.strerror} ({error.filename})") from error

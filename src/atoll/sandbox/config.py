@@ -22,7 +22,7 @@ class Protocol(IntEnum):
     SCTP = 2
 
 
-class PodMetadata(Config):
+class PodMetadata(Config, frozen=True):
     """The four values that name a pod; equal ones mean the same pod, asked for again."""
 
     name: str = ""
@@ -31,20 +31,20 @@ class PodMetadata(Config):
     attempt: int = 0
 
 
-class DNSConfig(Config):
+class DNSConfig(Config, frozen=True):
     servers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
 
-class PortMapping(Config):
+class PortMapping(Config, frozen=True):
     protocol: Protocol = Protocol.TCP
     container_port: int = 0
     host_port: int = 0
     host_ip: str = ""
 
 
-class LinuxSandboxSecurityContext(Config):
+class LinuxSandboxSecurityContext(Config, frozen=True):
     namespace_options: NamespaceOption | None = None
     selinux_options: SELinuxOption | None = None
     run_as_user: Int64Value | None = None
@@ -58,7 +58,7 @@ class LinuxSandboxSecurityContext(Config):
     seccomp_profile_path: str = ""
 
 
-class LinuxPodConfig(Config):
+class LinuxPodConfig(Config, frozen=True):
     cgroup_parent: str = ""
     security_context: LinuxSandboxSecurityContext | None = None
     sysctls: dict[str, str] = {}
@@ -66,7 +66,7 @@ class LinuxPodConfig(Config):
     resources: LinuxContainerResources | None = None
 
 
-class PodConfig(Config):
+class PodConfig(Config, frozen=True):
     metadata: PodMetadata | None = None
     hostname: str = ""
     log_directory: str = ""

@@ -1,0 +1,196 @@
+"""Everything that a daemon is made of, made in order and taken apart in the reverse."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from atoll import errors
+from atoll.concurrency import Blocking, TaskOwner
+from atoll.config import Config, RuntimeHandler
+from atoll.container import store as container_store
+from atoll.container.store import ContainerStore
+from atoll.database import Database
+from atoll.engine import kinds
+from atoll.engine.engine import Engine
+from atoll.engine.orphans import Orphans
+from atoll.engine.parts import NAMESPACE, Parts
+from atoll.engine.paths import Paths
+from atoll.image import records as image_records
+from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
+from atoll.image.store import ImageStore
+from atoll.ledger import records as ledger_records
+from atoll.ledger.ledger import Ledger
+from atoll.linux.host import HostFacts, read_host_facts
+from atoll.linux.process import PidfdSpawner, Spawner
+from atoll.network.service import Network, NetworkSettings
+from atoll.oci.detect import Detected, detect
+from atoll.oci.features import RuntimeFeatures
+from atoll.runtime.binary import BinaryLauncher
+from atoll.runtime.binary import Daemon as ShimDaemon
+from atoll.runtime.forked import AtollLauncher
+from atoll.runtime.shim import Launcher
+from atoll.runtime.zygote import Zygote
+from atoll.sandbox import store as sandbox_store
+from atoll.sandbox.store import SandboxStore
+from atoll.sandboxers.shim import ShimController
+from atoll.shim.request import RuntimeChoice
+from atoll.snapshot import records as snapshot_records
+from atoll.snapshot.snapshotter import Snapshotter
+
+log = logging.getLogger(__name__)
+
+SCHEMAS = (
+    sandbox_store.SCHEMA,
+    container_store.SCHEMA,
+    ledger_records.SCHEMA,
+    snapshot_records.SCHEMA,
+    image_records.SCHEMA,
+)
+ATOLL_SHIM = "io.containerd.atoll.v1"
+
+
+@asynccontextmanager
+async def compose(config: Config) -> AsyncGenerator[Engine]:
+    """An engine with all its parts, recovered from nothing yet; leaving ends the daemon and no container."""
+    async with AsyncExitStack() as stack:
+        paths = Paths.prepare(Path(config.root), Path(config.state))
+        blocking = Blocking()
+        stack.callback(blocking.close)
+        spawner = PidfdSpawner()
+        host = await blocking.run(read_host_facts)
+        zygote = await stack.enter_async_context(await Zygote.start())
+        owner = await stack.enter_async_context(TaskOwner("daemon"))
+        detected = await _runtimes(config, paths, spawner)
+        db = await Database.open(paths.database, SCHEMAS)
+        stack.push_async_callback(db.close)
+        snapshotter = Snapshotter(paths.images, db, blocking)
+        stack.push_async_callback(snapshotter.close)
+        await snapshotter.recover()
+        images = ImageStore(paths.images, db, snapshotter, blocking, owner, _image_settings(config))
+        stack.push_async_callback(images.close)
+        await images.recover()
+        await _install_builtins(images)
+        network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
+        controllers = _controllers(config, paths, zygote, detected, spawner, blocking)
+        for controller in controllers.values():
+            stack.push_async_callback(controller.aclose)
+        orphans = Orphans(spawner, blocking)
+        sandboxes = await SandboxStore.open(db)
+        containers = await ContainerStore.open(db, paths.root, blocking)
+        ledger_kinds = kinds.make(
+            paths,
+            network=network,
+            controllers=controllers,
+            default_handler=config.default_runtime,
+            snapshotter=snapshotter,
+            cgroup_parent=f"{config.cgroup_parent}/{paths.instance}",
+            reaper=orphans,
+            blocking=blocking,
+        )
+        ledger = await Ledger.open(db, ledger_kinds, owner)
+        engine = Engine(
+            Parts(
+                config=config,
+                paths=paths,
+                db=db,
+                ledger=ledger,
+                sandboxes=sandboxes,
+                containers=containers,
+                images=images,
+                snapshotter=snapshotter,
+                network=network,
+                controllers=controllers,
+                features=_features(config, detected),
+                orphans=orphans,
+                host=host,
+                blocking=blocking,
+                owner=owner,
+            )
+        )
+        stack.push_async_callback(engine.aclose)
+        yield engine
+
+
+async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[str, Detected]:
+    """The OCI runtime of each choice that the config makes; those that do not work are told when they are used."""
+    found: dict[str, Detected] = {}
+    for name in {handler.oci_runtime for handler in config.runtimes.values()}:
+        found[name] = await detect(name, spawner, cache=paths.root / "runtimes.json", scratch=paths.state)
+    return found
+
+
+async def _install_builtins(images: ImageStore) -> None:
+    try:
+        await images.install_builtins()
+    except errors.FailedPrecondition as error:
+        log.warning("the built-in images are missing: %s", error)
+
+
+def _image_settings(config: Config) -> ImageSettings:
+    registries = {
+        name: RegistryConfig(
+            insecure=one.plain_http or one.skip_verify,
+            mirrors=one.mirrors,
+            ca_file=Path(one.ca_file) if one.ca_file else None,
+        )
+        for name, one in config.images.registries.items()
+    }
+    limits = ImageLimits(max_layer_bytes=config.images.max_layer_bytes, unpacks=config.images.max_concurrent_unpacks)
+    return ImageSettings(registries=registries, limits=limits)
+
+
+def _network_settings(config: Config, paths: Paths) -> NetworkSettings:
+    return NetworkSettings(
+        root=paths.root,
+        state=paths.state,
+        conf_dir=Path(config.network.conf_dir),
+        bin_dirs=tuple(Path(one) for one in config.network.bin_dirs),
+        max_conf_num=config.network.max_conf_num,
+        default_subnet=config.network.default_subnet,
+        pool_size=config.network.pool_size,
+        pool_networks=frozenset(config.network.pool_networks),
+    )
+
+
+def _controllers(
+    config: Config,
+    paths: Paths,
+    zygote: Zygote,
+    detected: Mapping[str, Detected],
+    spawner: Spawner,
+    blocking: Blocking,
+) -> dict[str, ShimController]:
+    """One controller for each handler, so that its shim and OCI runtime are its own."""
+    controllers: dict[str, ShimController] = {}
+    for name, handler in config.runtimes.items():
+        launcher = _launcher(config, paths, handler, zygote, detected[handler.oci_runtime], spawner, blocking)
+        controllers[name] = ShimController(
+            launcher=launcher, bundles=paths.shims, namespace=NAMESPACE, blocking=blocking
+        )
+    return controllers
+
+
+def _launcher(
+    config: Config,
+    paths: Paths,
+    handler: RuntimeHandler,
+    zygote: Zygote,
+    runtime: Detected,
+    spawner: Spawner,
+    blocking: Blocking,
+) -> Launcher:
+    if handler.shim == ATOLL_SHIM:
+        choice = RuntimeChoice(
+            binary=str(runtime.binary), root=str(paths.state / "oci"), systemd_cgroup=handler.systemd_cgroup
+        )
+        return AtollLauncher(zygote, sockets=paths.sockets, runtime=choice, events_address="", blocking=blocking)
+    daemon = ShimDaemon(grpc_address=str(config.socket_path), events_address="", binary=sys.executable)
+    return BinaryLauncher(daemon, spawner, blocking)
+
+
+def _features(config: Config, detected: Mapping[str, Detected]) -> dict[str, RuntimeFeatures]:
+    return {name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()}

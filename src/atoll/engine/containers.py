@@ -1,0 +1,364 @@
+"""The use cases of a container: create, start, stop, remove, and the watch over its end.
+
+create  image, snapshot, spec, bundle; checkpoint, then record, snapshot and ledger in one commit
+start   Task.Create and Task.Start in the pod's shim; a failed start is terminal: EXITED, code 128
+exit    seen by Task.Wait, told by the checkpoint; then Task.Delete, the latch, the event
+remove  the ledger walk in reverse: task, bundle, snapshot, folder; then record and checkpoint
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from pathlib import Path
+
+from atoll import errors
+from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
+from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
+from atoll.concurrency import SingleFlight
+from atoll.container.config import ContainerConfig
+from atoll.container.metadata import Metadata
+from atoll.container.status import ContainerResources, State, Status
+from atoll.container.store import Container, ContainerRecord
+from atoll.database import Plan
+from atoll.engine import kinds, specs
+from atoll.engine.events import Event, EventType
+from atoll.engine.parts import NAMESPACE, Parts
+from atoll.engine.phases import Story
+from atoll.engine.pod import Pod
+from atoll.engine.signals import resolve
+from atoll.image.model import Image
+from atoll.oci import spec as oci
+from atoll.oci.config import NamespaceMode
+from atoll.runtime.bundle import Bundle
+from atoll.runtime.task import StdioPaths, TaskClient
+from atoll.sandbox.controller import ExitStatus, TypedAny
+from atoll.sandbox.controller import State as PodState
+from atoll.shim.stdio.request import cri_uri
+
+log = logging.getLogger(__name__)
+
+START_ERROR_CODE = 128
+KILL_TIMEOUT_S = 30.0
+TEARDOWN_TIMEOUT_S = 60.0
+SIGKILLED = 128 + signal.SIGKILL
+
+
+class Containers:
+    """Every container of every pod."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._creates: SingleFlight[str, Container] = SingleFlight(parts.owner)
+        self._starts: SingleFlight[str, None] = SingleFlight(parts.owner)
+        self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
+        self._watched: set[str] = set()
+
+    def get(self, container_id: str) -> Container:
+        """By ID or unique prefix; raises `NotFound` or `InvalidArgument`."""
+        return self._parts.containers.get(container_id)
+
+    def list(self, pod_id: str | None = None) -> tuple[Container, ...]:
+        return self._parts.containers.list(pod_id)
+
+    # --- create ---
+
+    async def create(self, pod: Pod, config: ContainerConfig) -> Container:
+        """Make a container in a READY pod; CREATED when it returns.
+
+        A request of the same name and attempt in the pod joins the one in flight, or gets the container
+        that is CREATED with the same config. On an error everything is undone.
+        """
+        if config.metadata is None or not config.metadata.name:
+            raise errors.InvalidArgument("container config: metadata.name is required")
+        if config.image is None or not config.image.image:
+            raise errors.InvalidArgument("container config: image.image is required")
+        if pod.state is not PodState.READY:
+            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, no container can be made in it")
+        name = f"{config.metadata.name}_{pod.name.rpartition('_')[0]}_{config.metadata.attempt}"
+        holder = self._parts.containers.names.key(name)
+        if holder is not None and self._creates.running(name) is None:
+            held = self._parts.containers.get(holder)
+            if held.metadata.config == config and held.status.get().state is State.CREATED:
+                return held
+            raise errors.AlreadyExists(f"container {name}: is there as {holder[:13]}; remove it first")
+        return await self._creates.run(
+            name, lambda: self._create(pod, name, config), name=f"pod/{pod.id}/create/{config.metadata.name}"
+        )
+
+    async def _create(self, pod: Pod, name: str, config: ContainerConfig) -> Container:
+        parts = self._parts
+        assert config.image is not None
+        image = parts.images.get(config.image.image)
+        container_id = secrets.token_hex(32)
+        story = parts.stories.begin(pod.id, "create", container_id)
+        with story.step("spec"):
+            spec = await parts.blocking.run(
+                specs.build, parts, pod, container_id, config, image, self._target(pod, config)
+            )
+        now = time.time_ns()
+        log_path = ""
+        if pod.config.log_directory and config.log_path:
+            log_path = f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
+        metadata = Metadata(
+            id=container_id,
+            name=name,
+            sandbox_id=pod.id,
+            config=config,
+            image_ref=image.id,
+            log_path=log_path,
+            stop_signal=image.config.stop_signal,
+        )
+        record = ContainerRecord(
+            metadata=metadata,
+            created_at=now,
+            image=config.image.image,
+            snapshot_key=container_id,
+            spec=oci.encode(spec),
+            labels=config.labels,
+        )
+        resources = ContainerResources(linux=config.resources) if config.linux is not None else None
+        container = await self._record(record, image, Status(created_at=now, resources=resources), story)
+        self._publish(EventType.CREATED, container)
+        return container
+
+    def _target(self, pod: Pod, config: ContainerConfig) -> Container | None:
+        """The container whose pid namespace is asked for; it must run in the same pod."""
+        options = config.security.namespace_options
+        if options is None or options.pid is not NamespaceMode.TARGET:
+            return None
+        target = self.get(options.target_id)
+        if target.sandbox_id != pod.id or target.status.get().state is not State.RUNNING:
+            raise errors.InvalidArgument(f"target_id {options.target_id!r}: no running container of this pod")
+        return target
+
+    async def _record(self, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
+        """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
+        parts = self._parts
+        parent = image.chain_ids[-1]
+        try:
+            async with parts.snapshotter.preparing(record.id, parent) as prepared:
+                with story.step("record", "disk"):
+                    container = await parts.containers.prepare(record, status)
+                    await parts.db.commit(
+                        parts.containers.plan_add(container),
+                        Plan(prepared.record),
+                        parts.ledger.plan_enter(*kinds.container_intents(record.id)),
+                    )
+            with story.step("bundle"):
+                await parts.blocking.run(self._bundle(record.id).create, record.spec)
+        except BaseException:
+            await self._release(record.id)
+            raise
+        return container
+
+    def _bundle(self, container_id: str) -> Bundle:
+        return Bundle(id=container_id, namespace=NAMESPACE, path=self._parts.paths.bundles / container_id)
+
+    # --- start ---
+
+    async def start(self, pod: Pod, container_id: str) -> None:
+        """Run a CREATED container. A failure leaves it EXITED with code 128 and reason `StartError`."""
+        container = self.get(container_id)
+        if pod.state is not PodState.READY:
+            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, nothing can be started in it")
+        await container.status.update(lambda status: status.begin_start())
+        await self._starts.run(
+            container.id, lambda: self._start(pod, container), name=f"pod/{pod.id}/start/{container.id}"
+        )
+
+    async def _start(self, pod: Pod, container: Container) -> None:
+        parts = self._parts
+        story = parts.stories.begin(pod.id, "start", container.id)
+        tasks = tasks_of(pod)
+        try:
+            mounts = await parts.snapshotter.mounts(container.record.snapshot_key)
+            with story.step("create task", "OCI runtime"):
+                pid = await tasks.create(
+                    container.id,
+                    bundle=str(self._bundle(container.id).path),
+                    rootfs=mounts,
+                    stdio=self._stdio(container),
+                )
+            with story.step("start task", "OCI runtime"):
+                pid = await tasks.start(container.id) or pid
+            with story.step("checkpoint", "disk"):
+                await container.status.update_sync(lambda status: status.started(pid=pid, at=time.time_ns()))
+        except BaseException as error:
+            await self._start_failed(container, tasks, error)
+            raise
+        self.watch(pod, container)
+        self._publish(EventType.STARTED, container)
+
+    async def _start_failed(self, container: Container, tasks: TaskClient, error: BaseException) -> None:
+        with contextlib.suppress(errors.AtollError):
+            await tasks.kill(container.id, signal.SIGKILL, all_processes=True)
+        with contextlib.suppress(errors.AtollError):
+            await tasks.delete(container.id)
+        message = str(error) or type(error).__name__
+        await container.status.update_sync(
+            lambda status: status.exited(code=START_ERROR_CODE, at=time.time_ns(), reason="StartError", message=message)
+        )
+
+    def _stdio(self, container: Container) -> StdioPaths:
+        config = container.metadata.config
+        assert config is not None
+        log_path = Path(container.metadata.log_path) if container.metadata.log_path else None
+        output = cri_uri(log_path, max_line=self._parts.config.max_container_log_line_bytes)
+        return StdioPaths(
+            stdin=cri_uri(stdin_once=config.stdin_once) if config.stdin else "",
+            stdout=output,
+            stderr="" if config.tty else output,
+            terminal=config.tty,
+        )
+
+    # --- the end of a container ---
+
+    def watch(self, pod: Pod, container: Container) -> None:
+        """See to the container's exit; one watch a container."""
+        if container.id not in self._watched:
+            self._watched.add(container.id)
+            self._parts.owner.spawn(self._await_exit(pod, container), name=f"pod/{pod.id}/wait/{container.id}")
+
+    async def _await_exit(self, pod: Pod, container: Container) -> None:
+        try:
+            end = await self._exit_of(pod, container)
+            await self.settle_exit(pod, container, end)
+        finally:
+            self._watched.discard(container.id)
+
+    async def _exit_of(self, pod: Pod, container: Container) -> ExitStatus:
+        try:
+            return await tasks_of(pod).wait(container.id)
+        except (errors.NotFound, errors.Unavailable):
+            return await self._parts.orphans.ended(self._bundle(container.id).path)
+
+    async def settle_exit(self, pod: Pod, container: Container, end: ExitStatus) -> None:
+        """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""
+        reason = ""
+        if end.exit_status == SIGKILLED and await self._was_oom_killed(pod, container):
+            reason = "OOMKilled"
+        at = int(end.exited_at.timestamp() * 1e9)
+        await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at, reason=reason))
+        self._publish(EventType.STOPPED, container)
+        try:
+            await tasks_of(pod).delete(container.id)
+        except errors.NotFound:
+            return
+        except errors.AtollError as error:
+            log.warning("container %s: its task is not deleted yet: %s", container.id[:13], error)
+
+    async def _was_oom_killed(self, pod: Pod, container: Container) -> bool:
+        try:
+            metrics = await tasks_of(pod).stats(container.id)
+        except errors.AtollError:
+            return False
+        return _oom_kills(metrics) > 0
+
+    def _publish(self, kind: EventType, container: Container) -> None:
+        event = Event(type=kind, pod_id=container.sandbox_id, container_id=container.id, at_ns=time.time_ns())
+        self._parts.events.publish(event)
+
+    # --- stop ---
+
+    async def stop(self, pod: Pod, container_id: str, timeout_s: float) -> None:
+        """Send the stop signal, wait `timeout_s`, then SIGKILL. Idempotent; unknown or not running is done.
+
+        A caller that goes away while the container still has time stops the escalation, not the signal.
+        """
+        try:
+            container = self.get(container_id)
+        except errors.NotFound:
+            return
+        if not container.status.get().can_stop:
+            return
+        story = self._parts.stories.begin(pod.id, "stop", container.id)
+        if timeout_s > 0:
+            with story.step("stop signal", "the container"):
+                if await self._stopped_politely(pod, container, timeout_s):
+                    return
+        with story.step("kill", "the kernel"):
+            await self._kill(pod, container)
+
+    async def _stopped_politely(self, pod: Pod, container: Container, timeout_s: float) -> bool:
+        if not container.stop_signalled:
+            container.stop_signalled = True
+            config = container.metadata.config
+            number = resolve(config.stop_signal if config is not None else 0, container.metadata.stop_signal)
+            with contextlib.suppress(errors.NotFound):
+                await tasks_of(pod).kill(container.id, number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(container.stopped.wait(), timeout_s)
+        return container.stopped.is_set
+
+    async def _kill(self, pod: Pod, container: Container) -> None:
+        try:
+            await tasks_of(pod).kill(container.id, signal.SIGKILL, all_processes=True)
+        except errors.NotFound:
+            log.debug("container %s: ended before SIGKILL", container.id[:13])
+        except errors.Unavailable as error:
+            log.warning("container %s: killed by its cgroup: %s", container.id[:13], error)
+            await self._parts.orphans.kill(self._bundle(container.id).path)
+        try:
+            await asyncio.wait_for(container.stopped.wait(), KILL_TIMEOUT_S)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                f"container {container.id[:13]}: its processes did not end within {KILL_TIMEOUT_S:g} s of SIGKILL"
+            ) from None
+
+    async def kill_all(self, pod: Pod) -> None:
+        """SIGKILL every running container of the pod and wait for their ends."""
+        running = [one for one in self.list(pod.id) if one.status.get().can_stop]
+        async with asyncio.TaskGroup() as group:
+            for container in running:
+                group.create_task(self._kill(pod, container), name=f"pod/{pod.id}/kill/{container.id}")
+
+    # --- remove ---
+
+    async def remove(self, pod: Pod | None, container_id: str) -> None:
+        """Remove a container, killing it where it runs. Idempotent; unknown is done."""
+        try:
+            container = self.get(container_id)
+        except errors.NotFound:
+            return
+        await self._ends.run(
+            ("remove", container.id), lambda: self._remove(pod, container), name=f"container/{container.id}/remove"
+        )
+
+    async def _remove(self, pod: Pod | None, container: Container) -> None:
+        if pod is not None and container.status.get().can_stop:
+            await self._kill(pod, container)
+        await container.status.update(lambda status: status.begin_removal())
+        story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
+        with story.step("release", "ledger"):
+            await self._release(container.id)
+        self._publish(EventType.DELETED, container)
+
+    async def remove_all(self, pod: Pod) -> None:
+        """Remove every container of a stopped pod."""
+        async with asyncio.TaskGroup() as group:
+            for container in self.list(pod.id):
+                group.create_task(self.remove(pod, container.id), name=f"pod/{pod.id}/remove/{container.id}")
+
+    async def _release(self, container_id: str) -> None:
+        debts = await self._parts.ledger.release_all(container_id, within=TEARDOWN_TIMEOUT_S)
+        for debt in debts:
+            log.error("container %s: not freed yet, will be retried: %s", container_id[:13], debt)
+        await self._parts.containers.delete(container_id)
+
+
+def tasks_of(pod: Pod) -> TaskClient:
+    """The Task API of a pod's shim; raises `Unavailable` where the shim is gone."""
+    if pod.shim is None or pod.shim.client.is_closed:
+        raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
+    return pod.shim.tasks
+
+
+def _oom_kills(metrics: TypedAny) -> int:
+    if metrics.type_url.endswith("cgroups.v2.Metrics"):
+        return cgroups_v2.Metrics.FromString(metrics.value).memory_events.oom_kill
+    return cgroups_v1.Metrics.FromString(metrics.value).memory_oom_control.oom_kill

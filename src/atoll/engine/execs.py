@@ -1,0 +1,239 @@
+"""One more process in a running container: with its streams, or to its end with its output.
+
+Every exec has an ID of its own, is deleted from its shim at the end whatever happens, and where it has
+a time limit its whole tree is killed when that runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import run_to_completion
+from atoll.container.status import State
+from atoll.container.store import Container
+from atoll.engine import specs
+from atoll.engine.containers import tasks_of
+from atoll.engine.parts import Parts
+from atoll.engine.pod import Pod
+from atoll.oci import spec as oci
+from atoll.runtime.streams import Capture, ProcessIO, open_process
+from atoll.runtime.task import StdioPaths, TaskClient
+from atoll.sandbox.controller import ExitStatus
+from atoll.shim.stdio.request import stream_uri
+
+log = logging.getLogger(__name__)
+
+OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+"""Kept of each stream of a captured exec; the rest is read and dropped."""
+
+DRAIN_TIMEOUT_S = 10.0
+"""How long output may be held open by what an exec left behind, after its own end."""
+
+CLEANUP_TIMEOUT_S = 30.0
+MAX_EXECS = 256
+"""Execs at one time in one container."""
+
+
+class Cause(StrEnum):
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    TIMED_OUT = "timed out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecRequest:
+    """What to run. `env` is added to the container's; `user` is `uid[:gid]` or a name of the image."""
+
+    command: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    tty: bool = False
+    stdin: bool = False
+    timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """How an exec ended, and its output: whole, or the first `OUTPUT_LIMIT_BYTES` of a stream."""
+
+    exit: ExitStatus
+    cause: Cause
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Exec:
+    """A started exec; `io` has the streams that were asked for."""
+
+    id: str
+    pid: int
+    io: ProcessIO
+    container_id: str
+    tasks: TaskClient = field(repr=False)
+    timed_out: bool = False
+
+    async def wait(self) -> ExitStatus:
+        return await self.tasks.wait(self.container_id, self.id)
+
+    async def resize(self, width: int, height: int) -> None:
+        await self.tasks.resize_pty(self.container_id, exec_id=self.id, width=width, height=height)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the process; fine where it has ended."""
+        with contextlib.suppress(errors.NotFound):
+            await self.tasks.kill(self.container_id, number, exec_id=self.id)
+
+    async def kill_tree(self) -> None:
+        """SIGKILL the process and all it started that is still its own."""
+        with contextlib.suppress(errors.NotFound):
+            await self.tasks.kill(self.container_id, signal.SIGKILL, exec_id=self.id, all_processes=True)
+
+
+class Execs:
+    """Starts execs in the containers of an engine."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._running: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def open(self, pod: Pod, container: Container, request: ExecRequest) -> AsyncGenerator[Exec]:
+        """Start a process with live streams; leaving the context kills what runs and deletes it.
+
+        Raises `FailedPrecondition` where the container does not run, `ResourceExhausted` past `MAX_EXECS`,
+        `InvalidArgument` for an empty command.
+        """
+        if not request.command:
+            raise errors.InvalidArgument("exec: the command is empty")
+        if container.status.get().state is not State.RUNNING:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, nothing can be run in it")
+        if self._running.get(container.id, 0) >= MAX_EXECS:
+            raise errors.ResourceExhausted(f"container {container.id[:13]}: has {MAX_EXECS} execs already")
+        self._running[container.id] = self._running.get(container.id, 0) + 1
+        tasks = tasks_of(pod)
+        exec_id = secrets.token_hex(16)
+        try:
+            started = await self._start(pod, container, request, tasks, exec_id)
+            try:
+                yield started
+            finally:
+                started.io.close()
+                await run_to_completion(self._end(started), within=CLEANUP_TIMEOUT_S)
+        finally:
+            self._running[container.id] -= 1
+            if not self._running[container.id]:
+                del self._running[container.id]
+
+    async def _start(
+        self, pod: Pod, container: Container, request: ExecRequest, tasks: TaskClient, exec_id: str
+    ) -> Exec:
+        assert pod.shim is not None
+        user = None
+        if request.user:
+            user = await self._parts.blocking.run(specs.exec_user, self._parts, container, request.user)
+        process = exec_process(oci.decode(container.record.spec), request, user)
+        address = pod.shim.bootstrap.address
+        names = {"stdout": f"{exec_id}-stdout"}
+        if not request.tty:
+            names["stderr"] = f"{exec_id}-stderr"
+        if request.stdin:
+            names["stdin"] = f"{exec_id}-stdin"
+        stdio = StdioPaths(terminal=request.tty, **{key: stream_uri(address, name) for key, name in names.items()})
+        await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=stdio)
+        io: ProcessIO | None = None
+        try:
+            io = await open_process(
+                pod.shim.client,
+                stdin=names.get("stdin", ""),
+                stdout=names["stdout"],
+                stderr=names.get("stderr", ""),
+            )
+            pid = await tasks.start(container.id, exec_id)
+        except BaseException:
+            if io is not None:
+                io.close()
+            await run_to_completion(_forget(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
+            raise
+        return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks)
+
+    async def _end(self, started: Exec) -> None:
+        await started.kill_tree()
+        with contextlib.suppress(errors.NotFound, errors.Unavailable):
+            await started.wait()
+        await _forget(started.tasks, started.container_id, started.id)
+
+    async def sync(self, pod: Pod, container: Container, request: ExecRequest) -> ExecResult:
+        """Run to the end and give all of the output.
+
+        With a time limit that runs out, the tree is killed and the result says `TIMED_OUT` with the output
+        so far. A background child that keeps the streams open is waited for `DRAIN_TIMEOUT_S` at most.
+        """
+        async with self.open(pod, container, request) as started:
+            captured = Capture(started.io, OUTPUT_LIMIT_BYTES)
+            cause = Cause.EXITED
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(captured.run(), name=f"exec/{started.id}/output")
+                try:
+                    async with asyncio.timeout(request.timeout_s or None):
+                        end = await started.wait()
+                except TimeoutError:
+                    cause = Cause.TIMED_OUT
+                    await started.kill_tree()
+                    end = await started.wait()
+                await asyncio.wait({reading}, timeout=DRAIN_TIMEOUT_S)
+                reading.cancel()
+        if cause is Cause.EXITED and end.exit_status > 128 and end.exit_status - 128 <= signal.SIGRTMAX:
+            cause = Cause.SIGNALLED
+        return ExecResult(
+            exit=end,
+            cause=cause,
+            stdout=captured.stdout,
+            stderr=captured.stderr,
+            truncated=captured.stdout_truncated or captured.stderr_truncated,
+        )
+
+
+async def _forget(tasks: TaskClient, container_id: str, exec_id: str) -> None:
+    try:
+        await tasks.delete(container_id, exec_id)
+    except (errors.NotFound, errors.Unavailable):
+        return
+    except errors.AtollError as error:
+        log.warning("exec %s of container %s: is not deleted: %s", exec_id, container_id[:13], error)
+
+
+def exec_process(spec: oci.Spec, request: ExecRequest, user: oci.User | None = None) -> oci.Process:
+    """The container's own process with another command, and what the request adds."""
+    base = spec.process
+    if base is None:
+        raise errors.FailedPrecondition("the container's spec has no process to take after")
+    env = tuple(base.env)
+    if request.env:
+        names = {one.partition("=")[0] for one in request.env}
+        env = (*(one for one in env if one.partition("=")[0] not in names), *request.env)
+    if request.tty and not any(one.startswith("TERM=") for one in env):
+        env = (*env, "TERM=xterm")
+    changes: dict[str, object] = {
+        "args": type(base.args)(request.command),
+        "env": type(base.env)(env),
+        "terminal": request.tty,
+    }
+    if request.working_dir:
+        changes["cwd"] = request.working_dir
+    if user is not None:
+        changes["user"] = user
+    return msgspec.structs.replace(base, **changes)

@@ -1,0 +1,300 @@
+"""What the ledger knows of a pod and of a container, in the order it is entered.
+
+    pod         pod-files   hostname, hosts, resolv.conf, shm in <state>/pods/<pod>        (gone after a reboot)
+                network     netns and CNI attachment; its owner is `net.<pod>`, for it may outlive the pod
+                cgroup      <cgroup_parent>/<instance>/<pod>, where the pod brought none   (gone after a reboot)
+                sandbox     what the sandboxer made: stop and shutdown
+    container   checkpoint  <root>/containers/<container>
+                snapshot    the writable layer
+                bundle      <state>/bundles/<container> and what is mounted in it          (gone after a reboot)
+                task        the OCI container and its processes                            (gone after a reboot)
+
+Teardown is the same list from the bottom to the top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import Blocking
+from atoll.engine import orphans
+from atoll.engine.paths import Paths
+from atoll.ledger.kind import Entry, Found, Intent, Kind
+from atoll.ledger.paths import DirectoryKind
+from atoll.linux import cgroup_layout
+from atoll.network.model import Attachment, AttachRequest
+from atoll.network.service import Network
+from atoll.runtime.bundle import remove_mounted_tree
+from atoll.sandbox.controller import Controller
+from atoll.shim.pod_cgroup import PodCgroup
+from atoll.snapshot.records import Kind as SnapshotKind
+from atoll.snapshot.snapshotter import Snapshotter
+
+POD_FILES = "pod-files"
+NETWORK = "network"
+CGROUP = "cgroup"
+SANDBOX = "sandbox"
+CHECKPOINT = "checkpoint"
+SNAPSHOT = "snapshot"
+BUNDLE = "bundle"
+TASK = "task"
+
+CGROUP_EMPTY_S = 2.0
+
+NETWORK_OWNER = "net."
+"""Prefix of the owner of a pod's network entry."""
+
+
+class MountedFolderKind(Kind):
+    """A folder of the volatile state with mounts of ours in it, named by its owner."""
+
+    volatile = True
+    limit_s: float = 60.0
+
+    def __init__(self, name: str, folder: Path, blocking: Blocking) -> None:
+        self.name = name
+        self._folder = folder
+        self._blocking = blocking
+
+    async def release(self, entry: Entry) -> None:
+        await self._blocking.run(remove_mounted_tree, self._folder / entry.key)
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(os.path.lexists, self._folder / entry.key)
+
+    async def scan(self) -> list[Found]:
+        names = await self._blocking.run(_names, self._folder)
+        return [Found(kind=self.name, key=name, owner=name) for name in names]
+
+
+class NetworkKind(Kind):
+    """A pod's network: `data` holds the request, and the attachment once it is known."""
+
+    name = NETWORK
+    limit_s: float = 45.0
+
+    def __init__(self, network: Network, blocking: Blocking) -> None:
+        self._network = network
+        self._blocking = blocking
+
+    async def release(self, entry: Entry) -> None:
+        await self._network.detach(self.decode(entry))
+
+    @staticmethod
+    def decode(entry: Entry) -> Attachment | AttachRequest:
+        if "attachment" in entry.data:
+            return msgspec.json.decode(entry.data["attachment"], type=Attachment)
+        return msgspec.json.decode(entry.data["request"], type=AttachRequest)
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(os.path.lexists, self.decode(entry).netns_path)
+
+    async def scan(self) -> list[Found]:
+        found: list[Found] = []
+        for name in await self._blocking.run(_names, self._network.netns_folder):
+            if name.startswith(pool.PREFIX):
+                continue  # the pool keeps its own account, in files
+            path = self._network.netns_folder / name
+            request = AttachRequest(sandbox_id=name, netns_path=str(path))
+            data = {"request": msgspec.json.encode(request).decode()}
+            found.append(Found(kind=NETWORK, key=name, owner=NETWORK_OWNER + name, data=data))
+        return found
+
+
+class CgroupKind(Kind):
+    """The cgroup that is the parent of a pod's containers; `data` holds its path in the hierarchy."""
+
+    name = CGROUP
+    volatile = True
+
+    def __init__(self, parent: str, blocking: Blocking) -> None:
+        self._parent = parent
+        self._blocking = blocking
+
+    def _of(self, entry: Entry) -> PodCgroup:
+        found = PodCgroup.at(f"{self._parent}/{entry.key}", exclusive=True)
+        if found is None:
+            raise errors.FailedPrecondition(f"cgroup {self._parent}/{entry.key}: is a slice of systemd's, not ours")
+        return found
+
+    async def release(self, entry: Entry) -> None:
+        await self._blocking.run(_remove_cgroup, self._of(entry))
+
+    async def exists(self, entry: Entry) -> bool:
+        # Made by the shim when the sandbox is, so the entry may well come before it; after that it stays.
+        return True
+
+    async def scan(self) -> list[Found]:
+        names: set[str] = set()
+        for mount in cgroup_layout.detect().mounts:
+            names.update(await self._blocking.run(_folders, mount / self._parent[1:]))
+        return [Found(kind=CGROUP, key=name, owner=name) for name in sorted(names)]
+
+
+class SandboxKind(Kind):
+    """A sandbox as its controller holds it; `data` names the runtime handler."""
+
+    name = SANDBOX
+    limit_s: float = 60.0
+
+    def __init__(self, controllers: Mapping[str, Controller], default: str, shims: Path, blocking: Blocking) -> None:
+        self._controllers = controllers
+        self._default = default
+        self._shims = shims
+        self._blocking = blocking
+
+    def _controller(self, entry: Entry) -> Controller:
+        name = entry.data.get("handler", "")
+        controller = self._controllers.get(name)
+        if controller is None:
+            raise errors.FailedPrecondition(
+                f"sandbox {entry.key[:13]}: its runtime handler {name!r} is not configured any more; put it back"
+            )
+        return controller
+
+    async def release(self, entry: Entry) -> None:
+        controller = self._controller(entry)
+        await controller.stop(entry.key)
+        with contextlib.suppress(errors.NotFound):
+            await controller.shutdown(entry.key)
+
+    async def exists(self, entry: Entry) -> bool:
+        try:
+            await self._controller(entry).status(entry.key)
+        except errors.NotFound:
+            return await self._blocking.run(os.path.lexists, self._shims / entry.key)
+        return True
+
+    async def scan(self) -> list[Found]:
+        names = await self._blocking.run(_names, self._shims)
+        return [Found(kind=SANDBOX, key=name, owner=name, data={"handler": self._default}) for name in names]
+
+
+class SnapshotRemovalKind(Kind):
+    """The writable layer of a container."""
+
+    name = SNAPSHOT
+    limit_s: float = 60.0
+
+    def __init__(self, snapshotter: Snapshotter) -> None:
+        self._snapshotter = snapshotter
+
+    async def release(self, entry: Entry) -> None:
+        await self._snapshotter.remove(entry.key)
+
+    async def exists(self, entry: Entry) -> bool:
+        return self._snapshotter.has(entry.key)
+
+    async def scan(self) -> list[Found]:
+        active = self._snapshotter.walk(SnapshotKind.ACTIVE)
+        return [Found(kind=SNAPSHOT, key=snapshot.name, owner=snapshot.name) for snapshot in active]
+
+
+class TaskKind(Kind):
+    """A container in its OCI runtime; released without its shim, which has done it long before where it lives.
+
+    What is needed for that is in the record that the shim wrote into the bundle before it made the
+    container; where there is none nothing was made.
+    """
+
+    name = TASK
+    volatile = True
+    limit_s: float = 60.0
+
+    def __init__(self, paths: Paths, reaper: orphans.Orphans) -> None:
+        self._paths = paths
+        self._orphans = reaper
+
+    async def release(self, entry: Entry) -> None:
+        await self._orphans.delete(self._paths.bundles / entry.key)
+
+    async def exists(self, entry: Entry) -> bool:
+        # Until the container is removed the entry stands for what may be made at any time by a start.
+        return True
+
+    async def scan(self) -> list[Found]:
+        return []
+
+
+def make(
+    paths: Paths,
+    *,
+    network: Network,
+    controllers: Mapping[str, Controller],
+    default_handler: str,
+    snapshotter: Snapshotter,
+    cgroup_parent: str,
+    reaper: orphans.Orphans,
+    blocking: Blocking,
+) -> dict[str, Kind]:
+    """Every kind of this daemon, by name."""
+    kinds: tuple[Kind, ...] = (
+        MountedFolderKind(POD_FILES, paths.pods, blocking),
+        NetworkKind(network, blocking),
+        CgroupKind(cgroup_parent, blocking),
+        SandboxKind(controllers, default_handler, paths.shims, blocking),
+        DirectoryKind(CHECKPOINT, paths.containers, blocking),
+        SnapshotRemovalKind(snapshotter),
+        MountedFolderKind(BUNDLE, paths.bundles, blocking),
+        TaskKind(paths, reaper),
+    )
+    return {kind.name: kind for kind in kinds}
+
+
+def pod_intents(pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool) -> tuple[Intent, ...]:
+    """What a pod is about to acquire; `request` is None with the host's network."""
+    intents = [Intent(owner=pod_id, kind=POD_FILES, key=pod_id)]
+    if request is not None:
+        data = {"request": msgspec.json.encode(request).decode()}
+        intents.append(Intent(owner=NETWORK_OWNER + pod_id, kind=NETWORK, key=pod_id, data=data))
+    if own_cgroup:
+        intents.append(Intent(owner=pod_id, kind=CGROUP, key=pod_id))
+    intents.append(Intent(owner=pod_id, kind=SANDBOX, key=pod_id, data={"handler": handler}))
+    return tuple(intents)
+
+
+def container_intents(container_id: str) -> tuple[Intent, ...]:
+    """What a container is about to acquire."""
+    return tuple(
+        Intent(owner=container_id, kind=kind, key=container_id) for kind in (CHECKPOINT, SNAPSHOT, BUNDLE, TASK)
+    )
+
+
+def network_data(attachment: Attachment) -> dict[str, str]:
+    """What the network's entry says once it is known."""
+    return {"attachment": msgspec.json.encode(attachment).decode()}
+
+
+def _remove_cgroup(found: PodCgroup) -> None:
+    deadline = time.monotonic() + CGROUP_EMPTY_S
+    while True:
+        found.kill()
+        try:
+            return found.remove()
+        except OSError as error:
+            # A killed process leaves its cgroup only once the kernel is done with it; nothing tells when.
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise errors.Unavailable(f"cgroup {found.path}: {error.strerror} ({error.filename})") from error
+            time.sleep(0.005)
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,85 @@
+"""Containers whose shim is gone: how they ended, how they are ended, how they are cleared away.
+
+Everything comes from the records that the shim left in the bundle (`atoll.shim.records`) and from the
+kernel: the cgroups and the init process named there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atoll import errors
+from atoll.concurrency import Blocking
+from atoll.linux.process import Spawner
+from atoll.oci.runtime import OCIRuntime
+from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus
+from atoll.shim import cgroups, records
+
+
+class Orphans:
+    """Acts for shims that no longer can."""
+
+    def __init__(self, spawner: Spawner, blocking: Blocking) -> None:
+        self._spawner = spawner
+        self._blocking = blocking
+
+    async def ended(self, bundle: Path) -> ExitStatus:
+        """How the container's init ended: as recorded, else once it is gone 255, since nobody can know.
+
+        Waits for an init that still runs.
+        """
+        record = await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
+        if record is not None:
+            at = datetime.fromtimestamp(record.exited_at_ns / 1e9, UTC)
+            return ExitStatus(exit_status=record.exit_status, exited_at=at)
+        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        if task is not None and task.pid and _is_of(task):
+            await _gone(task.pid)
+        return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+
+    async def kill(self, bundle: Path) -> None:
+        """SIGKILL every process of the container, by its cgroups."""
+        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        if task is not None:
+            await self._blocking.run(cgroups.kill, _folders(task))
+
+    async def delete(self, bundle: Path) -> None:
+        """Clear the container out of its OCI runtime, its processes first; idempotent."""
+        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        if task is None:
+            return
+        runtime = OCIRuntime(Path(task.binary), Path(task.root), self._spawner, systemd_cgroup=task.systemd_cgroup)
+        await self._blocking.run(cgroups.kill, _folders(task))
+        if not (Path(task.root) / task.id).exists():
+            return
+        try:
+            await runtime.delete(task.id, force=True)
+        except errors.NotFound:
+            return
+
+
+def _folders(task: records.TaskRecord) -> tuple[Path, ...]:
+    return tuple(Path(folder) for folder in task.cgroups)
+
+
+def _is_of(task: records.TaskRecord) -> bool:
+    """Whether the recorded pid is still this container's, and not a later process of the same number."""
+    return task.pid in cgroups.pids(_folders(task))
+
+
+async def _gone(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)

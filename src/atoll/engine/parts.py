@@ -1,0 +1,53 @@
+"""What the engine works with; made by the daemon, passed in, never looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from atoll.concurrency import Blocking, TaskOwner
+from atoll.config import Config
+from atoll.container.store import ContainerStore
+from atoll.database import Database
+from atoll.engine.events import EventBus
+from atoll.engine.orphans import Orphans
+from atoll.engine.paths import Paths
+from atoll.engine.phases import Stories
+from atoll.image.store import ImageStore
+from atoll.ledger.ledger import Ledger
+from atoll.linux.host import HostFacts
+from atoll.network.service import Network
+from atoll.oci.features import RuntimeFeatures
+from atoll.sandbox.controller import Controller
+from atoll.sandbox.store import SandboxStore
+from atoll.snapshot.snapshotter import Snapshotter
+
+NAMESPACE = "k8s.io"
+"""The containerd namespace of everything that CRI clients ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    config: Config
+    paths: Paths
+    db: Database
+    ledger: Ledger
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    images: ImageStore
+    snapshotter: Snapshotter
+    network: Network
+    controllers: Mapping[str, Controller]
+    features: Mapping[str, RuntimeFeatures]
+    """What the OCI runtime of each runtime handler can do."""
+    orphans: Orphans
+    host: HostFacts
+    blocking: Blocking
+    owner: TaskOwner
+    events: EventBus = field(default_factory=EventBus)
+    stories: Stories = field(default_factory=Stories)
+
+    @property
+    def cgroup_parent(self) -> str:
+        """The cgroup of this daemon's pods, where they bring none."""
+        return f"{self.config.cgroup_parent}/{self.paths.instance}"

@@ -1,0 +1,78 @@
+"""Where the daemon keeps what: the durable root and the volatile state.
+
+<root>/state.db                     records and the ledger
+       instance                     eight hex digits that mark what is this daemon's
+       containers/<id>/status       checkpoints
+       images/                      content and snapshots
+       cni/                         cached results and addresses of the default network
+<state>/atoll.sock                  every gRPC service
+        lock                        held while a daemon runs
+        netns/<pod>                 pinned network namespaces
+        pods/<pod>/                 hostname, hosts, resolv.conf, shm
+        shims/<pod>/                the bundle of the pod's shim
+        bundles/<container>/        the bundle of a container
+        s/                          sockets of shims
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    root: Path
+    state: Path
+    instance: str
+
+    @classmethod
+    def prepare(cls, root: Path, state: Path) -> Paths:
+        """Make both trees (0700, the state 0711 for what containers mount) and give the root its instance ID."""
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.mkdir(mode=0o711, parents=True, exist_ok=True)
+        mark = root / "instance"
+        try:
+            instance = mark.read_text().strip()
+        except FileNotFoundError:
+            instance = secrets.token_hex(4)
+            mark.write_text(instance + "\n")
+        paths = cls(root=root, state=state, instance=instance)
+        for folder in (paths.containers, paths.images):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in (paths.pods, paths.shims, paths.bundles, paths.sockets):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        return paths
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def containers(self) -> Path:
+        return self.root / "containers"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def netns(self) -> Path:
+        return self.state / "netns"
+
+    @property
+    def pods(self) -> Path:
+        return self.state / "pods"
+
+    @property
+    def shims(self) -> Path:
+        return self.state / "shims"
+
+    @property
+    def bundles(self) -> Path:
+        return self.state / "bundles"
+
+    @property
+    def sockets(self) -> Path:
+        return self.state / "s"

@@ -1,0 +1,411 @@
+"""The use cases of a pod: run, stop, remove, and what is known of one.
+
+run     record and ledger entries in one commit; the netns; then CNI ADD beside the shim; one commit
+stop    containers by SIGKILL, the sandbox, the network
+remove  stop; then the ledger walk of every container and of the pod; the record goes last
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import msgspec
+
+from atoll import errors
+from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.api.codec import to_message
+from atoll.concurrency import SingleFlight, run_to_completion, wait_all
+from atoll.config import RuntimeHandler
+from atoll.database import Plan
+from atoll.engine import kinds, specs
+from atoll.engine.containers import Containers
+from atoll.engine.events import Event, EventType
+from atoll.engine.parts import NAMESPACE, Parts
+from atoll.engine.phases import Story
+from atoll.engine.pod import Pod
+from atoll.engine.request import attach_request, pod_name
+from atoll.ledger.kind import Entry
+from atoll.network.model import Attachment
+from atoll.network.result import to_containerd_json
+from atoll.runtime.bootstrap import Bootstrap
+from atoll.runtime.shim import Shim
+from atoll.sandbox import annotations
+from atoll.sandbox.config import PodConfig
+from atoll.sandbox.controller import (
+    CleanupFailed,
+    Controller,
+    ControllerInstance,
+    CreateOptions,
+    ExitStatus,
+    Runtime,
+    Sandbox,
+    State,
+    TypedAny,
+)
+from atoll.sandbox.metadata import EXTENSION, SandboxMetadata, encode_metadata
+
+log = logging.getLogger(__name__)
+
+TEARDOWN_TIMEOUT_S = 60.0
+CONFIG_TYPE = "runtime.v1.PodSandboxConfig"
+MAX_LEAVING = 16
+"""Pods whose network may be given back behind the answer to stop."""
+
+
+class Pods:
+    """Every pod of the daemon, by ID."""
+
+    def __init__(self, parts: Parts, containers: Containers) -> None:
+        self._parts = parts
+        self._containers = containers
+        self._pods: dict[str, Pod] = {}
+        self._runs: SingleFlight[str, Pod] = SingleFlight(parts.owner)
+        self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
+        self._leaving = asyncio.Semaphore(MAX_LEAVING)
+        self._left: dict[str, asyncio.Task[None]] = {}
+
+    # --- questions, answered from memory ---
+
+    def get(self, pod_id: str) -> Pod:
+        """The pod with this ID or unique prefix; raises `NotFound`, or `InvalidArgument` for an ambiguous one."""
+        if not pod_id:
+            raise errors.InvalidArgument("pod id: is empty")
+        pod = self._pods.get(pod_id)
+        if pod is not None:
+            return pod
+        found = [one for key, one in self._pods.items() if key.startswith(pod_id)]
+        if len(found) > 1:
+            raise errors.InvalidArgument(f"pod id {pod_id!r}: {len(found)} pods have this prefix; give more of it")
+        if not found:
+            raise errors.NotFound(f"pod {pod_id!r}: there is no such pod")
+        return found[0]
+
+    def list(self) -> tuple[Pod, ...]:
+        return tuple(self._pods.values())
+
+    def adopt(self, pod: Pod) -> None:
+        """Take in a pod that recovery has rebuilt, and watch it."""
+        self._pods[pod.id] = pod
+        if pod.state is State.READY:
+            self._watch(pod)
+
+    def is_busy(self, owner: str) -> bool:
+        """Whether an operation of the pod, or of the owner of its network, is under way."""
+        pod = self._pods.get(owner.removeprefix(kinds.NETWORK_OWNER))
+        return owner in self._left or (pod is not None and pod.lock.locked())
+
+    async def settle(self, within: float) -> None:
+        """Wait until no network is being given back behind an answer, at most so many seconds."""
+        if self._left:
+            await asyncio.wait(set(self._left.values()), timeout=within)
+
+    def controller(self, pod: Pod) -> Controller:
+        """Who runs the pod's sandbox; raises `FailedPrecondition` where its handler is not configured any more."""
+        controller = self._parts.controllers.get(pod.handler_name)
+        if controller is None:
+            raise errors.FailedPrecondition(
+                f"pod {pod.id[:13]}: its runtime handler {pod.handler_name!r} is not configured any more; put it back"
+            )
+        return controller
+
+    # --- run ---
+
+    async def run(self, config: PodConfig, handler_name: str = "") -> Pod:
+        """Run a pod; READY when it returns.
+
+        A request for the same pod (name, namespace, uid, attempt) joins the one in flight, or gets the
+        pod that is READY. On an error everything is undone; what could not be undone is left as a pod in
+        state UNKNOWN, which stop and remove take away, and is retried meanwhile.
+        """
+        name = pod_name(config)
+        chosen = handler_name or self._parts.config.default_runtime
+        handler = self._parts.config.runtimes.get(chosen)
+        if handler is None:
+            known = ", ".join(sorted(self._parts.config.runtimes))
+            raise errors.InvalidArgument(f"runtime handler {chosen!r}: is not configured; known are {known}")
+        holder = self._parts.sandboxes.named(name)
+        if holder is not None and self._runs.running(name) is None:
+            pod = self._pods.get(holder)
+            if pod is not None and pod.state is State.READY and pod.config == config:
+                return pod
+            raise errors.AlreadyExists(f"pod {name}: is there as {holder[:13]}; stop and remove it first")
+        return await self._runs.run(name, lambda: self._run(name, config, chosen, handler), name=f"pod/{name}/run")
+
+    async def _run(self, name: str, config: PodConfig, handler_name: str, handler: RuntimeHandler) -> Pod:
+        parts = self._parts
+        pod_id = secrets.token_hex(32)
+        story = parts.stories.begin(pod_id, "run")
+        options = TypedAny(
+            type_url=CONFIG_TYPE, value=to_message(config, cri.PodSandboxConfig()).SerializeToString(deterministic=True)
+        )
+        netns_path = "" if config.host_network else str(parts.network.netns_path(pod_id))
+        sandbox = Sandbox(
+            id=pod_id,
+            sandboxer=handler.sandboxer,
+            runtime=Runtime(name=handler.shim),
+            labels={"name": name},
+            extensions=_extensions(pod_id, name, config, handler_name, netns_path, None),
+        )
+        pod = Pod(
+            sandbox=sandbox,
+            config=config,
+            name=name,
+            handler_name=handler_name,
+            handler=handler,
+            created_at_ns=time.time_ns(),
+            netns_path=netns_path,
+        )
+        request = attach_request(pod_id, config, netns_path) if netns_path else None
+        intents = kinds.pod_intents(pod_id, handler_name, request, own_cgroup=not config.cgroup_parent)
+        with story.step("record", "disk"):
+            await parts.db.commit(
+                parts.sandboxes.plan_create(sandbox, name=name),
+                parts.ledger.plan_enter(*intents),
+            )
+        self._pods[pod_id] = pod
+        try:
+            await self._bring_up(pod, options, story)
+        except BaseException as error:
+            await self._take_down_failed(pod, story, error)
+            raise
+        pod.state = State.READY
+        self._publish(EventType.CREATED, pod)
+        self._publish(EventType.STARTED, pod)
+        self._watch(pod)
+        log.info("pod %s run: %s, %s, ip %s", pod_id[:13], name, handler_name, pod.ip or "none")
+        return pod
+
+    async def _bring_up(self, pod: Pod, options: TypedAny, story: Story) -> None:
+        parts = self._parts
+        with story.step("files"):
+            await parts.blocking.run((parts.paths.pods / pod.id).mkdir, 0o711)
+        if not pod.netns_path:
+            await self._start(pod, options, story)
+        elif pod.config.annotations.get(annotations.NO_NETWORK) == "true" or parts.network.pool_stats.ready:
+            await self._attach(pod, story)
+            await self._start(pod, options, story)
+        else:
+            with story.step("netns"):
+                await parts.network.isolate(attach_request(pod.id, pod.config, pod.netns_path))
+            # A sysctl may name an interface, so CNI comes before the sandbox where there are any.
+            if pod.config.linux is not None and pod.config.linux.sysctls:
+                await self._attach(pod, story)
+                await self._start(pod, options, story)
+            else:
+                await wait_all([self._attach(pod, story), self._start(pod, options, story)])
+        with story.step("commit", "disk"):
+            await self._commit(pod)
+
+    async def _attach(self, pod: Pod, story: Story) -> None:
+        """Join the networks, in a namespace of the pool's where one stands ready."""
+        network = self._parts.network
+        request = attach_request(pod.id, pod.config, pod.netns_path)
+        with story.step("network", "CNI ADD") as phase:
+            if pod.config.annotations.get(annotations.NO_NETWORK) == "true":
+                phase.waits_on = "kernel"
+                pod.attachment = await network.isolate(request)
+                return
+            pod.attachment = await network.attach(request)
+            pod.netns_path = pod.attachment.netns_path
+            slowest = max(pod.attachment.timings, key=lambda timing: timing.duration_s, default=None)
+            if slowest is not None:
+                phase.waits_on = f"CNI plugin {slowest.plugin} ({slowest.duration_s * 1000:.1f} ms)"
+            elif pod.attachment.pooled:
+                phase.waits_on = "network pool (hit)"
+
+    async def _start(self, pod: Pod, options: TypedAny, story: Story) -> None:
+        controller = self.controller(pod)
+        create = CreateOptions(
+            options=options,
+            netns_path=pod.netns_path,
+            annotations={
+                annotations.FILES: str(self._parts.paths.pods / pod.id),
+                annotations.CGROUP: specs.pod_cgroup(self._parts, pod),
+            },
+        )
+        with story.step("create sandbox", f"sandboxer {pod.handler.sandboxer}"):
+            await controller.create(pod.sandbox, create)
+        with story.step("start sandbox", f"sandboxer {pod.handler.sandboxer}"):
+            pod.instance = await controller.start(pod.id)
+        with story.step("connect tasks", "shim"):
+            pod.shim = await self.connect(pod, pod.instance)
+
+    async def connect(self, pod: Pod, instance: ControllerInstance) -> Shim | None:
+        """A connection to the Task API of a sandbox; none where its controller named no address."""
+        if not instance.address:
+            return None
+        bootstrap = Bootstrap.from_endpoint(instance.address, instance.version)
+        return await Shim.connect(id=pod.id, namespace=NAMESPACE, bootstrap=bootstrap)
+
+    async def _commit(self, pod: Pod) -> None:
+        instance = pod.instance
+        labels = {"name": pod.name, **(instance.labels if instance is not None else {})}
+        record = replace(
+            pod.sandbox,
+            labels=labels,
+            spec=instance.spec if instance is not None else None,
+            extensions=_extensions(pod.id, pod.name, pod.config, pod.handler_name, pod.netns_path, pod.attachment),
+        )
+        parts = self._parts
+        plans: list[Plan[Entry]] = []
+        entry = parts.ledger.find(kinds.NETWORK, pod.id)
+        if entry is not None and pod.attachment is not None:
+            plans.append(parts.ledger.plan_update(entry, kinds.network_data(pod.attachment)))
+        update = parts.sandboxes.plan_update(record, ("labels", "spec", "extensions"))
+        pod.sandbox = await parts.db.commit(update, *plans)
+
+    async def _take_down_failed(self, pod: Pod, story: Story, cause: BaseException) -> None:
+        """Undo a run that failed; where that is not all done the pod stays, UNKNOWN, with its debts."""
+        log.warning("pod %s run failed: %s", pod.id[:13], cause)
+        with story.step("undo", "ledger"):
+            left = await run_to_completion(self._release(pod), within=TEARDOWN_TIMEOUT_S)
+        if left and isinstance(cause, errors.AtollError):
+            raise CleanupFailed(cause, tuple(left)) from cause
+
+    async def _release(self, pod: Pod) -> list[str]:
+        """Walk the pod's ledger in reverse; the record goes where nothing is left. What is left, in words."""
+        await _hang_up(pod)
+        ledger = self._parts.ledger
+        debts = await ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
+        debts += await ledger.release_all(kinds.NETWORK_OWNER + pod.id, within=TEARDOWN_TIMEOUT_S)
+        if debts:
+            pod.state = State.UNKNOWN
+            pod.reason = "; ".join(str(debt) for debt in debts)
+            return [str(debt) for debt in debts]
+        self._pods.pop(pod.id, None)
+        try:
+            await self._parts.sandboxes.delete(pod.id)
+        except errors.NotFound:
+            log.debug("pod %s: its record is gone already", pod.id[:13])
+        return []
+
+    # --- the end of a sandbox ---
+
+    def _watch(self, pod: Pod) -> None:
+        self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
+
+    async def _await_end(self, pod: Pod) -> None:
+        try:
+            end = await self.controller(pod).wait(pod.id)
+        except errors.NotFound:
+            end = ExitStatus(exit_status=255, exited_at=datetime.now(UTC))
+        if pod.ended.set(end):
+            log.info("pod %s ended: exit status %d", pod.id[:13], end.exit_status)
+            pod.state = State.NOTREADY
+            self._publish(EventType.STOPPED, pod)
+
+    def _publish(self, kind: EventType, pod: Pod) -> None:
+        self._parts.events.publish(Event(type=kind, pod_id=pod.id, container_id=pod.id, at_ns=time.time_ns()))
+
+    # --- stop and remove ---
+
+    async def stop(self, pod_id: str) -> None:
+        """End the pod's containers and its sandbox, and give its network back. Idempotent; unknown is done."""
+        try:
+            pod = self.get(pod_id)
+        except errors.NotFound:
+            return
+        await self._ends.run(("stop", pod.id), lambda: self._stop(pod), name=f"pod/{pod.id}/stop")
+
+    async def _stop(self, pod: Pod) -> None:
+        async with pod.lock:
+            story = self._parts.stories.begin(pod.id, "stop")
+            await self._stop_locked(pod, story)
+
+    async def _stop_locked(self, pod: Pod, story: Story) -> None:
+        with story.step("containers", "OCI runtime"):
+            await self._containers.kill_all(pod)
+        controller = self.controller(pod)
+        if pod.state is not State.NOTREADY:
+            with story.step("stop sandbox", f"sandboxer {pod.handler.sandboxer}"):
+                await controller.stop(pod.id)
+            pod.ended.set(ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
+            pod.state = State.NOTREADY
+        if pod.netns_path:
+            with story.step("network", "CNI DEL"):
+                await self._leave_network(pod)
+            pod.netns_path = ""
+
+    async def _leave_network(self, pod: Pod) -> None:
+        """Give the network back: behind the answer where nobody can tell, else now.
+
+        A host port must be free when stop returns, so pods with ports wait. Where the namespace alone holds
+        the network it is dropped at once. The rest is the ledger's; at most `MAX_LEAVING` pods are behind.
+        """
+        owner = kinds.NETWORK_OWNER + pod.id
+        attachment = pod.attachment
+        if attachment is None or attachment.ports:
+            await self._parts.ledger.release_all(owner, within=TEARDOWN_TIMEOUT_S)
+            return
+        await self._parts.network.drop(attachment)
+        await self._leaving.acquire()
+        self._left[owner] = self._parts.owner.spawn(self._leave(owner), name=f"pod/{pod.id}/leave network")
+
+    async def _leave(self, owner: str) -> None:
+        try:
+            await self._parts.ledger.release_all(owner, within=TEARDOWN_TIMEOUT_S)
+        finally:
+            self._leaving.release()
+            self._left.pop(owner, None)
+
+    async def remove(self, pod_id: str) -> None:
+        """Stop the pod and free everything of it. Idempotent; unknown is done.
+
+        What cannot be freed now stays in the ledger as a debt that is retried; the pod is gone all the same.
+        """
+        try:
+            pod = self.get(pod_id)
+        except errors.NotFound:
+            return
+        await self._ends.run(("remove", pod.id), lambda: self._remove(pod), name=f"pod/{pod.id}/remove")
+
+    async def _remove(self, pod: Pod) -> None:
+        async with pod.lock:
+            story = self._parts.stories.begin(pod.id, "remove")
+            await self._stop_locked(pod, story)
+            with story.step("remove containers", "ledger"):
+                await self._containers.remove_all(pod)
+            with story.step("release", "ledger"):
+                await _hang_up(pod)
+                debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
+            for debt in debts:
+                log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
+            with story.step("commit", "disk"):
+                self._pods.pop(pod.id, None)
+                await self._parts.sandboxes.delete(pod.id)
+            self._publish(EventType.DELETED, pod)
+            log.info("pod %s removed: %s", pod.id[:13], pod.name)
+
+    async def aclose(self) -> None:
+        """Let go of the connections; the pods live on."""
+        for pod in self._pods.values():
+            if pod.shim is not None:
+                await pod.shim.aclose()
+
+
+def _extensions(
+    pod_id: str, name: str, config: PodConfig, handler_name: str, netns_path: str, attachment: Attachment | None
+) -> dict[str, TypedAny]:
+    result = to_containerd_json(attachment.networks, attachment.netns_path) if attachment is not None else None
+    metadata = SandboxMetadata(
+        id=pod_id,
+        name=name,
+        config=config,
+        netns_path=netns_path,
+        ip=attachment.ip if attachment is not None else "",
+        additional_ips=attachment.additional_ips if attachment is not None else None,
+        runtime_handler=handler_name,
+        cni_result=msgspec.Raw(msgspec.json.encode(result)),
+    )
+    return {EXTENSION: encode_metadata(metadata)}
+
+
+async def _hang_up(pod: Pod) -> None:
+    if pod.shim is not None:
+        await pod.shim.aclose()
+        pod.shim = None

@@ -1,0 +1,196 @@
+"""What a new daemon makes of what an earlier one left.
+
+Each pod is taken up by itself, many at a time, each within `POD_TIMEOUT_S`: its sandboxer is asked, its shim is
+connected to, each of its containers is settled by what its checkpoint says and what the shim says. A pod
+that cannot be asked is UNKNOWN with the reason, and is served as that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from atoll import errors
+from atoll.concurrency import wait_all
+from atoll.config import RuntimeHandler
+from atoll.container.status import State, Status, unknown_status
+from atoll.container.store import Container
+from atoll.engine import kinds
+from atoll.engine.containers import Containers
+from atoll.engine.parts import Parts
+from atoll.engine.pod import Pod
+from atoll.engine.pods import Pods
+from atoll.network.model import Attachment
+from atoll.runtime.task import TaskStatus
+from atoll.sandbox.config import PodConfig
+from atoll.sandbox.controller import (
+    UNKNOWN_EXIT_STATUS,
+    ControllerInstance,
+    ControllerStatus,
+    ExitStatus,
+    Sandbox,
+)
+from atoll.sandbox.controller import State as PodState
+from atoll.sandbox.metadata import EXTENSION, SandboxMetadata, decode_metadata
+
+log = logging.getLogger(__name__)
+
+POD_TIMEOUT_S = 5.0
+CONCURRENCY = 32
+
+
+@runtime_checkable
+class Recoverable(Protocol):
+    """A controller whose sandboxes outlive it: ours are; a remote one keeps its own memory."""
+
+    async def recover(self, sandbox: Sandbox) -> ControllerStatus: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """How many pods and containers were taken up, and how long it took."""
+
+    pods: int
+    containers: int
+    duration_s: float
+
+
+async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
+    """Take up every recorded pod; never fails for one of them."""
+    begun = time.monotonic()
+    gate = asyncio.Semaphore(CONCURRENCY)
+    sandboxes = parts.sandboxes.list()
+
+    async def one(sandbox: Sandbox) -> None:
+        async with gate:
+            await _recover_pod(parts, pods, containers, sandbox)
+
+    await wait_all([one(sandbox) for sandbox in sandboxes])
+    duration = time.monotonic() - begun
+    count = len(containers.list())
+    log.info("recovered %d pods and %d containers in %.3f s", len(sandboxes), count, duration)
+    return Recovery(pods=len(sandboxes), containers=count, duration_s=duration)
+
+
+async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, sandbox: Sandbox) -> None:
+    pod = _rebuild(parts, sandbox)
+    try:
+        async with asyncio.timeout(POD_TIMEOUT_S):
+            await _ask(pods, pod)
+    except TimeoutError:
+        pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
+    except errors.AtollError as error:
+        pod.reason = str(error)
+    if pod.reason:
+        log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
+    pods.adopt(pod)
+    for container in containers.list(pod.id):
+        try:
+            async with asyncio.timeout(POD_TIMEOUT_S):
+                await _recover_container(parts, containers, pod, container)
+        except (TimeoutError, errors.AtollError) as error:
+            why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
+            log.warning("container %s recovered as unknown: %s", container.id[:13], why)
+            await container.status.update(lambda status, why=why: unknown_status(status, why))
+
+
+def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
+    metadata = SandboxMetadata(id=sandbox.id)
+    reason = ""
+    try:
+        metadata = decode_metadata(sandbox.extensions[EXTENSION])
+    except (KeyError, errors.DataLoss) as error:
+        reason = f"its metadata cannot be read: {error}"
+    handler = parts.config.runtimes.get(metadata.runtime_handler, RuntimeHandler(sandboxer=sandbox.sandboxer))
+    entry = parts.ledger.find(kinds.NETWORK, sandbox.id)
+    attachment: Attachment | None = None
+    if entry is not None and "attachment" in entry.data:
+        attachment = msgspec.json.decode(entry.data["attachment"], type=Attachment)
+    return Pod(
+        sandbox=sandbox,
+        config=metadata.config or PodConfig(),
+        name=metadata.name,
+        handler_name=metadata.runtime_handler,
+        handler=handler,
+        created_at_ns=int(sandbox.created_at.timestamp() * 1e9),
+        reason=reason,
+        attachment=attachment,
+        netns_path=metadata.netns_path if entry is not None else "",
+    )
+
+
+async def _ask(pods: Pods, pod: Pod) -> None:
+    controller = pods.controller(pod)
+    try:
+        if isinstance(controller, Recoverable):
+            status = await controller.recover(pod.sandbox)
+        else:
+            status = await controller.status(pod.id)
+    except errors.NotFound as error:
+        # Provably absent: a reboot, or a run that a crash cut short. Stop and remove take the rest away.
+        pod.state = PodState.NOTREADY
+        pod.reason = str(error)
+        pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC)))
+        return
+    pod.state = status.state
+    pod.reason = status.reason
+    pod.instance = ControllerInstance(
+        sandbox_id=pod.id,
+        pid=status.pid,
+        created_at=status.created_at or pod.sandbox.created_at,
+        labels=pod.sandbox.labels,
+        address=status.address,
+        version=status.version,
+        spec=pod.sandbox.spec,
+    )
+    if status.state is PodState.NOTREADY:
+        exited_at = status.exited_at or datetime.now(UTC)
+        pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=exited_at))
+    if status.address:
+        pod.shim = await pods.connect(pod, pod.instance)
+
+
+async def _recover_container(parts: Parts, containers: Containers, pod: Pod, container: Container) -> None:
+    """Settle what the checkpoint says by what the shim, or what it left on disk, says."""
+    before = container.status.get()
+    if before.state is State.EXITED:
+        return
+    if pod.shim is None:
+        await _settle_without_shim(parts, containers, pod, container, before)
+        return
+    try:
+        task = await pod.shim.tasks.state(container.id)
+    except errors.NotFound:
+        await _settle_without_shim(parts, containers, pod, container, before)
+        return
+    if task.status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING):
+        at = before.started_at or time.time_ns()
+        await container.status.update_sync(lambda status: status.started(pid=task.pid, at=status.started_at or at))
+        containers.watch(pod, container)
+    elif task.status is TaskStatus.STOPPED:
+        await containers.settle_exit(
+            pod,
+            container,
+            ExitStatus(exit_status=task.exit_status, exited_at=task.exited_at or datetime.now(UTC)),
+        )
+    elif before.state is State.CREATED:
+        # A start that a crash cut short: the task exists, its command never ran.
+        await pod.shim.tasks.delete(container.id)
+    else:
+        await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
+
+
+async def _settle_without_shim(
+    parts: Parts, containers: Containers, pod: Pod, container: Container, before: Status
+) -> None:
+    if before.state is State.CREATED:
+        return
+    if before.state is State.UNKNOWN and not before.started_at:
+        return
+    containers.watch(pod, container)

@@ -1,0 +1,43 @@
+"""From what a pod asks for to what each layer below is asked."""
+
+from __future__ import annotations
+
+from atoll import errors
+from atoll.network.model import AttachRequest, Dns, PortMapping
+from atoll.sandbox.config import PodConfig, Protocol
+
+PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.SCTP: "sctp"}
+
+
+def pod_name(config: PodConfig) -> str:
+    """The one name of a pod: `<name>_<namespace>_<uid>_<attempt>`; raises `InvalidArgument` without metadata."""
+    metadata = config.metadata
+    if metadata is None or not metadata.name:
+        raise errors.InvalidArgument("pod config: metadata.name is required")
+    return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+
+def attach_request(pod_id: str, config: PodConfig, netns_path: str) -> AttachRequest:
+    """What the network is asked for this pod."""
+    metadata = config.metadata
+    dns = config.dns_config
+    return AttachRequest(
+        sandbox_id=pod_id,
+        netns_path=netns_path,
+        name=metadata.name if metadata is not None else "",
+        namespace=metadata.namespace if metadata is not None else "",
+        uid=metadata.uid if metadata is not None else "",
+        annotations=config.annotations,
+        ports=tuple(
+            PortMapping(
+                host_port=mapping.host_port,
+                container_port=mapping.container_port,
+                protocol=PROTOCOLS[mapping.protocol],
+                host_ip=mapping.host_ip,
+            )
+            for mapping in config.port_mappings
+            if mapping.host_port > 0
+        ),
+        dns=Dns(nameservers=dns.servers, search=dns.searches, options=dns.options) if dns is not None else None,
+        cgroup_parent=config.cgroup_parent,
+    )

@@ -1,0 +1,123 @@
+"""From a container's config, its pod and its image to the runtime spec."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from atoll.container.config import ContainerConfig
+from atoll.container.store import Container
+from atoll.engine.parts import Parts
+from atoll.engine.pod import Pod
+from atoll.image.model import Image, ImageConfig
+from atoll.oci import spec, user
+from atoll.oci.builder import ContainerSpecRequest, ImageDefaults, PodContext, container_spec
+from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode
+from atoll.oci.rootfs import RootfsView
+
+SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+"""The annotation by which shims group the containers of a pod."""
+
+
+def build(
+    parts: Parts, pod: Pod, container_id: str, config: ContainerConfig, image: Image, target: Container | None
+) -> spec.Spec:
+    """The spec of a container to be; blocks for as long as host paths take. Errors as `container_spec`."""
+    target_pid = target.status.get().pid if target is not None else 0
+    name = config.metadata.name if config.metadata is not None else ""
+    return container_spec(
+        ContainerSpecRequest(
+            id=container_id,
+            image=_defaults(image.config),
+            pod=pod_context(parts, pod),
+            host=parts.host,
+            runtime=parts.features[pod.handler_name],
+            rootfs_layers=layers(parts, image),
+            cgroups_path=cgroups_path(parts, pod, container_id),
+            command=config.command,
+            args=config.args,
+            env=config.envs,
+            working_dir=config.working_dir,
+            tty=config.tty,
+            mounts=config.mounts,
+            devices=config.devices,
+            security=config.security,
+            resources=config.resources,
+            annotations={
+                **_allowed(config.annotations, pod.handler.container_annotations),
+                "io.kubernetes.cri.container-type": "container",
+                SANDBOX_ID: pod.id,
+                "io.kubernetes.cri.container-name": name,
+                "io.kubernetes.cri.image-name": config.image.image if config.image is not None else "",
+            },
+            target_pid_namespace=Path(f"/proc/{target_pid}/ns/pid") if target_pid else None,
+            privileged_without_host_devices=pod.handler.privileged_without_host_devices,
+        )
+    )
+
+
+def pod_context(parts: Parts, pod: Pod) -> PodContext:
+    """What the pod gives its containers, by the pid that stands for it."""
+    pid = pod.instance.pid if pod.instance is not None else 0
+    namespaces = pod.config.namespaces
+    folder = Path(f"/proc/{pid}/ns")
+    files = parts.paths.pods / pod.id
+    host_network = namespaces.network is NamespaceMode.NODE
+    return PodContext(
+        hostname=pod.config.hostname or os.uname().nodename,
+        network_namespace=None if host_network else folder / "net",
+        ipc_namespace=None if namespaces.ipc is NamespaceMode.NODE else folder / "ipc",
+        uts_namespace=None if host_network else folder / "uts",
+        pid_namespace=folder / "pid",
+        files=files,
+        shm=Path("/dev/shm") if namespaces.ipc is NamespaceMode.NODE else files / "shm",  # noqa: S108  the host's own
+        privileged=pod.config.privileged,
+    )
+
+
+def pod_cgroup(parts: Parts, pod: Pod) -> str:
+    """The parent of the cgroups of the pod's containers."""
+    return pod.config.cgroup_parent or f"{parts.cgroup_parent}/{pod.id}"
+
+
+def cgroups_path(parts: Parts, pod: Pod, container_id: str) -> str:
+    """Where a container's cgroup is; in systemd's form where the parent is a slice."""
+    parent = pod_cgroup(parts, pod)
+    base = parent.rpartition("/")[2]
+    if base.endswith(".slice"):
+        return f"{base}:atoll:{container_id}"
+    return f"{parent.rstrip('/')}/{container_id}"
+
+
+def layers(parts: Parts, image: Image) -> tuple[Path, ...]:
+    """The folders of an image's layers, topmost first."""
+    return tuple(parts.snapshotter.fs(chain) for chain in reversed(image.chain_ids))
+
+
+def exec_user(parts: Parts, container: Container, name: str) -> spec.User:
+    """Who `name` (`uid[:gid]` or names) is inside a container, from its own files."""
+    folders: list[Path] = []
+    key: str | None = container.record.snapshot_key
+    while key is not None:
+        folders.append(parts.snapshotter.fs(key))
+        key = parts.snapshotter.stat(key).parent
+    return user.resolve(LinuxContainerSecurityContext(), name, RootfsView(tuple(folders)))
+
+
+def _defaults(config: ImageConfig) -> ImageDefaults:
+    return ImageDefaults(
+        entrypoint=config.entrypoint,
+        cmd=config.cmd,
+        env=config.env,
+        user=config.user,
+        working_dir=config.working_dir,
+    )
+
+
+def _allowed(annotations: dict[str, str], patterns: tuple[str, ...]) -> dict[str, str]:
+    """The annotations that the runtime handler passes on; a pattern is a name or ends in `*`."""
+    return {
+        key: value
+        for key, value in annotations.items()
+        if any(key == pattern or (pattern.endswith("*") and key.startswith(pattern[:-1])) for pattern in patterns)
+    }
