@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,11 @@ class Archive:
         self._content = content
         self._settings = settings
         self._limits = settings.limits
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make a running `take` end early, by `Cancelled`; from any thread."""
+        self._stopped.set()
 
     def take(self) -> list[Found]:
         """Copy every image's blobs to the content store, checked; raises `InvalidArgument` or `DataLoss`."""
@@ -163,10 +170,20 @@ class Archive:
     def _copy(self, path: str, digest: str | None, size: int | None) -> tuple[str, int]:
         descriptor = self._open(path)
         try:
-            actual = self._content.write(chunks_of(descriptor), digest, size)
+            actual = self._content.write(self._chunks(descriptor), digest, size)
             return actual, os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
+
+    def _chunks(self, descriptor: int) -> Callable[[], bytes]:
+        read = chunks_of(descriptor)
+
+        def next_chunk() -> bytes:
+            if self._stopped.is_set():
+                raise errors.Cancelled(f"{self._folder}: the import was ended")
+            return read()
+
+        return next_chunk
 
     def _open(self, path: str) -> int:
         """The regular file `path` inside the folder, links followed only within it."""

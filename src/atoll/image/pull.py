@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 from atoll import errors
-from atoll.concurrency import Blocking, TaskOwner, run_to_completion
+from atoll.concurrency import TaskOwner, run_to_completion
 from atoll.image import records
 from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
@@ -29,7 +31,8 @@ from atoll.image.model import (
 )
 from atoll.image.progress import OnProgress, Phase, Progress
 from atoll.image.reference import Reference
-from atoll.image.skopeo import BlobSource, Skopeo
+from atoll.image.skopeo import Skopeo
+from atoll.image.workers import Workers
 
 CLEAN_UP_TIMEOUT_S = 60.0
 Settle = Callable[[records.Stored, Source], None]
@@ -71,7 +74,7 @@ class Puller:
         content: Content,
         ingester: Ingester,
         leases: Leases,
-        pool: Blocking,
+        pool: Workers,
         owner: TaskOwner,
         settings: ImageSettings,
         settle: Settle,
@@ -193,17 +196,29 @@ class Puller:
         missing = [blob for digest, blob in blobs.items() if digest not in present]
         if not missing:
             return
-        async with skopeo.blobs(self._pool, reference) as source, asyncio.TaskGroup() as group:
-            for blob in missing:
-                group.create_task(self._fetch_one(source, blob, flight), name=f"image/{blob.digest}/fetch")
+        waiting = deque(sorted(missing, key=lambda blob: -blob.size))
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(self._limits.downloads, len(missing))):
+                work = self._fetch_some(skopeo, reference, waiting, flight)
+                group.create_task(work, name=f"image/{reference}/fetch/{number}")
 
-    async def _fetch_one(self, source: BlobSource, blob: Descriptor, flight: _Flight) -> None:
+    async def _fetch_some(
+        self, skopeo: Skopeo, reference: Reference, waiting: deque[Descriptor], flight: _Flight
+    ) -> None:
+        """One of a pull's downloads: takes blobs off `waiting`, the largest first."""
         async with self._downloads:
-            flight.report(blob.digest, Phase.DOWNLOADING, 0, blob.size)
-            await source.fetch(
-                blob, self._content, lambda done: flight.report(blob.digest, Phase.DOWNLOADING, done, blob.size)
-            )
-            flight.report(blob.digest, Phase.DOWNLOADED, blob.size, blob.size)
+            if not waiting:
+                return
+            async with skopeo.blobs(self._pool, reference) as source:
+                while waiting:
+                    blob = waiting.popleft()
+                    flight.report(blob.digest, Phase.DOWNLOADING, 0, blob.size)
+                    await source.fetch(blob, self._content, partial(self._downloading, flight, blob))
+                    flight.report(blob.digest, Phase.DOWNLOADED, blob.size, blob.size)
+
+    def _downloading(self, flight: _Flight, blob: Descriptor, done: int) -> None:
+        if flight.states[blob.digest].phase == Phase.DOWNLOADING:  # a late word from the thread says nothing new
+            flight.report(blob.digest, Phase.DOWNLOADING, done, blob.size)
 
     def _present(self, blobs: dict[str, Descriptor]) -> set[str]:
         return {digest for digest, blob in blobs.items() if self._content.has(digest, blob.size)}

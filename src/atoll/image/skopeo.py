@@ -18,18 +18,19 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from atoll import errors
-from atoll.concurrency import Blocking
 from atoll.image.config import Auth, ImageSettings, RegistryConfig
 from atoll.image.content import Content
 from atoll.image.model import Descriptor
 from atoll.image.process import Program, running
 from atoll.image.reference import Reference
 from atoll.image.registry_errors import complaint, translate
+from atoll.image.workers import Workers
 
 _CHUNK = 1 << 20
 _MAX_REPLY_BYTES = 32 << 10
@@ -81,7 +82,7 @@ class Skopeo:
                     ) from error
                 _private(certificates / f"{host.replace(':', '_')}.crt", text)
 
-    async def manifest(self, pool: Blocking, reference: Reference) -> bytes:
+    async def manifest(self, pool: Workers, reference: Reference) -> bytes:
         """The bytes of a manifest or an index, as the registry has them."""
         arguments = [*self._command(), "inspect", "--raw", "--no-tags", *self._options(), _url(reference)]
         async with running(pool, arguments, self._environment()) as program:
@@ -97,7 +98,7 @@ class Skopeo:
             return program.output()
 
     @asynccontextmanager
-    async def blobs(self, pool: Blocking, reference: Reference) -> AsyncGenerator[BlobSource]:
+    async def blobs(self, pool: Workers, reference: Reference) -> AsyncGenerator[BlobSource]:
         """The blobs of the image `reference`; leaving the block ends skopeo."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ExitStack() as sockets:
@@ -127,13 +128,18 @@ class Skopeo:
 
 
 class BlobSource:
-    """An open image of the proxy. Requests take turns; blobs flow side by side."""
+    """An open image of the proxy; fetches one blob at a time.
+
+    The proxy closes a blob's pipe only while it answers FinishPipe, and answers nothing else before the
+    blob is through. So FinishPipe is sent first and the pipe read beside it, and its answer tells what
+    went wrong where the pipe ends early.
+    """
 
     def __init__(
         self,
         connection: socket.socket,
         program: Program,
-        pool: Blocking,
+        pool: Workers,
         reference: Reference,
         settings: ImageSettings,
         *,
@@ -144,10 +150,9 @@ class BlobSource:
         self._pool = pool
         self._reference = reference
         self._stall_s = settings.limits.stall_timeout_s
-        self._turn = asyncio.Lock()
         self._image = 0
         self._has_auth = has_auth
-        connection.settimeout(self._stall_s)
+        connection.setblocking(False)
 
     async def open(self) -> None:
         await self._request("Initialize")
@@ -159,43 +164,59 @@ class BlobSource:
         reply, pipe = await self._request("GetBlob", self._image, blob.digest, blob.size)
         if pipe is None:
             raise errors.Internal(f"skopeo: no pipe for {blob.digest}")
-        report = _throttled(on_bytes)
-        work = self._pool.run(_receive, pipe, blob, content, self._stall_s, report)
-        try:
-            await work
-        except errors.DataLoss:
-            # A transfer that broke off looks like a blob that is too short; skopeo knows which it was.
-            await self._request("FinishPipe", reply.pipeid)
-            raise
-        await self._request("FinishPipe", reply.pipeid)
+        receive = partial(_receive, pipe, blob, content, self._stall_s, _throttled(on_bytes))
+        async with asyncio.TaskGroup() as group:
+            received = group.create_task(self._received(receive), name=f"image/{blob.digest}/receive")
+            await self._request("FinishPipe", reply.pipeid, within=None)
+        if (failure := received.result()) is not None:
+            raise failure
 
-    async def _request(self, method: str, *arguments: object) -> tuple[_Reply, int | None]:
-        async with self._turn:
-            reply, pipe = await self._pool.run(self._exchange, json.dumps({"method": method, "args": arguments}))
+    async def _received(self, receive: Callable[[], None]) -> errors.DataLoss | None:
+        """A blob that is not what it should be is skopeo's to explain first."""
+        try:
+            await self._pool.finish(receive, stop=self._program.kill)
+        except errors.DataLoss as error:
+            return error
+        return None
+
+    async def _request(self, method: str, *arguments: object, within: float | None = -1) -> tuple[_Reply, int | None]:
+        """Ask the proxy; the answer must come within `within` seconds: the stall time, or None for no bound."""
+        bound = self._stall_s if within == -1 else within
+        try:
+            async with asyncio.timeout(bound):
+                self._connection.send(json.dumps({"method": method, "args": arguments}).encode())
+                await _readable(self._connection)
+            data, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_REPLY_BYTES, 1)
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(
+                f"{self._reference}: {self._reference.domain} did not answer within {bound:g} s"
+            ) from error
+        except OSError as error:
+            raise self._gone() from error
+        pipe = descriptors[0] if descriptors else None
+        try:
+            reply = msgspec.json.decode(data, type=_Reply)
+        except msgspec.DecodeError as error:
+            raise self._gone() from error
         if not reply.success:
             if pipe is not None:
                 os.close(pipe)
             raise translate(reply.error, self._reference, has_auth=self._has_auth)
         return reply, pipe
 
-    def _exchange(self, message: str) -> tuple[_Reply, int | None]:
-        try:
-            self._connection.send(message.encode())
-            data, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_REPLY_BYTES, 1)
-        except TimeoutError as error:
-            raise errors.DeadlineExceeded(
-                f"{self._reference}: {self._reference.domain} did not answer within {self._stall_s:g} s"
-            ) from error
-        except OSError as error:
-            raise errors.Unavailable(f"{self._reference}: skopeo went away: {error}") from error
-        pipe = descriptors[0] if descriptors else None
-        try:
-            return msgspec.json.decode(data, type=_Reply), pipe
-        except msgspec.DecodeError as error:
-            if pipe is not None:
-                os.close(pipe)
-            said = complaint(self._program.complaints())
-            raise errors.Unavailable(f"{self._reference}: skopeo went away: {said or 'without a word'}") from error
+    def _gone(self) -> errors.Unavailable:
+        said = complaint(self._program.complaints())
+        return errors.Unavailable(f"{self._reference}: skopeo went away: {said or 'without a word'}")
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connection, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(connection)
 
 
 def _receive(pipe: int, blob: Descriptor, content: Content, stall_s: float, report: Callable[[int], None]) -> None:

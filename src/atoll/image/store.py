@@ -34,13 +34,13 @@ from atoll.image.progress import OnProgress, ignore
 from atoll.image.pull import Puller
 from atoll.image.reference import Reference, is_digest
 from atoll.image.unpacker import Unpacker
+from atoll.image.workers import Workers
 from atoll.snapshot.records import NOTHING, Kind, Usage
 from atoll.snapshot.snapshotter import Snapshotter
 
 log = logging.getLogger(__name__)
 
 WRITE_TIMEOUT_S = 30.0
-IMPORT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class ImageStore:
         self._index = ImageIndex()
         self._leases = Leases()
         limits = settings.limits
-        self._pool = Blocking(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
+        self._pool = Workers(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
         self._unpacker = Unpacker(limits, self._pool)
         self._ingester = Ingester(db, snapshotter, self._content, self._unpacker, self._pool, self._leases)
         self._puller = Puller(
@@ -198,8 +198,8 @@ class ImageStore:
         try:
             async with self._leases.hold_all():
                 before = await self._pool.run(self._content.digests)
-                work = self._pool.run(Archive(folder, self._content, self._settings).take)
-                found = await run_to_completion(work, within=IMPORT_TIMEOUT_S)
+                archive = Archive(folder, self._content, self._settings)
+                found = await self._pool.finish(archive.take, stop=archive.stop)
                 if name is not None and len(found) != 1:
                     raise errors.InvalidArgument(f"{folder}: has {len(found)} images; one name cannot be all of them")
                 return [await self._import(one, name) for one in found]
