@@ -14,14 +14,17 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from atoll import errors
 from atoll.shim.stdio import Stdio, StdioRequest, Streams, cri_uri
-from atoll.shim.stdio.hub import HubClient
+from atoll.shim.stdio.console import set_window_size
+from atoll.shim.stdio.hub import Hub, HubClient
+from atoll.shim.stdio.readiness import readable
+from atoll.shim.stdio.stdin import AttachedInput
 from tests.integration.conftest import Roots
 
 
@@ -35,8 +38,13 @@ class Case:
         self._open: list[Stdio] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    async def open(self, **targets: str) -> Stdio:
-        stdio = await Stdio.open(StdioRequest(id="c", **targets), self.streams)
+    async def open(
+        self, *, stdin: str = "", stdout: str = "", stderr: str = "", terminal: bool = False, namespace: str = ""
+    ) -> Stdio:
+        request = StdioRequest(
+            id="c", stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, namespace=namespace
+        )
+        stdio = await Stdio.open(request, self.streams)
         self._open.append(stdio)
         return stdio
 
@@ -56,8 +64,13 @@ class Case:
 
     def attach(self, name: str) -> HubClient:
         hub = self.streams.find(name)
-        assert hasattr(hub, "attach")
+        assert isinstance(hub, Hub)
         return hub.attach()
+
+    def stdin(self) -> AttachedInput:
+        stdin = self.streams.find("c-stdin")
+        assert isinstance(stdin, AttachedInput)
+        return stdin
 
     def contents(self, *, path: Path | None = None, stream: bytes = b"stdout") -> bytes:
         """What the log says a stream wrote."""
@@ -81,9 +94,19 @@ async def case(roots: Roots) -> AsyncIterator[Case]:
 
 
 async def ended(process: subprocess.Popen[bytes]) -> int:
-    while process.poll() is None:
-        await asyncio.sleep(0.01)
-    return process.returncode
+    exited = os.pidfd_open(process.pid)
+    try:
+        await readable(exited)
+    finally:
+        os.close(exited)
+    return process.wait()
+
+
+async def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
 
 
 async def read_all(client: HubClient) -> bytes:
@@ -122,8 +145,7 @@ async def test_clients_attach_write_and_leave_while_the_container_lives(case: Ca
     stdio = await case.open_logged()
     first, second = case.attach("c-stdout"), case.attach("c-stdout")
     process = await case.run(stdio, "cat")
-    stdin = case.streams.find("c-stdin")
-    assert hasattr(stdin, "write")
+    stdin = case.stdin()
     await stdin.write(b"one\n")
     assert await first.read(100) == b"one\n"
     assert await second.read(100) == b"one\n"
@@ -176,15 +198,13 @@ async def test_a_full_disk_costs_lines_and_not_the_container(case: Case) -> None
         ballast.write_bytes(b"x" * 60_000)
         process = await case.sh(stdio, "seq 1 100000; read go; echo after")
         (log,) = stdio.logs
-        while not log.dropped_bytes:
-            await asyncio.sleep(0.01)
+        await until(lambda: log.dropped_bytes > 0)
         await asyncio.sleep(0.1)
         for line in case.log.read_bytes().split(b"\n")[:-1]:
             assert line.split(b" ", 3)[3].isdigit()
         assert case.log.read_bytes().endswith(b"\n")
         ballast.unlink()
-        stdin = case.streams.find("c-stdin")
-        assert hasattr(stdin, "write")
+        stdin = case.stdin()
         await stdin.write(b"go\n")
         assert await ended(process) == 0
         assert await stdio.drain(5)
@@ -204,8 +224,7 @@ async def test_a_grandchild_that_holds_the_pipe_blocks_nothing_and_is_still_logg
     assert not await stdio.drain(0.2)
     assert time.monotonic() - before < 0.7
     assert case.contents().endswith(b"\n20000\n")
-    while not case.contents().endswith(b"late\n"):
-        await asyncio.sleep(0.05)
+    await until(lambda: case.contents().endswith(b"late\n"))
     await stdio.close()
 
 
@@ -227,8 +246,7 @@ async def test_a_chatty_container_leaves_time_for_a_quiet_one(case: Case) -> Non
     await asyncio.sleep(0.2)
     before = time.monotonic()
     other = await case.run(quiet, "echo", "hello")
-    while not quiet_log.read_bytes():
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(quiet_log.read_bytes()))
     assert time.monotonic() - before < 0.5
     process.kill()
     await ended(other)
@@ -260,21 +278,22 @@ async def test_what_fails_to_open_leaves_nothing(case: Case) -> None:
     kept = await case.open_logged()
     before = set(os.listdir("/proc/self/fd"))
     (case.folder / "plain").write_bytes(b"")
+    other = cri_uri(case.folder / "other.log")
     requests = [
-        {"stdin": "/nowhere", "stdout": cri_uri(case.log)},
-        {"stdin": str(case.folder / "plain")},
-        {"stdout": f"file://{case.folder}/x", "stderr": "/nowhere"},
-        {"stdout": f"file://{case.folder}/plain/x"},
-        {"stdout": cri_uri(case.folder / "other.log"), "stderr": "cri:?streaming_id=c-stdout"},
-        {"stdout": "binary:///nowhere"},
-        {"stdout": "binary:///bin/true", "terminal": True},
-        {"stdout": cri_uri(case.folder / "other.log"), "stderr": "gopher://x"},
-        {"stdin": f"file://{case.folder}/plain"},
-        {"stdin": "cri:", "stdout": "cri:", "stderr": "cri:"},
+        StdioRequest(id="c", stdin="/nowhere", stdout=other),
+        StdioRequest(id="c", stdin=str(case.folder / "plain")),
+        StdioRequest(id="c", stdout=f"file://{case.folder}/x", stderr="/nowhere"),
+        StdioRequest(id="c", stdout=f"file://{case.folder}/plain/x"),
+        StdioRequest(id="d", stdout=other, stderr="cri:?streaming_id=c-stdout"),
+        StdioRequest(id="c", stdout="binary:///nowhere"),
+        StdioRequest(id="c", stdout="binary:///bin/true", terminal=True),
+        StdioRequest(id="c", stdout=other, stderr="gopher://x"),
+        StdioRequest(id="c", stdin=f"file://{case.folder}/plain"),
+        StdioRequest(id="c", stdin="cri:", stdout="cri:", stderr="cri:"),
     ]
-    for targets in requests:
+    for request in requests:
         with pytest.raises(errors.AtollError):
-            await Stdio.open(StdioRequest(id="c", **targets), case.streams)  # type: ignore[arg-type]
+            await Stdio.open(request, case.streams)
     assert set(os.listdir("/proc/self/fd")) == before
     await kept.abort()
     await kept.abort()
@@ -338,8 +357,7 @@ async def test_terminal_carries_output_input_and_size(case: Case) -> None:
     os.close(slave)
     assert await client.read(100) == b"40 120\r\n"
     stdio.resize(80, 24)
-    stdin = case.streams.find("c-stdin")
-    assert hasattr(stdin, "write")
+    stdin = case.stdin()
     await stdin.write(b"words\n")
     assert await ended(process) == 0
     assert await stdio.drain(5)
@@ -393,8 +411,7 @@ async def test_terminal_of_a_real_runtime(case: Case, roots: Roots, runtime: str
         await stdio.started()
         stdio.resize(100, 30)
         subprocess.run([*base, "start", roots.prefix], check=True)
-        stdin = case.streams.find("c-stdin")
-        assert hasattr(stdin, "write")
+        stdin = case.stdin()
         await stdin.write(b"hello\n")
         assert await stdio.drain(10)
         assert case.contents() == b"hello\nhello\n"
@@ -506,8 +523,6 @@ async def test_log_program_that_dies_does_not_block_the_container(case: Case, lo
 
 
 def test_terminal_size_is_what_the_kernel_reports() -> None:
-    from atoll.shim.stdio.console import set_window_size
-
     master, slave = pty.openpty()
     set_window_size(master, 132, 43)
     assert struct.unpack("HHHH", fcntl.ioctl(slave, termios.TIOCGWINSZ, b"\0" * 8))[:2] == (43, 132)

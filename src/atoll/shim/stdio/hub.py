@@ -128,6 +128,11 @@ class Hub:
         """How many are attached."""
         return len(self._clients)
 
+    @property
+    def held_bytes(self) -> int:
+        """How much waits for clients."""
+        return sum(client.size for client in self._clients) + sum(map(len, self._kept))
+
     def attach(self, on_error: Callable[[errors.AtollError], None] | None = None) -> HubClient:
         """A new client; after the end of the stream it reads what is left, then the end.
 

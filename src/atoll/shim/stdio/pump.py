@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import select
 import struct
 import termios
 from collections import deque
@@ -101,6 +102,11 @@ class Pump:
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
+
+    def look_for_end(self) -> None:
+        """See an end of file that a blocked sink keeps us from reading."""
+        if self._started and not self._ended and self._is_blocked and is_at_end(self._fd):
+            self._end()
 
     def flush(self) -> bool:
         """Pass on what is in the pipe now without waiting; False where a blocked sink left some there."""
@@ -208,6 +214,14 @@ def unread_bytes(fd: int) -> int:
         return struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0]
     except OSError:
         return 0
+
+
+def is_at_end(fd: int) -> bool:
+    """Whether a pipe or terminal is empty and nobody can write to it any more."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    hung_up = any(events & select.POLLHUP for _, events in poll.poll(0))
+    return hung_up and unread_bytes(fd) == 0
 
 
 def enlarge_pipe(fd: int) -> None:

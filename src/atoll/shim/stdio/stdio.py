@@ -155,6 +155,8 @@ class Stdio:
         True at the end of file. False where a descendant holds a pipe open or a client does not read: then
         everything that the process itself wrote has still been passed on, unless a client blocks it.
         """
+        for pump in self._pumps:
+            pump.look_for_end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 for pump in self._pumps:
