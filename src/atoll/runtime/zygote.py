@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -74,8 +75,8 @@ class Zygote:
         """Fork one shim; it accepts connections when this returns.
 
         Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
-        dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`, and then the shim may exist: look for its record in the bundle.
-        A cancelled caller's shim is killed.
+        dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller that is cancelled, or that
+        gave up, is killed.
         """
         if self._closed:
             raise errors.Unavailable("zygote: is closed")
@@ -114,7 +115,7 @@ class Zygote:
         if child is not None:
             await _reap(child)
 
-    async def __aenter__(self) -> Zygote:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -147,7 +148,7 @@ class Zygote:
             self._starts.popleft()
         if len(self._starts) >= RESTARTS_LIMIT:
             raise errors.Unavailable(
-                f"zygote: ended {RESTARTS_LIMIT} times within {RESTARTS_WINDOW_S:g} s; its output is in the daemon's log"
+                f"zygote: ended {RESTARTS_LIMIT} times within {RESTARTS_WINDOW_S:g} s; see the daemon's log"
             )
         self._starts.append(now)
         if self._child is not None:

@@ -107,3 +107,13 @@ def oom_kills(folders: tuple[Path, ...]) -> int:
                     if key == "oom_kill":
                         return int(value)
     return 0
+
+
+def remove(folder: Path) -> None:
+    """Remove a cgroup with everything below; idempotent. Raises `OSError` EBUSY where a process is left in it."""
+    for parent, children, _ in os.walk(folder, topdown=False):
+        for child in children:
+            with contextlib.suppress(FileNotFoundError):
+                Path(parent, child).rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()

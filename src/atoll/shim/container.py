@@ -209,8 +209,7 @@ class Container:
             self.init.pid = await self.runtime.restore(
                 self.id,
                 self.bundle,
-                image=image,
-                work=self.options.criu_work or self.bundle / "criu",
+                oci.CheckpointOptions(image=image, work=self.options.criu_work or self.bundle / "criu"),
                 pid_file=self.bundle / "init.pid",
                 stdio=self._restore_streams,
             )
@@ -363,14 +362,13 @@ class Container:
             self.init.require(rules.can_update(self.init.phase), "update")
             await self.runtime.update(self.id, resources)
 
-    async def checkpoint(self, image: Path, work: Path, options: oci.CheckpointOptions) -> None:
-        """Dump the container into the folder `image`."""
+    async def checkpoint(self, options: oci.CheckpointOptions) -> None:
+        """Dump the container; it ends unless `leave_running`."""
         async with self._lock:
             self.init.require(rules.can_checkpoint(self.init.phase), "checkpoint")
-            await self.runtime.checkpoint(self.id, image=image, work=work, options=options)
-            self._publish(
-                "/tasks/checkpointed", events_pb2.TaskCheckpointed(container_id=self.id, checkpoint=str(image))
-            )
+            await self.runtime.checkpoint(self.id, options)
+            event = events_pb2.TaskCheckpointed(container_id=self.id, checkpoint=str(options.image))
+            self._publish("/tasks/checkpointed", event)
 
     def pids(self) -> list[tuple[int, str]]:
         """Every process of the container, with the exec id of those that are execs."""

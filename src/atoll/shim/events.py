@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from atoll import errors
@@ -109,4 +110,4 @@ class Forwarder:
     async def _forward(self, request: events_pb2.ForwardRequest) -> None:
         if self._client is None:
             self._client = await Client.connect(self._address, timeout=ATTEMPT_TIMEOUT_S)
-        await self._client.call(SERVICE, "Forward", request, wire.Empty, timeout=ATTEMPT_TIMEOUT_S)
+        await self._client.call(SERVICE, "Forward", request, Empty, timeout=ATTEMPT_TIMEOUT_S)

@@ -78,9 +78,10 @@ class _Folders:
 def _fill(message: Message, values: Iterator[tuple[str, int]], names: dict[str, str] | None = None) -> None:
     known = message.DESCRIPTOR.fields_by_name
     for key, value in values:
-        field = (names or {}).get(key, key)
-        if field in known:
-            setattr(message, field, value)
+        name = (names or {}).get(key, key)
+        field = known.get(name)
+        if field is not None and field.message_type is None:
+            setattr(message, name, value)
 
 
 def _set(message: Message, field: str, value: int | None) -> None:

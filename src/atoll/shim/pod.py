@@ -29,7 +29,6 @@ from atoll.shim.pod_namespaces import PodNamespaces
 from atoll.shim.reaper import Exit
 from atoll.shim.records import SandboxExit, SandboxRecord
 from atoll.shim.rootfs import RootMount, mount_root, unmount_root
-from atoll.shim.rules import Phase
 from atoll.shim.shim import Shim
 from atoll.shim.task import TaskService
 
@@ -82,7 +81,7 @@ class Pod:
         self._task = task
         self._namespaces = PodNamespaces.of(request.config, request.netns)
         self._sysctls = self._checked_sysctls()
-        self._cgroup = PodCgroup.at(request.cgroup, exclusive=request.owns_cgroup) if request.cgroup else None
+        self._cgroup = PodCgroup(request.cgroup, exclusive=request.owns_cgroup) if request.cgroup else None
         self._made_cgroup = False
         self._created = False
         self._entered = False
@@ -137,7 +136,7 @@ class Pod:
     def _acquire(self) -> None:
         request, spaces = self.request, self._namespaces
         self._write_record()
-        if self._cgroup is not None and not self._cgroup.exists():
+        if self._cgroup is not None and not self._cgroup.is_slice and not self._cgroup.exists():
             self._made_cgroup = True
             self._write_record()
             self._cgroup.create(request.config.linux)

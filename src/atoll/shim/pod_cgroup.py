@@ -7,56 +7,73 @@ systemd, which makes it with the first container.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.linux import cgroup_layout
+from atoll.linux.cgroup import Cgroup, Limits
+from atoll.oci.config import LinuxContainerResources
 from atoll.sandbox.config import LinuxPodConfig
-from atoll.shim import cgroups
+
+DELETE_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PodCgroup:
-    """One pod's cgroup: its path, and its folder in each hierarchy. `exclusive`: nothing but this pod may be in it."""
+    """One pod's cgroup. `exclusive`: nothing but this pod may be in it, so that whatever is in it may be killed."""
 
-    path: str
-    folders: tuple[Path, ...]
-    exclusive: bool
+    def __init__(self, path: str, *, exclusive: bool) -> None:
+        """Nothing is made yet; `InvalidArgument` for a path that could leave the hierarchies."""
+        self._cgroup = Cgroup(path, cgroup_layout.detect())
+        self.exclusive = exclusive
 
-    @classmethod
-    def at(cls, path: str, *, exclusive: bool) -> PodCgroup | None:
-        """The cgroup of that path below each hierarchy's root; None for a systemd slice. `InvalidArgument`."""
-        checked = cgroup_layout.validated(path)
-        if checked.endswith(".slice"):
-            return None
-        folders = tuple(mount / checked[1:] for mount in cgroup_layout.detect().mounts)
-        return cls(path=checked, folders=folders, exclusive=exclusive)
+    @property
+    def path(self) -> str:
+        """Below the hierarchies' roots, with a slash in front."""
+        return self._cgroup.path
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its folder in each hierarchy."""
+        return self._cgroup.folders
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether systemd makes and removes it."""
+        return self.path.endswith(".slice")
 
     def exists(self) -> bool:
         """Whether it is there in any hierarchy."""
-        return any(folder.is_dir() for folder in self.folders)
+        return self._cgroup.exists()
 
     def create(self, linux: LinuxPodConfig | None) -> None:
-        """Make it in every hierarchy, with the limits of the pod and its overhead; raises `OSError`."""
-        for folder in self.folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make it in every hierarchy, with the limits of the pod and its overhead.
+
+        Raises `OSError`, and `FailedPrecondition` for a limit whose controller the host lacks.
+        """
+        self._cgroup.create()
+        if linux is not None and linux.resources is not None:
+            self._cgroup.set_limits(limits(linux.resources, linux.overhead or LinuxContainerResources()))
 
     def kill(self) -> None:
         """SIGKILL every process in it and below."""
-        cgroups.kill(self.folders)
+        self._cgroup.kill()
 
     def remove(self) -> None:
-        """Remove it with what is below; idempotent. Raises `OSError` EBUSY where a process is left in it."""
-        for folder in self.folders:
-            _remove(folder)
+        """Remove it with what is below; idempotent. Raises `FailedPrecondition` where a process is left in it."""
+        self._cgroup.delete(DELETE_TIMEOUT_S)
 
 
-def _remove(folder: Path) -> None:
-    for parent, children, _ in os.walk(folder, topdown=False):
-        for child in children:
-            with contextlib.suppress(FileNotFoundError):
-                Path(parent, child).rmdir()
-    with contextlib.suppress(FileNotFoundError):
-        folder.rmdir()
+def limits(resources: LinuxContainerResources, overhead: LinuxContainerResources) -> Limits:
+    """What a pod may use: its containers' sum and its overhead; without a sum there is no limit."""
+
+    def total(sum_: int, more: int) -> int | None:
+        return sum_ + more if sum_ > 0 else None
+
+    same_period = overhead.cpu_period in (0, resources.cpu_period)
+    return Limits(
+        cpu_shares=total(resources.cpu_shares, overhead.cpu_shares),
+        cpu_quota_us=total(resources.cpu_quota, overhead.cpu_quota if same_period else 0),
+        cpu_period_us=resources.cpu_period or None,
+        cpuset_cpus=resources.cpuset_cpus or None,
+        cpuset_mems=resources.cpuset_mems or None,
+        memory_bytes=total(resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
+    )

@@ -66,7 +66,7 @@ def _require(held: bool, name: str, namespace: str) -> None:
 
 
 def _with_dots(name: str) -> str:
-    # sysctl(8): whichever of . and / comes first separates; the other stands for the one inside a part (net/ipv4/conf/eth0.1).
+    # sysctl(8): whichever of . and / comes first separates; the other is part of a name (net/ipv4/conf/eth0.1).
     first = next((letter for letter in name if letter in "./"), ".")
     return name if first == "." else name.translate(str.maketrans("./", "/."))
 

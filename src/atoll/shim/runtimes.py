@@ -12,9 +12,8 @@ from atoll import errors
 from atoll.api import containerd_runc_v1_pb2 as runc_pb2
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
 from atoll.shim import wire
-from atoll.shim.records import TaskRecord
 from atoll.shim.reaper import Reaper
-from atoll.shim.request import RuntimeChoice
+from atoll.shim.records import TaskRecord
 from atoll.shim.shim import Shim
 
 DEFAULT_ROOT = "/run/atoll/oci"

@@ -21,7 +21,7 @@ from atoll.api import containerd_types_pb2 as types_pb2
 from atoll.api.codec import to_struct
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
 from atoll.sandbox.config import PodConfig
-from atoll.shim import metrics, runtimes, wire
+from atoll.shim import metrics, wire
 from atoll.shim.pod import Pod, PodRequest
 from atoll.shim.rootfs import RootMount
 from atoll.shim.shim import Shim

@@ -16,28 +16,39 @@ import signal
 import socket
 from pathlib import Path
 
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
 import atoll
+from atoll import errors
+from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as sandbox_pb2
+from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
+from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
 from atoll.concurrency import TaskOwner
 from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.shim import logfile, records
 from atoll.shim.events import Forwarder
+from atoll.shim.own import OwnService
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import ShimRequest
 from atoll.shim.sandbox import SandboxService
 from atoll.shim.shim import Shim
-from atoll.shim.stdio.streaming import Streams
+from atoll.shim.stdio.streaming import StreamingService, Streams
 from atoll.shim.task import TaskService
+from atoll.ttrpc.client import Client
 from atoll.ttrpc.server import Server
 from atoll.ttrpc.service import methods_of
 
 TASK_V2 = "containerd.task.v2.Task"
 TASK_V3 = "containerd.task.v3.Task"
+SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 END_TIMEOUT_S = 2.0
 FLUSH_TIMEOUT_S = 2.0
 TASK_API_VERSION = 3
+REHEARSALS = 20
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +111,8 @@ def register(server: Server, shim: Shim) -> None:
     methods = methods_of(task_pb2.DESCRIPTOR.services_by_name["Task"], task)
     server.register(TASK_V2, methods)
     server.register(TASK_V3, methods)
+    server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], OwnService(shim, task))
+    server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
     server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], SandboxService(shim, task))
 
 
@@ -116,9 +129,40 @@ def _write_records(request: ShimRequest) -> None:
 
 
 def rehearse() -> None:
-    """Run a server and a client once, so that what is built lazily is there before the fork."""
+    """Be a shim without a process of its own for a moment, so that what is built lazily is there before the fork."""
     asyncio.run(_rehearse())
 
 
 async def _rehearse() -> None:
-    pass
+    request = ShimRequest(id="rehearsal", namespace="rehearsal", bundle="/", socket="")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind("")  # a free abstract name (unix(7), autobind)
+    caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    async with TaskOwner("rehearsal") as tasks, Server(peer_uid=os.geteuid()) as server:
+        events = Forwarder("", request.namespace, tasks)
+        register(server, Shim(request=request, reaper=Reaper(), tasks=tasks, events=events, streams=Streams()))
+        await server.serve(listener)
+        caller.connect(listener.getsockname())
+        async with await Client.from_socket(caller) as client:
+            for _ in range(REHEARSALS):
+                await _rehearse_calls(client)
+
+
+async def _rehearse_calls(client: Client) -> None:
+    """Calls that change nothing: each but the first is refused."""
+    pod = PodSandboxConfig(hostname="rehearsal", metadata={"name": "rehearsal"}, linux={"sysctls": {"net.none": ""}})
+    options = AnyMessage(type_url=pod.DESCRIPTOR.full_name, value=pod.SerializeToString())
+    # Without a network namespace it is refused before anything is made.
+    sandbox = sandbox_pb2.CreateSandboxRequest(sandbox_id="rehearsal", bundle_path="/", options=options)
+    calls = (
+        (TASK_V3, "Connect", task_pb2.ConnectRequest(id="none")),
+        (TASK_V3, "State", task_pb2.StateRequest(id="none")),
+        (TASK_V3, "Wait", task_pb2.WaitRequest(id="none")),
+        (SANDBOX, "CreateSandbox", sandbox),
+        (SANDBOX, "SandboxStatus", sandbox_pb2.SandboxStatusRequest(sandbox_id="none")),
+    )
+    for service, method, message in calls:
+        try:
+            await client.call(service, method, message, Empty, timeout=END_TIMEOUT_S)
+        except errors.AtollError:
+            continue

@@ -7,14 +7,15 @@ What changes a container runs to its end although its caller goes away. Every er
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from google.protobuf.empty_pb2 import Empty
 
 import atoll
 from atoll import errors
+from atoll.api import containerd_events_pb2 as events_pb2
 from atoll.api import containerd_runc_v1_pb2 as runc_pb2
 from atoll.api import containerd_task_types_pb2 as types_pb2
 from atoll.api import containerd_task_v3_pb2 as pb
-from atoll.api import containerd_events_pb2 as events_pb2
 from atoll.oci import runtime as oci
 from atoll.shim import metrics, runtimes, wire
 from atoll.shim.container import Container, CreateOptions
@@ -48,14 +49,15 @@ class TaskService:
         """Drop a container that was removed."""
         self._containers.pop(container.id, None)
 
-    def _container(self, container_id: str) -> Container:
+    def container(self, container_id: str) -> Container:
+        """The container of that id; `NotFound`."""
         container = self._containers.get(container_id)
         if container is None:
             raise errors.NotFound(f"container {container_id}: not found")
         return container
 
     def _process(self, container_id: str, exec_id: str) -> Process:
-        return self._container(container_id).process(exec_id)
+        return self.container(container_id).process(exec_id)
 
     # life
 
@@ -84,12 +86,12 @@ class TaskService:
         return container
 
     async def Start(self, request: pb.StartRequest, context: CallContext) -> pb.StartResponse:
-        container = self._container(request.id)
+        container = self.container(request.id)
         work = container.start_exec(request.exec_id) if request.exec_id else container.start()
         return pb.StartResponse(pid=await self._shim.own(work, name=f"start/{request.id}/{request.exec_id}"))
 
     async def Delete(self, request: pb.DeleteRequest, context: CallContext) -> pb.DeleteResponse:
-        container = self._container(request.id)
+        container = self.container(request.id)
         work = container.delete_exec(request.exec_id) if request.exec_id else self._delete(container)
         record = await self._shim.own(work, name=f"delete/{request.id}/{request.exec_id}")
         return pb.DeleteResponse(
@@ -101,25 +103,25 @@ class TaskService:
         self.forget(container)
         return record
 
-    async def Exec(self, request: pb.ExecProcessRequest, context: CallContext) -> wire.Empty:
-        container = self._container(request.id)
+    async def Exec(self, request: pb.ExecProcessRequest, context: CallContext) -> Empty:
+        container = self.container(request.id)
         wire.identifier(request.exec_id, "exec id")
         container.add_exec(_stdio(self._shim, request), request.spec.value)
-        return wire.Empty()
+        return Empty()
 
     async def Wait(self, request: pb.WaitRequest, context: CallContext) -> pb.WaitResponse:
         record = await self._process(request.id, request.exec_id).exited.wait()
         return pb.WaitResponse(exit_status=record.exit_status, exited_at=wire.timestamp(record.exited_at_ns))
 
-    async def Shutdown(self, request: pb.ShutdownRequest, context: CallContext) -> wire.Empty:
+    async def Shutdown(self, request: pb.ShutdownRequest, context: CallContext) -> Empty:
         if not self._containers and not self._creating and not self.has_sandbox:
             self._shim.end()
-        return wire.Empty()
+        return Empty()
 
     # questions
 
     async def State(self, request: pb.StateRequest, context: CallContext) -> pb.StateResponse:
-        container = self._container(request.id)
+        container = self.container(request.id)
         process = container.process(request.exec_id)
         stdio = process.request
         answer = pb.StateResponse(
@@ -127,7 +129,7 @@ class TaskService:
             exec_id=request.exec_id,
             bundle=str(container.bundle),
             pid=process.pid,
-            status=types_pb2.Status.ValueType(process.phase),
+            status=types_pb2.Status.Name(process.phase),
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,
@@ -141,14 +143,14 @@ class TaskService:
 
     async def Pids(self, request: pb.PidsRequest, context: CallContext) -> pb.PidsResponse:
         answer = pb.PidsResponse()
-        for pid, exec_id in self._container(request.id).pids():
+        for pid, exec_id in self.container(request.id).pids():
             entry = answer.processes.add(pid=pid)
             if exec_id:
                 entry.info.CopyFrom(wire.pack(runc_pb2.ProcessDetails(exec_id=exec_id)))
         return answer
 
     async def Stats(self, request: pb.StatsRequest, context: CallContext) -> pb.StatsResponse:
-        container = self._container(request.id)
+        container = self.container(request.id)
         return pb.StatsResponse(stats=metrics.of_cgroup(container.cgroups, f"container {request.id}"))
 
     async def Connect(self, request: pb.ConnectRequest, context: CallContext) -> pb.ConnectResponse:
@@ -158,42 +160,42 @@ class TaskService:
 
     # control
 
-    async def Kill(self, request: pb.KillRequest, context: CallContext) -> wire.Empty:
-        container = self._container(request.id)
+    async def Kill(self, request: pb.KillRequest, context: CallContext) -> Empty:
+        container = self.container(request.id)
         work = container.kill(request.exec_id, request.signal, everything=request.all)
         await self._shim.own(work, name=f"kill/{request.id}")
-        return wire.Empty()
+        return Empty()
 
-    async def Pause(self, request: pb.PauseRequest, context: CallContext) -> wire.Empty:
-        await self._shim.own(self._container(request.id).pause(), name=f"pause/{request.id}")
-        return wire.Empty()
+    async def Pause(self, request: pb.PauseRequest, context: CallContext) -> Empty:
+        await self._shim.own(self.container(request.id).pause(), name=f"pause/{request.id}")
+        return Empty()
 
-    async def Resume(self, request: pb.ResumeRequest, context: CallContext) -> wire.Empty:
-        await self._shim.own(self._container(request.id).resume(), name=f"resume/{request.id}")
-        return wire.Empty()
+    async def Resume(self, request: pb.ResumeRequest, context: CallContext) -> Empty:
+        await self._shim.own(self.container(request.id).resume(), name=f"resume/{request.id}")
+        return Empty()
 
-    async def Update(self, request: pb.UpdateTaskRequest, context: CallContext) -> wire.Empty:
-        container = self._container(request.id)
+    async def Update(self, request: pb.UpdateTaskRequest, context: CallContext) -> Empty:
+        container = self.container(request.id)
         await self._shim.own(container.update(request.resources.value), name=f"update/{request.id}")
-        return wire.Empty()
+        return Empty()
 
-    async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: CallContext) -> wire.Empty:
-        container = self._container(request.id)
-        image, work, options = _checkpoint(request, container)
-        await self._shim.own(container.checkpoint(image, work, options), name=f"checkpoint/{request.id}")
-        return wire.Empty()
+    async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: CallContext) -> Empty:
+        container = self.container(request.id)
+        work = container.checkpoint(_checkpoint(request, container))
+        await self._shim.own(work, name=f"checkpoint/{request.id}")
+        return Empty()
 
-    async def ResizePty(self, request: pb.ResizePtyRequest, context: CallContext) -> wire.Empty:
+    async def ResizePty(self, request: pb.ResizePtyRequest, context: CallContext) -> Empty:
         stdio = self._process(request.id, request.exec_id).stdio
         if stdio is not None:
             stdio.resize(request.width, request.height)
-        return wire.Empty()
+        return Empty()
 
-    async def CloseIO(self, request: pb.CloseIORequest, context: CallContext) -> wire.Empty:
+    async def CloseIO(self, request: pb.CloseIORequest, context: CallContext) -> Empty:
         stdio = self._process(request.id, request.exec_id).stdio
         if stdio is not None and request.stdin:
             stdio.close_stdin()
-        return wire.Empty()
+        return Empty()
 
 
 def _stdio(shim: Shim, request: pb.CreateTaskRequest | pb.ExecProcessRequest) -> StdioRequest:
@@ -231,21 +233,17 @@ def _created(request: pb.CreateTaskRequest, pid: int) -> events_pb2.TaskCreate:
     )
 
 
-def _checkpoint(request: pb.CheckpointTaskRequest, container: Container) -> tuple[Path, Path, oci.CheckpointOptions]:
+def _checkpoint(request: pb.CheckpointTaskRequest, container: Container) -> oci.CheckpointOptions:
     options = runc_pb2.CheckpointOptions()
     runtimes.unpack(request.options, options)
-    image = request.path or options.image_path
-    work = wire.absolute(options.work_path, "work path") if options.work_path else container.bundle / "criu"
-    return (
-        wire.absolute(image, "checkpoint path"),
-        work,
-        oci.CheckpointOptions(
-            leave_running=not options.exit,
-            tcp_established=options.open_tcp,
-            external_unix_sockets=options.external_unix_sockets,
-            terminal=options.terminal,
-            file_locks=options.file_locks,
-            empty_namespaces=tuple(options.empty_namespaces),
-            cgroups_mode=options.cgroups_mode,
-        ),
+    return oci.CheckpointOptions(
+        image=wire.absolute(request.path or options.image_path, "checkpoint path"),
+        work=wire.absolute(options.work_path, "work path") if options.work_path else container.bundle / "criu",
+        leave_running=not options.exit,
+        tcp_established=options.open_tcp,
+        external_unix_sockets=options.external_unix_sockets,
+        terminal=options.terminal,
+        file_locks=options.file_locks,
+        empty_namespaces=tuple(options.empty_namespaces),
+        cgroups_mode=options.cgroups_mode,
     )

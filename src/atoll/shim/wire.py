@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty as Empty
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -23,7 +22,8 @@ def identifier(value: str, what: str) -> str:
     """`value` if it is a containerd identifier, so that it may name a file; else `InvalidArgument`."""
     if len(value) > IDENTIFIER_MAX or _IDENTIFIER.fullmatch(value) is None:
         raise errors.InvalidArgument(
-            f"{what} {value[:IDENTIFIER_MAX]!r}: must be 1 to {IDENTIFIER_MAX} letters and digits, with single . _ - between"
+            f"{what} {value[:IDENTIFIER_MAX]!r}: must be letters and digits with single . _ - between, "
+            f"at most {IDENTIFIER_MAX}"
         )
     return value
 
