@@ -1,13 +1,19 @@
 """Shims of anybody: found by runtime type, started and deleted by their command line.
 
+    <bundle>/shim-binary-path   which program; written before it runs, so what it made can be cleared away
+             shim.json          which process serves, once it answered
+             bootstrap.json     where it answers
+
 Source: containerd's shim protocol (runtime v2): binary names, the `start` and `delete` calls.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
+import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,32 +21,51 @@ from google.protobuf.message import DecodeError
 
 from atoll import errors
 from atoll.api import containerd_task_v2_pb2 as wire
-from atoll.concurrency import Blocking
+from atoll.concurrency import Blocking, run_to_completion
+from atoll.linux import process
 from atoll.linux.process import Spawner
+from atoll.runtime import bootstrap as bootstraps
+from atoll.runtime import program
 from atoll.runtime.bootstrap import Bootstrap
+from atoll.runtime.ending import kill_recorded
 from atoll.runtime.shim import LaunchRequest, Shim
 from atoll.runtime.task import from_timestamp, to_any
 from atoll.sandbox.controller import ExitStatus
+from atoll.shim import records
+from atoll.ttrpc import address as addresses
 
 START_TIMEOUT_S = 20.0
 DELETE_TIMEOUT_S = 15.0
-MAX_OUTPUT_BYTES = 1024 * 1024
+UNDO_TIMEOUT_S = 30.0
+HANG_UP_TIMEOUT_S = 2.0
+PROBE_TIMEOUT_S = 1.0
 BINARY_FILE = "shim-binary-path"
-CONNECT_TIMEOUT_S = 5.0
+LOG_FILE = "log"
+OWN_FILES = frozenset(
+    (BINARY_FILE, LOG_FILE, "config.json", "rootfs", records.SHIM, bootstraps.FILE, bootstraps.OLD_FILE)
+)
+"""What is in a bundle before anything was made from it."""
+
+_PART = re.compile(r"[A-Za-z0-9_-]+")
+
+log = logging.getLogger(__name__)
 
 
-def resolve(runtime: str) -> Path:
-    """The binary of a runtime type (`io.containerd.runc.v2`) or path; raises `NotFound` or `InvalidArgument`."""
+def resolve(runtime: str, beside: Path | None = None) -> Path:
+    """The binary of a runtime type (`io.containerd.runc.v2`), searched in PATH and then in `beside`, or of a full path.
+
+    Raises `NotFound` or `InvalidArgument`.
+    """
     if runtime.startswith("/"):
         path = Path(runtime)
-        if not path.is_file():
-            raise errors.NotFound(f"shim {path}: no such file")
+        if "\0" in runtime or not path.is_file():
+            raise errors.NotFound(f"shim {runtime!r}: no such file")
         return path
     parts = runtime.split(".")
-    if "/" in runtime or len(parts) < 2 or not all(parts):
+    if len(parts) < 2 or not all(_PART.fullmatch(part) for part in parts):
         raise errors.InvalidArgument(f"runtime type {runtime!r}: must be like io.containerd.runc.v2, or a full path")
     name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
-    found = shutil.which(name)
+    found = shutil.which(name) or (shutil.which(name, path=str(beside)) if beside is not None else None)
     if found is None:
         raise errors.NotFound(f"runtime type {runtime!r}: no {name} in PATH; install it or give its full path")
     return Path(found)
@@ -48,7 +73,11 @@ def resolve(runtime: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """What a foreign shim is told about the daemon that starts it."""
+    """What a foreign shim is told about the daemon that starts it.
+
+    `grpc_address` need not be served: shims use it as a name, and derive their socket's from it. `events_address`
+    serves `containerd.services.events.ttrpc.v1.Events`. `binary` is the daemon's own program.
+    """
 
     grpc_address: str
     events_address: str
@@ -64,70 +93,118 @@ class BinaryLauncher:
         self._blocking = blocking
 
     async def launch(self, request: LaunchRequest) -> Shim:
-        """Run `start`, connect, and write the bootstrap file; on an error `delete` has run."""
-        binary = resolve(request.runtime.name)
-        (request.bundle.path / BINARY_FILE).write_text(str(binary))
-        (request.bundle.path / "log").touch()  # a plain file where containerd has a fifo, so nobody needs to read it
+        """Run `start`, connect, and write the bootstrap file; on an error the shim was ended and `delete` has run."""
+        binary = resolve(request.runtime.name, Path(self._daemon.binary).parent)
+        path = request.bundle.path
+        await self._blocking.run(_prepare, path, binary)
         options = request.runtime.options
         stdin = b"" if options is None else to_any(options).SerializeToString()
-        output = await self._run(binary, request, ["start"], stdin, START_TIMEOUT_S)
         try:
+            output = await self._run(binary, request, "start", stdin, START_TIMEOUT_S)
             bootstrap = Bootstrap.parse(output)
-            bootstrap.store(request.bundle.path)
-            return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+            bootstrap.store(path)
+            return await self._connect(request, bootstrap)
         except BaseException:
-            with contextlib.suppress(errors.AtollError):
-                await self._run(binary, request, ["delete"], b"", DELETE_TIMEOUT_S)
+            try:
+                await run_to_completion(self._clear(request), within=UNDO_TIMEOUT_S)
+            except errors.AtollError as error:
+                log.warning("shim %s: its failed start is not undone: %s", request.id, error)
             raise
+
+    async def _connect(self, request: LaunchRequest, bootstrap: Bootstrap) -> Shim:
+        shim = await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        try:
+            found = process.identify(await shim.check_version())
+            if found is not None:
+                record = records.ShimRecord(
+                    pid=found.pid, start_ticks=found.start_ticks, boot_id=found.boot_id, version=""
+                )
+                records.write(request.bundle.path / records.SHIM, record)
+            if shim.bootstrap != bootstrap:
+                shim.bootstrap.store(request.bundle.path)
+        except BaseException:
+            shim.client.close()
+            raise
+        return shim
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         bootstrap = Bootstrap.load(request.bundle.path)
         return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
 
+    async def ended(self, request: LaunchRequest) -> ExitStatus | None:
+        return None  # only its `delete` may know
+
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
-        """Run `delete` in the bundle, then remove the bundle; nothing to do where there is no bundle."""
+        """End the shim, run `delete` in the bundle, then remove the bundle; nothing to do where there is no bundle.
+
+        A bundle that no shim was started in is only removed.
+        """
         if not request.bundle.path.is_dir():
             return None
-        exit_status: ExitStatus | None = None
-        await self._shutdown(request)
-        binary = self._binary(request)
-        answer = wire.DeleteResponse()
-        with contextlib.suppress(errors.NotFound, DecodeError):
-            output = await self._run(binary, request, ["delete"], b"", DELETE_TIMEOUT_S)
-            answer.ParseFromString(output)
-            exit_status = ExitStatus(
-                exit_status=answer.exit_status, exited_at=from_timestamp(answer.exited_at)
-            )
+        ended = await self._clear(request)
         await self._blocking.run(request.bundle.delete)
-        return exit_status
+        return ended
 
-    async def _shutdown(self, request: LaunchRequest) -> None:
-        """Tell a shim that still listens to go; one that does not is left to its `delete` call."""
+    async def _clear(self, request: LaunchRequest) -> ExitStatus | None:
+        """Everything of the shim but its bundle."""
+        path = request.bundle.path
+        try:
+            binary = Path((path / BINARY_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        left = await self._shutdown(request)
+        await kill_recorded(path / records.SHIM, request.id)
+        ended = await self._delete(binary, request, must=not left)
+        await self._remove_socket(path)
+        return ended
+
+    async def _delete(self, binary: Path, request: LaunchRequest, *, must: bool) -> ExitStatus | None:
+        """The `delete` call, which has to succeed where something may have been made that it alone can clear away."""
+        answer = wire.DeleteResponse()
+        try:
+            answer.ParseFromString(await self._run(binary, request, "delete", b"", DELETE_TIMEOUT_S))
+            return ExitStatus(exit_status=answer.exit_status, exited_at=from_timestamp(answer.exited_at))
+        except DecodeError as error:
+            log.warning("shim %s: its delete printed no answer: %s", request.id, error)
+        except (errors.Unknown, errors.NotFound) as error:
+            if must and not set(os.listdir(request.bundle.path)) <= OWN_FILES:
+                raise
+            log.info("shim %s: nothing to delete: %s", request.id, error)
+        return None
+
+    async def _shutdown(self, request: LaunchRequest) -> bool:
+        """Tell a shim that still listens to go, which it does where it holds nothing; whether it went."""
         try:
             shim = await self.reconnect(request)
-        except (errors.NotFound, errors.Unavailable, errors.DataLoss):
-            return
+        except (errors.NotFound, errors.Unavailable, errors.DataLoss, errors.DeadlineExceeded):
+            return False
         try:
             await shim.tasks.shutdown(request.id)
-            await shim.wait_closed(1.0)
+            return await shim.wait_closed(HANG_UP_TIMEOUT_S)
         except errors.AtollError:
-            return
+            return False
         finally:
             await shim.aclose()
 
-    def _binary(self, request: LaunchRequest) -> Path:
+    async def _remove_socket(self, bundle: Path) -> None:
+        """A shim that was killed leaves its socket; one that somebody listens on is not touched."""
         try:
-            return Path((request.bundle.path / BINARY_FILE).read_text())
-        except FileNotFoundError:
-            return resolve(request.runtime.name)
+            name = addresses.socket_names(Bootstrap.load(bundle).address)[0]
+        except errors.AtollError:
+            return
+        if not name.startswith("/") or not _is_socket(name):
+            return
+        try:
+            (await addresses.connect(name, timeout_s=PROBE_TIMEOUT_S)).close()
+        except errors.Unavailable:
+            os.unlink(name)
+        except errors.AtollError:
+            return
 
-    async def _run(
-        self, binary: Path, request: LaunchRequest, command: list[str], stdin: bytes, timeout_s: float
-    ) -> bytes:
-        """Run the shim binary in the bundle; its output goes to memory, so a child that keeps it open holds up nobody."""
+    async def _run(self, binary: Path, request: LaunchRequest, command: str, stdin: bytes, timeout_s: float) -> bytes:
         argv = [str(binary), "-namespace", request.namespace, "-address", self._daemon.grpc_address]
         argv += ["-publish-binary", self._daemon.binary, "-id", request.id]
-        if command == ["delete"]:
+        if command == "delete":
             argv += ["-bundle", str(request.bundle.path)]
         environment = {
             **os.environ,
@@ -137,28 +214,30 @@ class BinaryLauncher:
             "TTRPC_ADDRESS": self._daemon.events_address,
             "GRPC_ADDRESS": self._daemon.grpc_address,
         }
-        source = os.memfd_create("atoll-shim-stdin")
-        output = os.memfd_create("atoll-shim-output")
-        noise = os.memfd_create("atoll-shim-stderr")
-        try:
-            os.write(source, stdin)
-            os.lseek(source, 0, os.SEEK_SET)
-            code = await self._spawner.run(
-                argv + command,
-                stdin=source,
-                stdout=output,
-                stderr=noise,
-                cwd=request.bundle.path,
-                env=environment,
-                timeout_s=timeout_s,
-            )
-            text = os.pread(output, MAX_OUTPUT_BYTES, 0)
-            if code != 0:
-                said = (text + os.pread(noise, MAX_OUTPUT_BYTES, 0)).decode(errors="replace").strip()
-                raise errors.Unknown(f"{binary.name} {command[0]} for {request.id}: exit {code}: {said[-2000:]}")
-            return text
-        except FileNotFoundError as error:
-            raise errors.NotFound(f"shim {binary}: cannot be run: {error}") from error
-        finally:
-            for fd in (source, output, noise):
-                os.close(fd)
+        call = program.ShimCall(
+            argv=[*argv, command],
+            what=f"{binary.name} {command} for {request.id}",
+            cwd=request.bundle.path,
+            env=environment,
+            timeout_s=timeout_s,
+            stdin=stdin,
+        )
+        return await program.run(self._spawner, call)
+
+
+def _prepare(bundle: Path, binary: Path) -> None:
+    """Write down what is about to run. The log is a plain file where containerd has a fifo, so nobody must read it."""
+    try:
+        for name, content in ((BINARY_FILE, str(binary)), (LOG_FILE, "")):
+            fd = os.open(bundle / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as stream:
+                stream.write(content)
+    except OSError as error:
+        raise errors.Unavailable(f"bundle {bundle}: cannot be written: {error.strerror}") from error
+
+
+def _is_socket(name: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(name).st_mode)
+    except OSError:
+        return False

@@ -1,13 +1,14 @@
 """The directory that a shim and each of its tasks are given.
 
-    <dir>/config.json      the OCI spec
-          rootfs/          where the root filesystem is mounted
-          bootstrap.json   where the shim answers
-          shim-binary-path the foreign shim that serves it
+<dir>/config.json      the OCI spec
+      rootfs/          where the root filesystem is mounted
+      bootstrap.json   where the shim answers
+      shim-binary-path the foreign shim that serves it
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,23 @@ class Bundle:
         return self.path / "rootfs"
 
     def create(self, spec: bytes | None) -> None:
-        """Make the directory (0700) with its `rootfs`, and the spec where there is one; raises `AlreadyExists`."""
+        """Make the directory (0700) with its `rootfs`, and the spec where there is one; all of it or nothing.
+
+        Raises `AlreadyExists`, `ResourceExhausted` for a full disk, `Unavailable` for what else the disk refuses.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             raise errors.AlreadyExists(f"bundle {self.path}: exists") from None
-        self.rootfs.mkdir(mode=0o711)
-        if spec is not None:
-            self.write_spec(spec)
+        except OSError as error:
+            raise _refused(self.path, error) from error
+        try:
+            self.rootfs.mkdir(mode=0o711)
+            if spec is not None:
+                self.write_spec(spec)
+        except OSError as error:
+            remove_tree(self.path)
+            raise _refused(self.path, error) from error
 
     def write_spec(self, spec: bytes) -> None:
         (self.path / "config.json").write_bytes(spec)
@@ -52,6 +62,11 @@ class Bundle:
         remove_mounted_tree(self.path)
 
 
+def _refused(path: Path, error: OSError) -> errors.AtollError:
+    kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
+    return kind(f"bundle {path}: cannot be written: {error.strerror}")
+
+
 def remove_mounted_tree(path: Path) -> None:
     """Remove a folder and the mounts in it; idempotent, blocks.
 
@@ -63,7 +78,7 @@ def remove_mounted_tree(path: Path) -> None:
             mounts.unmount(path / usual)
         try:
             remove_tree(path)
-        except errors.FailedPrecondition:  # another mount, or one stacked on another
+        except errors.AtollError:  # another mount, one stacked on another, or one on a file
             mounts.unmount_tree(path)
             remove_tree(path)
     except OSError as error:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
-import signal
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from atoll import errors
-from atoll.concurrency import Blocking
-from atoll.linux import process
+from atoll.api import containerd_task_v3_pb2 as wire
+from atoll.concurrency import Blocking, run_to_completion
+from atoll.linux.process import PidfdSpawner, Spawner
+from atoll.runtime import ending, program
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import LaunchRequest, Shim
-from atoll.runtime.zygote import Zygote
+from atoll.runtime.task import from_timestamp
+from atoll.runtime.zygote import ForkedShim, Zygote
 from atoll.sandbox.controller import ExitStatus
 from atoll.shim import records
 from atoll.shim.request import RuntimeChoice, ShimRequest
@@ -22,26 +27,36 @@ from atoll.shim.request import RuntimeChoice, ShimRequest
 log = logging.getLogger(__name__)
 
 TASK_API_VERSION = 3
-KILL_TIMEOUT_S = 5.0
+DELETE_TIMEOUT_S = 30.0
+UNDO_TIMEOUT_S = 10.0
 
 
 class AtollLauncher:
     """Forks our shim from the zygote; implements `Launcher`.
 
-    `runtime` is the OCI runtime that every shim of this launcher drives.
+    `runtime` is the OCI runtime that every shim of this launcher drives; `sockets` the folder of their sockets,
+    whose path must be short, for sun_path ends at 108 bytes.
     """
 
     def __init__(
-        self, zygote: Zygote, *, sockets: Path, runtime: RuntimeChoice, events_address: str, blocking: Blocking
+        self,
+        zygote: Zygote,
+        *,
+        sockets: Path,
+        runtime: RuntimeChoice,
+        events_address: str,
+        blocking: Blocking,
+        spawner: Spawner | None = None,
     ) -> None:
         self._zygote = zygote
         self._sockets = sockets
         self._runtime = runtime
         self._events_address = events_address
         self._blocking = blocking
+        self._spawner = spawner or PidfdSpawner()
 
     def _socket(self, request: LaunchRequest) -> Path:
-        # Short, because sun_path ends at 108 bytes; derived, so that whoever finds the socket can tell whose it is.
+        # Derived, so that whoever finds the socket can tell whose it is.
         name = hashlib.sha256(f"{request.namespace}/{request.id}".encode()).hexdigest()[:32]
         return self._sockets / name
 
@@ -57,49 +72,63 @@ class AtollLauncher:
                 runtime=self._runtime,
             )
         )
-        os.close(forked.pidfd)
-        bootstrap = Bootstrap(version=TASK_API_VERSION, address=f"unix://{path}")
-        return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        try:
+            bootstrap = Bootstrap(version=TASK_API_VERSION, address=f"unix://{path}")
+            return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        except BaseException:
+            await run_to_completion(self._undo(request, forked), within=UNDO_TIMEOUT_S)
+            raise
+        finally:
+            os.close(forked.pidfd)
+
+    async def _undo(self, request: LaunchRequest, forked: ForkedShim) -> None:
+        await ending.kill(forked.pidfd, request.id)
+        self._socket(request).unlink(missing_ok=True)
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         bootstrap = Bootstrap.load(request.bundle.path)
         return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
 
+    async def ended(self, request: LaunchRequest) -> ExitStatus | None:
+        """As the shim recorded it: of the pod that it was, else of its own container."""
+        bundle = request.bundle.path
+        pod = records.read(bundle / records.SANDBOX, records.SandboxRecord)
+        if pod is not None:
+            return _exit(pod.exit)
+        return _exit(records.read(bundle / records.EXIT, records.ExitRecord))
+
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
-        """End the shim where it still lives, then its socket and bundle."""
-        await self._kill(request)
+        """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle."""
+        bundle = request.bundle.path
+        await ending.kill_recorded(bundle / records.SHIM, request.id)
+        ended: ExitStatus | None = None
+        if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)):
+            ended = await self._clear(request)
         self._socket(request).unlink(missing_ok=True)
         await self._blocking.run(request.bundle.delete)
-        return None
+        return ended
 
-    async def _kill(self, request: LaunchRequest) -> None:
-        record = records.read(request.bundle.path / records.SHIM, records.ShimRecord)
-        if record is None:
-            return
-        shim = process.open_pidfd(
-            process.ProcessId(pid=record.pid, start_ticks=record.start_ticks, boot_id=record.boot_id)
+    async def _clear(self, request: LaunchRequest) -> ExitStatus | None:
+        """What the shim's `delete` does, in a process of its own: it reaps as the parent of what it runs."""
+        argv = [sys.executable, "-m", "atoll.shim.main", "-namespace", request.namespace, "-id", request.id]
+        argv += ["-bundle", str(request.bundle.path), "delete"]
+        call = program.ShimCall(
+            argv=argv,
+            what=f"shim {request.id}: clean-up",
+            cwd=request.bundle.path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            timeout_s=DELETE_TIMEOUT_S,
         )
-        if shim is None:
-            return
+        output = await program.run(self._spawner, call)
         try:
-            log.warning("shim %s: still runs as pid %d, killed", request.id[:13], record.pid)
-            signal.pidfd_send_signal(shim, signal.SIGKILL)
-            await _gone(shim, KILL_TIMEOUT_S)
-        except ProcessLookupError:
-            return
-        except TimeoutError:
-            raise errors.DeadlineExceeded(
-                f"shim {request.id}: pid {record.pid} did not end within {KILL_TIMEOUT_S:g} s of SIGKILL"
-            ) from None
-        finally:
-            os.close(shim)
+            answer = wire.DeleteResponse.FromString(output)
+        except DecodeError as error:
+            raise errors.Internal(f"shim {request.id}: its clean-up printed no answer: {error}") from error
+        return ExitStatus(exit_status=answer.exit_status, exited_at=from_timestamp(answer.exited_at))
 
 
-async def _gone(pidfd: int, within: float) -> None:
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
-    try:
-        await asyncio.wait_for(ended, within)
-    finally:
-        loop.remove_reader(pidfd)
+def _exit(record: records.ExitRecord | records.SandboxExit | None) -> ExitStatus | None:
+    if record is None:
+        return None
+    at = datetime.fromtimestamp(record.exited_at_ns / 1e9, UTC)
+    return ExitStatus(exit_status=record.exit_status, exited_at=at)

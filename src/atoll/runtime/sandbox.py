@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as wire
-from atoll.runtime.task import NAMESPACE_KEY, from_any, from_timestamp, to_any, to_mount
+from atoll.runtime.task import from_any, from_timestamp, to_any, to_mount
 from atoll.sandbox.controller import (
     ControllerInstance,
     ControllerStatus,
@@ -19,8 +20,10 @@ from atoll.sandbox.controller import (
     State,
 )
 from atoll.ttrpc.client import Client
+from atoll.ttrpc.service import NAMESPACE_KEY
 
 M = TypeVar("M", bound=Message)
+log = logging.getLogger(__name__)
 
 SERVICE = "containerd.runtime.sandbox.v1.Sandbox"
 START_TIMEOUT_S = 60.0
@@ -33,7 +36,7 @@ class SandboxClient:
 
     def __init__(self, client: Client, *, namespace: str) -> None:
         self._client = client
-        self._metadata = [(NAMESPACE_KEY, namespace)]
+        self._metadata = {NAMESPACE_KEY: namespace}
 
     async def _call(self, method: str, request: Message, kind: type[M], timeout_s: float | None = CALL_TIMEOUT_S) -> M:
         return await self._client.call(SERVICE, method, request, kind, timeout=timeout_s, metadata=self._metadata)
@@ -101,7 +104,7 @@ class SandboxClient:
         except errors.Unavailable as error:
             if not self._client.is_closed:
                 raise
-            del error  # it ended before its answer arrived, which is what was asked
+            log.debug("sandbox %s: its shim ended before its answer arrived: %s", sandbox_id, error)
 
     async def metrics(self, sandbox_id: str) -> Metric:
         request = wire.SandboxMetricsRequest(sandbox_id=sandbox_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from atoll import errors
-from atoll.runtime.bootstrap import Bootstrap
+from atoll.runtime.bootstrap import MIN_VERSION, Bootstrap
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.sandbox import SandboxClient
 from atoll.runtime.task import TaskClient
@@ -57,6 +57,19 @@ class Shim:
         """Done when the connection is over."""
         return self.client.closed
 
+    async def check_version(self) -> int:
+        """Ask the Task service who serves, lowering version 3 to 2 where that one only is known; the shim's pid."""
+        try:
+            return (await self.tasks.connect(self.id))[0]
+        except errors.Unimplemented:
+            if self.bootstrap.version <= MIN_VERSION:
+                raise
+        lowered = Bootstrap(version=MIN_VERSION, address=self.bootstrap.address, protocol=self.bootstrap.protocol)
+        tasks = TaskClient(self.client, version=MIN_VERSION, namespace=self.namespace)
+        pid, _ = await tasks.connect(self.id)
+        self.bootstrap, self.tasks = lowered, tasks
+        return pid
+
     async def wait_closed(self, within: float) -> bool:
         """Whether the shim hung up within so many seconds."""
         with contextlib.suppress(TimeoutError):
@@ -64,6 +77,7 @@ class Shim:
         return self.client.is_closed
 
     async def aclose(self) -> None:
+        """Let go of the connection; the shim lives on. Idempotent."""
         await self.client.aclose()
 
 
@@ -71,19 +85,25 @@ class Launcher(Protocol):
     """Makes, finds and ends the shims of one kind."""
 
     async def launch(self, request: LaunchRequest) -> Shim:
-        """Start a shim in its bundle, which is there; on an error nothing of it is left."""
+        """Start a shim in its bundle, which is there; on an error nothing of it is left but the bundle."""
         ...
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         """Connect to the shim whose bootstrap file is in the bundle.
 
-        Raises `NotFound` where there is no such file, `Unavailable` where the shim does not answer.
+        Raises `NotFound` where there is no such file, `DataLoss` where it cannot be read, `Unavailable` where
+        nobody answers.
         """
+        ...
+
+    async def ended(self, request: LaunchRequest) -> ExitStatus | None:
+        """How the sandbox or task of a shim that is gone ended; None where the shim left no word of it."""
         ...
 
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
         """Free everything of a shim that is gone or must go, without its help, and its bundle; idempotent.
 
-        How its last process ended, where the shim's own clean-up could tell.
+        How its last process ended, where the shim's own clean-up could tell. An error leaves the bundle, so
+        that it can be tried again.
         """
         ...

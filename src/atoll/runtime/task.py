@@ -19,14 +19,18 @@ from atoll.api import containerd_task_v3_pb2 as wire
 from atoll.api import containerd_types_pb2 as types
 from atoll.sandbox.controller import ExitStatus, Mount, TypedAny
 from atoll.ttrpc.client import Client
+from atoll.ttrpc.service import NAMESPACE_KEY
 
 M = TypeVar("M", bound=Message)
 
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 CREATE_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 30.0
 STATE_TIMEOUT_S = 2.0
 DELETE_TIMEOUT_S = 20.0
-NAMESPACE_KEY = "containerd-namespace-ttrpc"
+CONNECT_TIMEOUT_S = 5.0
+SHUTDOWN_TIMEOUT_S = 3.0
 
 
 class TaskStatus(IntEnum):
@@ -50,6 +54,8 @@ class StdioPaths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
+    """A process as its shim sees it; `exited_at` is there once it has ended."""
+
     pid: int
     status: TaskStatus
     exit_status: int
@@ -69,7 +75,11 @@ def to_mount(mount: Mount) -> types.Mount:
 
 
 def from_timestamp(value: Timestamp) -> datetime:
-    return value.ToDatetime(tzinfo=UTC)
+    """The time; raises `Unknown` for one that no calendar has."""
+    try:
+        return value.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise errors.Unknown(f"the shim answers a time that is none: {error}") from error
 
 
 class TaskClient:
@@ -81,12 +91,10 @@ class TaskClient:
     def __init__(self, client: Client, *, version: int, namespace: str) -> None:
         self._client = client
         self._service = f"containerd.task.v{version}.Task"
-        self._metadata = [(NAMESPACE_KEY, namespace)]
+        self._metadata = {NAMESPACE_KEY: namespace}
 
     async def _call(self, method: str, request: Message, kind: type[M], timeout_s: float | None = CALL_TIMEOUT_S) -> M:
-        return await self._client.call(
-            self._service, method, request, kind, timeout=timeout_s, metadata=self._metadata
-        )
+        return await self._client.call(self._service, method, request, kind, timeout=timeout_s, metadata=self._metadata)
 
     async def create(
         self,
@@ -130,18 +138,21 @@ class TaskClient:
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,
-            spec=any_pb2.Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Process", value=spec),
+            spec=any_pb2.Any(type_url=PROCESS_URL, value=spec),
         )
         await self._call("Exec", request, empty_pb2.Empty)
 
     async def state(self, container_id: str, exec_id: str = "") -> TaskState:
         request = wire.StateRequest(id=container_id, exec_id=exec_id)
         answer = await self._call("State", request, wire.StateResponse, STATE_TIMEOUT_S)
+        known = answer.status in set(TaskStatus)
+        status = TaskStatus(answer.status) if known else TaskStatus.UNKNOWN
         return TaskState(
             pid=answer.pid,
-            status=TaskStatus(answer.status),
+            status=status,
             exit_status=answer.exit_status,
-            exited_at=from_timestamp(answer.exited_at) if answer.HasField("exited_at") else None,
+            # Go shims send their zero time, in the year 1, for a process that runs.
+            exited_at=from_timestamp(answer.exited_at) if status is TaskStatus.STOPPED else None,
         )
 
     async def kill(self, container_id: str, signal: int, *, exec_id: str = "", all_processes: bool = False) -> None:
@@ -167,7 +178,9 @@ class TaskClient:
 
     async def update(self, container_id: str, resources: bytes) -> None:
         """Change the limits; `resources` is the JSON of OCI LinuxResources."""
-        value = any_pb2.Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", value=resources)
+        value = any_pb2.Any(
+            type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", value=resources
+        )
         await self._call("Update", wire.UpdateTaskRequest(id=container_id, resources=value), empty_pb2.Empty)
 
     async def resize_pty(self, container_id: str, *, exec_id: str = "", width: int, height: int) -> None:
@@ -191,13 +204,14 @@ class TaskClient:
 
     async def connect(self, container_id: str) -> tuple[int, int]:
         """The pids of the shim and of the task; the latter is 0 for an unknown task."""
-        answer = await self._call("Connect", wire.ConnectRequest(id=container_id), wire.ConnectResponse, 5.0)
+        request = wire.ConnectRequest(id=container_id)
+        answer = await self._call("Connect", request, wire.ConnectResponse, CONNECT_TIMEOUT_S)
         return answer.shim_pid, answer.task_pid
 
     async def shutdown(self, container_id: str) -> None:
         """Ask the shim to end; it does where it holds no containers."""
         request = wire.ShutdownRequest(id=container_id)
         try:
-            await self._call("Shutdown", request, empty_pb2.Empty, 3.0)
+            await self._call("Shutdown", request, empty_pb2.Empty, SHUTDOWN_TIMEOUT_S)
         except errors.Unavailable:
             return  # it ended before its answer arrived
