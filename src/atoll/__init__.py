@@ -1,3 +1,79 @@
-"""Atoll runs pod sandboxes on Linux."""
+"""Atoll runs pod sandboxes on Linux.
+
+The SDK's names are here too (`atoll.connect`, `atoll.Pod`, ...), imported at their first use: `import atoll` is cheap,
+and a shim that does it has no gRPC.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atoll.client import AttachedProcess as AttachedProcess
+    from atoll.client import Cause as Cause
+    from atoll.client import Client as Client
+    from atoll.client import CommandFailed as CommandFailed
+    from atoll.client import Container as Container
+    from atoll.client import ContainerOptions as ContainerOptions
+    from atoll.client import ContainerState as ContainerState
+    from atoll.client import ContainerStatus as ContainerStatus
+    from atoll.client import DaemonInfo as DaemonInfo
+    from atoll.client import ExecProcess as ExecProcess
+    from atoll.client import ExecResult as ExecResult
+    from atoll.client import Exit as Exit
+    from atoll.client import Finding as Finding
+    from atoll.client import FsckReport as FsckReport
+    from atoll.client import Image as Image
+    from atoll.client import LayerProgress as LayerProgress
+    from atoll.client import LoadedImage as LoadedImage
+    from atoll.client import LogLine as LogLine
+    from atoll.client import Mount as Mount
+    from atoll.client import Phase as Phase
+    from atoll.client import Pod as Pod
+    from atoll.client import PodState as PodState
+    from atoll.client import PodStatus as PodStatus
+    from atoll.client import Publish as Publish
+    from atoll.client import connect as connect
 
 __version__ = "0.1.0"
+
+_SDK = frozenset(
+    (
+        "AttachedProcess",
+        "Cause",
+        "Client",
+        "CommandFailed",
+        "Container",
+        "ContainerOptions",
+        "ContainerState",
+        "ContainerStatus",
+        "DaemonInfo",
+        "ExecProcess",
+        "ExecResult",
+        "Exit",
+        "Finding",
+        "FsckReport",
+        "Image",
+        "LayerProgress",
+        "LoadedImage",
+        "LogLine",
+        "Mount",
+        "Phase",
+        "Pod",
+        "PodState",
+        "PodStatus",
+        "Publish",
+        "connect",
+    )
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in _SDK:
+        return getattr(importlib.import_module("atoll.client"), name)
+    raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SDK})

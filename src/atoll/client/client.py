@@ -1,0 +1,235 @@
+"""The connection to a daemon, and everything that is asked of the daemon as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from atoll import config as configuration
+from atoll import errors
+from atoll.api import atoll_v1_pb2 as own
+from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import private, request, wire
+from atoll.client.container import CALL_TIMEOUT_S, Container
+from atoll.client.images import Images, OnProgress
+from atoll.client.model import (
+    ContainerStatus,
+    DaemonInfo,
+    Finding,
+    FsckReport,
+    Image,
+    LoadedImage,
+    PodState,
+    PodStatus,
+)
+from atoll.client.pod import Pod
+
+DEFAULT_SOCKET = Path("/run/atoll/atoll.sock")
+SOCKET_VARIABLE = "ATOLL_SOCKET"
+CONFIG_VARIABLE = "ATOLL_CONFIG"
+RUN_TIMEOUT_S = 240.0
+FSCK_TIMEOUT_S = 600.0
+
+S = TypeVar("S", PodStatus, ContainerStatus)
+
+
+def socket_path(socket: str | Path | None = None, config: str | Path | None = None) -> Path:
+    """Where the daemon is: as given, of ATOLL_SOCKET, of the config file, or the default."""
+    if socket is not None:
+        return Path(socket).absolute()
+    if from_environment := os.environ.get(SOCKET_VARIABLE):
+        return Path(from_environment).absolute()
+    if config is not None:
+        return configuration.load(Path(config)).socket_path
+    return DEFAULT_SOCKET
+
+
+@asynccontextmanager
+async def connect(
+    socket: str | Path | None = None, *, start: bool = True, config: str | Path | None = None
+) -> AsyncGenerator[Client]:
+    """A connection to the daemon at `socket`, for `async with`.
+
+    Where no daemon answers and `start` is true, a private one is started, with the file `config` if given (or
+    ATOLL_CONFIG); it ends by itself when it has had no pod and no client for a minute. Raises `Unavailable`
+    where there is no daemon, with what to do; `PermissionDenied` for a user who may not ask or start one.
+    """
+    config = config or os.environ.get(CONFIG_VARIABLE) or None
+    path = socket_path(socket, config)
+    if start:
+        await private.ensure_daemon(path, Path(config) if config is not None else None)
+    elif not private.answers(path):
+        raise wire.gone(path, broke=False)
+    connection = wire.Wire(path)
+    try:
+        await connection.ready()
+        yield Client(connection)
+    finally:
+        await connection.aclose()
+
+
+class Client:
+    """One connection. Every call is bounded or can be cancelled; when the daemon goes each raises `Unavailable`."""
+
+    def __init__(self, connection: wire.Wire) -> None:
+        self._wire = connection
+        self._images = Images(connection)
+
+    @property
+    def socket(self) -> Path:
+        return self._wire.socket
+
+    async def info(self) -> DaemonInfo:
+        """What the daemon is."""
+        return DaemonInfo.read(await self._wire.call(wire.INFO, own.InfoRequest(), timeout_s=CALL_TIMEOUT_S))
+
+    async def run_pod(  # noqa: PLR0913 - one keyword an option
+        self,
+        name: str = "",
+        *,
+        network: request.Network = "default",
+        ports: request.Ports = (),
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        hostname: str = "",
+        share_pid: bool = False,
+        cgroup_parent: str = "",
+        sysctls: Mapping[str, str] | None = None,
+        runtime: str = "",
+    ) -> Pod:
+        """Run a pod: its namespaces, cgroup and network; it is ready when this returns.
+
+        `ports` maps ports of the host to ports of the pod, or lists `Publish` values. `share_pid` gives its
+        containers one PID namespace. `runtime` is a runtime handler of the config. Raises `AlreadyExists`
+        for a name in use, `InvalidArgument` for what cannot be; nothing is left behind then.
+        """
+        pod_config = request.pod_config(
+            request.PodOptions(
+                name=name,
+                network=network,
+                ports=ports,
+                labels=labels or {},
+                annotations=annotations or {},
+                hostname=hostname,
+                share_pid=share_pid,
+                cgroup_parent=cgroup_parent,
+                sysctls=sysctls or {},
+            )
+        )
+        asked = cri.RunPodSandboxRequest(config=pod_config, runtime_handler=runtime)
+        answer = await self._wire.call(wire.RUN_POD, asked, timeout_s=RUN_TIMEOUT_S)
+        return Pod(self._wire, answer.pod_sandbox_id, pod_config.metadata.name, pod_config)
+
+    # --- what is there ---
+
+    async def pods(
+        self, *, state: PodState | None = None, labels: Mapping[str, str] | None = None
+    ) -> tuple[PodStatus, ...]:
+        """Every pod, the newest first, without addresses."""
+        wanted = cri.PodSandboxFilter(label_selector=dict(labels or {}))
+        if state is not None:
+            wanted.state.state = cri.SANDBOX_READY if state is PodState.READY else cri.SANDBOX_NOTREADY
+        answer = await self._wire.call(
+            wire.LIST_PODS, cri.ListPodSandboxRequest(filter=wanted), timeout_s=CALL_TIMEOUT_S
+        )
+        ordered = sorted(answer.items, key=lambda item: -item.created_at)
+        return tuple(PodStatus.listed(item) for item in ordered)
+
+    async def containers(self, *, labels: Mapping[str, str] | None = None) -> tuple[ContainerStatus, ...]:
+        """Every container of every pod, the newest first; without what only `Container.status` tells."""
+        wanted = cri.ContainerFilter(label_selector=dict(labels or {}))
+        answer = await self._wire.call(
+            wire.LIST_CONTAINERS, cri.ListContainersRequest(filter=wanted), timeout_s=CALL_TIMEOUT_S
+        )
+        ordered = sorted(answer.containers, key=lambda item: -item.created_at)
+        return tuple(ContainerStatus.listed(item) for item in ordered)
+
+    async def pod(self, name: str) -> Pod:
+        """The pod of that ID, name or unique ID prefix; raises `NotFound`, or `InvalidArgument` for several."""
+        found = pick(name, "pod", await self.pods())
+        return Pod(self._wire, found.id, found.name, None)
+
+    async def container(self, name: str) -> Container:
+        """The container of that ID, name, `pod/name` or unique ID prefix, or the only one of the pod so named.
+
+        Raises `NotFound`, or `InvalidArgument` where several fit.
+        """
+        pods, containers = await self.pods(), await self.containers()
+        pod_name, slash, own_name = name.partition("/")
+        if slash:
+            pod = pick(pod_name, "pod", pods)
+            found = pick(own_name, "container", [one for one in containers if one.pod_id == pod.id])
+        else:
+            found = self._alone(name, pods, containers) or pick(name, "container", containers)
+        return Container(self._wire, found.id, found.name, found.pod_id)
+
+    @staticmethod
+    def _alone(name: str, pods: Iterable[PodStatus], containers: tuple[ContainerStatus, ...]) -> ContainerStatus | None:
+        """The only container of the pod that `name` names, where no container has that name or ID itself."""
+        if any(name in (one.id, one.name) for one in containers):
+            return None
+        inside = [[one for one in containers if one.pod_id == pod.id] for pod in pods if name in (pod.id, pod.name)]
+        return inside[0][0] if len(inside) == 1 and len(inside[0]) == 1 else None
+
+    # --- images ---
+
+    async def images(self) -> tuple[Image, ...]:
+        return await self._images.list()
+
+    async def image(self, reference: str) -> Image:
+        """The image of that name or ID; raises `NotFound`."""
+        found = await self._images.get(reference)
+        if found is None:
+            raise errors.NotFound(f"image {reference!r}: is not here; `atoll pull {reference}` fetches it")
+        return found
+
+    async def pull(
+        self, reference: str, on_progress: OnProgress | None = None, *, username: str = "", password: str = ""
+    ) -> str:
+        """Fetch an image from its registry; its ID. Cancelling stops the pull."""
+        return await self._images.pull(reference, on_progress, username=username, password=password)
+
+    async def load(self, path: str | Path, reference: str = "") -> tuple[LoadedImage, ...]:
+        """Import the images of an archive or OCI layout; `reference` names one that has no name in it."""
+        return await self._images.load(path, reference)
+
+    async def remove_image(self, reference: str) -> None:
+        """Take an image away. Idempotent."""
+        await self._images.remove(reference)
+
+    # --- the daemon's books ---
+
+    async def fsck(self, *, repair: bool = False) -> FsckReport:
+        """Compare the daemon's books with the kernel, the network state and the disk; put right what differs."""
+        answer = await self._wire.call(wire.FSCK, own.FsckRequest(repair=repair), timeout_s=FSCK_TIMEOUT_S)
+        findings = tuple(
+            Finding(
+                kind=one.kind,
+                key=one.key,
+                owner=one.owner,
+                problem=one.problem,
+                remedy=one.remedy,
+                repaired=one.repaired,
+                error=one.error,
+            )
+            for one in answer.findings
+        )
+        return FsckReport(findings=findings, checked=answer.checked)
+
+
+def pick(name: str, what: str, among: Iterable[S]) -> S:
+    """The one that `name` means: by ID, by name, by unique ID prefix, in this order."""
+    candidates = tuple(among)
+    if not name:
+        raise errors.InvalidArgument(f"{what}: its name is empty")
+    exact = [one for one in candidates if one.id == name] or [one for one in candidates if one.name == name]
+    found = exact or [one for one in candidates if one.id.startswith(name)]
+    if not found:
+        raise errors.NotFound(f"{what} {name!r}: there is none; `atoll ps -a` shows what there is")
+    if len(found) > 1:
+        ids = ", ".join(one.id[:13] for one in found[:4])
+        raise errors.InvalidArgument(f"{what} {name!r}: {len(found)} fit ({ids}); use more of the ID, or pod/container")
+    return found[0]

@@ -1,0 +1,177 @@
+"""A container as an object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from datetime import datetime
+
+from atoll import errors
+from atoll.api import atoll_v1_pb2 as own
+from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import request, wire
+from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
+from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
+
+CALL_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
+STOP_GRACE_S = 10.0
+EXEC_LATE_S = 30.0
+"""How much longer than its own time limit an exec may take to be answered."""
+
+_NOT_FOUND = re.compile(r"executable file .*not found|no such file or directory|cannot find executable", re.IGNORECASE)
+_NOT_EXECUTABLE = re.compile(
+    r"exec: |exec user process|exec format error|permission denied|cannot exec|is a directory|chdir", re.IGNORECASE
+)
+
+
+class Container:
+    """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
+
+    def __init__(self, connection: wire.Wire, container_id: str, name: str, pod_id: str) -> None:
+        self._wire = connection
+        self.id = container_id
+        self.name = name
+        self.pod_id = pod_id
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} {self.id[:13]}>"
+
+    async def status(self, *, verbose: bool = False) -> ContainerStatus:
+        """What is known now; `verbose` adds the runtime's own `info` texts. Raises `NotFound`."""
+        asked = cri.ContainerStatusRequest(container_id=self.id, verbose=verbose)
+        answer = await self._wire.call(wire.CONTAINER_STATUS, asked, timeout_s=CALL_TIMEOUT_S)
+        return ContainerStatus.read(answer, self.pod_id)
+
+    async def start(self) -> None:
+        """Run a created container. Raises `CommandFailed` where its command cannot be executed."""
+        asked = cri.StartContainerRequest(container_id=self.id)
+        try:
+            await self._wire.call(wire.START_CONTAINER, asked, timeout_s=START_TIMEOUT_S)
+        except errors.AtollError as error:
+            raise command_error(error) from None
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        stdin: bytes | None = None,
+    ) -> ExecResult:
+        """Run a command in the container to its end and keep its output.
+
+        After `timeout` seconds its whole process tree is killed; the result then has cause `TIMEOUT` and the
+        output so far. Raises `CommandFailed` where the command cannot be executed, `ResourceExhausted` for
+        more than 64 MiB of output, and ends the exec when cancelled.
+        """
+        process = self.exec_stream(command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin is not None)
+        try:
+            async with process:
+                if stdin is not None:
+                    await process.write(stdin)
+                    await process.close_stdin()
+                return await process.collect()
+        except errors.AtollError as error:
+            raise command_error(error) from None
+
+    def exec_stream(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        tty: bool = False,
+        stdin: bool = False,
+        size: tuple[int, int] | None = None,
+    ) -> ExecProcess:
+        """Run a command with live streams: `async with container.exec_stream([...]) as process`.
+
+        `size` is the terminal's width and height.
+        """
+        if timeout is not None and timeout <= 0:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be more than 0 seconds")
+        start = own.ExecStart(
+            container_id=self.id,
+            command=request.words(command, "command"),
+            env=request.environment(env or {}),
+            working_dir=cwd,
+            user=user,
+            tty=tty,
+            stdin=stdin,
+            timeout_s=timeout or 0.0,
+        )
+        if size is not None:
+            start.size.width, start.size.height = size
+        outbox = Outbox[own.ExecRequest]()
+        call = self._wire.duplex(wire.EXEC, _led_by(own.ExecRequest(start=start), outbox))
+        return ExecProcess(outbox, call, own.ExecRequest)
+
+    def attach(self, *, stdin: bool = False) -> AttachedProcess:
+        """Join the live stdio of the main process: `async with container.attach() as process`.
+
+        Output from before is in `logs`.
+        """
+        start = own.AttachStart(container_id=self.id, stdin=stdin)
+        outbox = Outbox[own.AttachRequest]()
+        call = self._wire.duplex(wire.ATTACH, _led_by(own.AttachRequest(start=start), outbox))
+        return AttachedProcess(outbox, call, own.AttachRequest)
+
+    async def wait(self, timeout: float | None = None) -> Exit:
+        """Wait for the container's end; at once, always the same, after it. `DeadlineExceeded` after `timeout` s."""
+        try:
+            answer = await self._wire.call(wire.WAIT, own.WaitRequest(container_id=self.id), timeout_s=timeout)
+        except errors.DeadlineExceeded:
+            raise errors.DeadlineExceeded(f"container {self.name}: still runs after {timeout or 0:g} s") from None
+        return Exit.read(answer.exit)
+
+    async def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: datetime | int | None = None
+    ) -> AsyncGenerator[LogLine]:
+        """The container's log, oldest line first; `follow` goes on until the container has ended.
+
+        `tail` is how many lines from the end, `since` a time or ns since the epoch.
+        """
+        asked = own.LogsRequest(container_id=self.id, follow=follow, tail=-1 if tail is None else tail)
+        if since is not None:
+            asked.since = since if isinstance(since, int) else int(since.timestamp() * 1e9)
+        answers = self._wire.stream(wire.LOGS, asked)
+        try:
+            async for line in answers:
+                stream = "stderr" if line.stream == own.LogsResponse.STDERR else "stdout"
+                yield LogLine(stream=stream, time_ns=line.time, content=line.content, partial=line.partial)
+        finally:
+            await answers.aclose()
+
+    async def stop(self, timeout: float = STOP_GRACE_S) -> None:
+        """Ask it to end, and kill it after `timeout` seconds. Idempotent, also for one that is gone."""
+        asked = cri.StopContainerRequest(container_id=self.id, timeout=max(0, round(timeout)))
+        await self._wire.call(wire.STOP_CONTAINER, asked, timeout_s=timeout + CALL_TIMEOUT_S)
+
+    async def remove(self) -> None:
+        """Kill it where it runs and take it away, its log and its files too. Idempotent."""
+        asked = cri.RemoveContainerRequest(container_id=self.id)
+        await self._wire.call(wire.REMOVE_CONTAINER, asked, timeout_s=CALL_TIMEOUT_S)
+
+
+async def _led_by(first: Q, outbox: Outbox[Q]) -> AsyncIterator[Q]:
+    yield first
+    async for message in outbox.messages():
+        yield message
+
+
+def command_error(error: errors.AtollError) -> errors.AtollError:
+    """`CommandFailed` for an error that says the command itself is at fault, else the error."""
+    if not isinstance(error, errors.Unknown | errors.FailedPrecondition | errors.InvalidArgument | errors.NotFound):
+        return error
+    if not re.search(r"exec|chdir", error.message):
+        return error
+    if _NOT_FOUND.search(error.message):
+        return CommandFailed(error.message, 127)
+    if _NOT_EXECUTABLE.search(error.message):
+        return CommandFailed(error.message, 126)
+    return error
