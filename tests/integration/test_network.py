@@ -39,11 +39,12 @@ class Host:
             bin_dirs=BIN_DIRS,
             default_bridge=roots.bridge,
             default_subnet=roots.subnet,
+            masquerade_by_range=False,
         )
         self.opened: list[Network] = []
 
     async def network(self, live: tuple[str, ...] = (), **changes: object) -> Network:
-        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        self.settings = replace(self.settings, **changes)
         network = Network(self.settings, owner=self._owner, blocking=self._blocking)
         await network.start([], live)
         self.opened.append(network)
@@ -70,7 +71,7 @@ class Host:
             namespace="default",
             uid=f"uid{number}",
         )
-        return replace(request, **changes)  # type: ignore[arg-type]
+        return replace(request, **changes)
 
     def leases(self) -> set[str]:
         """The addresses that host-local has given out for these roots."""
@@ -427,15 +428,35 @@ def masquerade_rules(host: Host) -> int:
     return sum(host.roots.prefix in line and "masquerade" in line for line in listed.splitlines())
 
 
-async def test_the_default_network_reaches_other_hosts_masqueraded(host: Host, roots: Roots) -> None:
-    """Another host is a namespace behind a veth, which knows no way back to the pods."""
+async def test_a_masquerading_list_gets_one_rule_and_its_pods_are_dropped(host: Host) -> None:
+    host.use_bridge(masquerade=True)
+    network = await host.network(masquerade_by_range=True)
+    attachments = [await network.attach(host.request(number)) for number in range(2)]
+    assert (masquerade_rules(host), host.rules()) == (1, [])
+    again = await host.network()
+    attachments.append(await again.attach(host.request(2)))
+    assert (masquerade_rules(host), host.rules()) == (1, [])
+    await reach_another_host(host, attachments[0])
+    for attachment in attachments:
+        assert [timing.plugin for timing in await network.detach(attachment)] == ["host-local"]
+    assert await network.retire()
+    assert masquerade_rules(host) == 0
+
+
+async def test_the_default_network_reaches_other_hosts_masqueraded(host: Host) -> None:
     host.use_default()
     network = await host.network()
     attachment = await network.attach(host.request(1))
-    other = roots.state / "netns" / "other"
+    await reach_another_host(host, attachment)
+    await network.detach(attachment)
+
+
+async def reach_another_host(host: Host, attachment: Attachment) -> None:
+    """The other host is a namespace behind a veth, which knows no way back to the pods."""
+    other = host.roots.state / "netns" / "other"
     netns.create(other)
-    link = f"{roots.prefix}x"
-    here, there = (f"203.0.113.{int(roots.prefix[-2:], 16) // 4 * 4 + at}" for at in (1, 2))
+    link = f"{host.roots.prefix}x"
+    here, there = (f"203.0.113.{int(host.roots.prefix[-2:], 16) // 4 * 4 + at}" for at in (1, 2))
     inside = ["nsenter", f"--net={other}", "ip"]
     for command in (
         ["ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(other)],
@@ -448,7 +469,6 @@ async def test_the_default_network_reaches_other_hosts_masqueraded(host: Host, r
     assert await asyncio.to_thread(ping, attachment, there) == 111
     netns.remove(other)
     netlink.delete_link(link)
-    await network.detach(attachment)
 
 
 async def test_the_default_range_gives_way_to_routes_of_the_host_and_then_stays(host: Host, roots: Roots) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,17 +127,17 @@ class Restartable:
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
 
-    async def run(self, work: Callable[[Host], object]) -> None:
+    async def run(self, work: Callable[[Host], Awaitable[None]]) -> None:
         blocking = Blocking(4)
         async with TaskOwner("daemon") as owner:
             host = Host(self.roots, owner, blocking)
-            await work(host)  # type: ignore[misc]
+            await work(host)
         blocking.close()
 
 
 async def test_a_restart_finds_what_stands_ready_and_releases_what_nobody_owns(roots: Roots) -> None:
     daemon = Restartable(roots)
-    seen: dict[str, object] = {}
+    seen: dict[str, Any] = {}
 
     async def before(host: Host) -> None:
         host.use_bridge()
@@ -151,17 +152,17 @@ async def test_a_restart_finds_what_stands_ready_and_releases_what_nobody_owns(r
         network = await host.network(
             (mine.sandbox_id,),
             pool_size=3,
-            pool_networks=frozenset({f"{roots.prefix}net"}),  # type: ignore[attr-defined]
+            pool_networks=frozenset({f"{roots.prefix}net"}),
         )
         assert network.pool_stats.ready == 3
-        await until(lambda: not Path(lost.netns_path).exists())  # type: ignore[attr-defined]
-        await until(lambda: lost.ip not in host.leases())  # type: ignore[attr-defined]
-        assert mine.ip in host.leases()  # type: ignore[attr-defined]
+        await until(lambda: not Path(lost.netns_path).exists())
+        await until(lambda: lost.ip not in host.leases())
+        assert mine.ip in host.leases()
         assert await network.attach(host.request(1)) == mine
         await network.detach(host.request(1))  # by its request: the pool knows which namespace that was
-        assert mine.ip not in host.leases()  # type: ignore[attr-defined]
+        assert mine.ip not in host.leases()
         taken = await network.attach(host.request(3))
-        assert f"{taken.container_id}.json" in seen["ready"]  # type: ignore[operator]
+        assert f"{taken.container_id}.json" in seen["ready"]
         await network.detach(taken)
         assert await network.retire()
         assert host.leases() == set()

@@ -8,7 +8,9 @@ cache       what was added, on disk, from before ADD until DEL has succeeded
 cni         the verbs ADD, DEL, CHECK, GC, STATUS, VERSION on a config list
 teardown    which plugins leave something on the host, and which need not be executed at all
 ports       host ports: refused before CNI runs where somebody has them
-default     the built-in bridge network and its one masquerade rule
+masquerade  one masquerade rule a range, in place of the plugins' chains a pod
+default     the built-in bridge network
+joining     the steps that a pod and a pooled namespace share: join the networks, leave them
 pool        ready namespaces, refilled in the background
 service     `Network`, the facade the engine uses
 """

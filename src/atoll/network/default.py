@@ -3,7 +3,7 @@
 One bridge an Atoll root, an address range that overlaps no route of the host, addresses by host-local,
 published ports by portmap. What Atoll itself keeps on the host, all named after the bridge:
 
-    nft table `ip <bridge>`     one masquerade rule for the whole range (iptables where there is no nft)
+    nft table `ip <bridge>_...` one masquerade rule for the whole range (iptables where there is no nft)
     iptables FORWARD            two accept rules, only where the policy of that chain is DROP (as Docker sets it)
     net.ipv4.ip_forward         set to 1, and left so: others may count on it by then
     <root>/network/default.json the range chosen, so that it stays the same
@@ -30,8 +30,9 @@ import msgspec
 from atoll import errors
 from atoll.linux import netlink
 from atoll.network import config
-from atoll.network import plugin as program
 from atoll.network.config import NetworkConfigList
+from atoll.network.masquerade import Masquerade, find_program, run_program
+from atoll.network.plugin import PluginRun
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,10 @@ DEFAULT_BRIDGE = "atoll0"
 DEFAULT_SUBNET = "10.89.0.0/16"
 SUBNETS = tuple(f"10.{second}.0.0/16" for second in range(88, 128))
 """Ranges tried after the preferred one."""
-FIREWALL_TIMEOUT_S = 10.0
 PLUGINS = ("bridge", "host-local")
 """The CNI plugins it cannot do without; portmap and bandwidth are executed for pods that ask for them."""
 VETHS_GONE_S = 2.0
 """How long `remove` waits for the kernel to delete the links of namespaces that were dropped before."""
-PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -67,14 +66,16 @@ def bridge_name(root: Path) -> str:
 class DefaultNetwork:
     """The default network of one root."""
 
-    def __init__(self, *, root: Path, state: Path, subnet: str = DEFAULT_SUBNET, bridge: str = "") -> None:
-        """`subnet` is preferred where nothing was chosen before; `bridge` is derived from `root` where empty."""
+    def __init__(
+        self, *, root: Path, state: Path, masquerade: Masquerade, subnet: str = DEFAULT_SUBNET, bridge: str = ""
+    ) -> None:
+        """`subnet` is preferred where nothing was chosen before; an empty `bridge` is derived from `root`."""
         try:
             self._preferred = ipaddress.IPv4Network(subnet)
         except ValueError as error:
             raise errors.InvalidArgument(f"default_subnet {subnet!r}: not an IPv4 range: {error}") from error
         self.bridge = bridge or bridge_name(root)
-        self._root = root
+        self._masquerade = masquerade
         self._record = root / "network" / "default.json"
         self._ipam = state / "network" / "ipam"
         self._network: NetworkConfigList | None = None
@@ -91,7 +92,7 @@ class DefaultNetwork:
             if self._network is None:
                 chosen = self._choose()
                 _enable_forwarding()
-                await self._masquerade(chosen)
+                await self._install_masquerade(chosen)
                 await self._accept_forwarding()
                 self._network = self._config(chosen)
             return self._network
@@ -106,9 +107,8 @@ class DefaultNetwork:
                 )
             await asyncio.sleep(0.02)
         self._network = None
-        if _program("nft"):
-            await _run("nft", f"add table ip {self._table}\ndelete table ip {self._table}\n")
-        if _program("iptables"):
+        await self._masquerade.remove_all()
+        if find_program("iptables"):
             await self._remove_iptables_rules()
         netlink.delete_link(self.bridge)
         shutil.rmtree(self._ipam / self.bridge, ignore_errors=True)
@@ -118,10 +118,6 @@ class DefaultNetwork:
         links = {link.name: link for link in netlink.links()}
         bridge = links.get(self.bridge)
         return [link.name for link in links.values() if bridge is not None and link.master == bridge.index]
-
-    @property
-    def _table(self) -> str:
-        return self.bridge.replace("-", "_").replace(".", "_")
 
     def _choose(self) -> Chosen:
         foreign = self._foreign_ranges()
@@ -191,20 +187,10 @@ class DefaultNetwork:
         said = {"cniVersion": "1.0.0", "name": self.bridge, "plugins": [bridge, portmap, bandwidth]}
         return config.parse(msgspec.json.encode(said), source="the default network")
 
-    async def _masquerade(self, chosen: Chosen) -> None:
-        if _program("nft"):
-            rules = (
-                f"add table ip {self._table}\n"
-                f"delete table ip {self._table}\n"
-                f"table ip {self._table} {{\n"
-                "  chain postrouting {\n"
-                "    type nat hook postrouting priority srcnat; policy accept;\n"
-                f"    ip saddr {chosen.subnet} ip daddr != {{ {chosen.subnet}, 224.0.0.0/4 }} masquerade"
-                f' comment "{self.bridge}"\n'
-                "  }\n}\n"
-            )
-            await _run("nft", rules)
-        elif _program("iptables"):
+    async def _install_masquerade(self, chosen: Chosen) -> None:
+        if find_program("nft"):
+            await self._masquerade.install(self.bridge, [chosen.subnet])
+        elif find_program("iptables"):
             await self._iptables("nat", "POSTROUTING", ["-s", chosen.subnet, "!", "-d", chosen.subnet], "MASQUERADE")
         else:
             raise errors.FailedPrecondition(
@@ -213,7 +199,7 @@ class DefaultNetwork:
             )
 
     async def _accept_forwarding(self) -> None:
-        if _program("iptables") and "-P FORWARD DROP" in (await _iptables_run(["-S", "FORWARD"])).stdout.decode():
+        if find_program("iptables") and "-P FORWARD DROP" in (await _iptables_run(["-S", "FORWARD"])).stdout.decode():
             for direction in ("-i", "-o"):
                 await self._iptables("filter", "FORWARD", [direction, self.bridge], "ACCEPT")
 
@@ -237,7 +223,7 @@ class DefaultNetwork:
 
 def can_masquerade() -> bool:
     """Whether the host has a program to install the masquerade rule with."""
-    return _program("nft") is not None or _program("iptables") is not None
+    return find_program("nft") is not None or find_program("iptables") is not None
 
 
 def missing_on_host() -> list[str]:
@@ -245,7 +231,7 @@ def missing_on_host() -> list[str]:
     lacking: list[str] = []
     if not can_masquerade():
         lacking.append("neither nft nor iptables: pods cannot reach other hosts; install Debian package nftables")
-    if not _program("iptables"):
+    if not find_program("iptables"):
         lacking.append(
             "no iptables, which the portmap plugin executes: no published ports; install Debian package iptables"
         )
@@ -266,30 +252,5 @@ def _enable_forwarding() -> None:
         ) from error
 
 
-def _program(name: str) -> Path | None:
-    found = shutil.which(name, path=PROGRAM_PATH)
-    return Path(found) if found else None
-
-
-async def _iptables_run(arguments: list[str]) -> program.PluginRun:
-    path = _program("iptables")
-    if path is None:
-        raise errors.FailedPrecondition("iptables is not installed; install Debian package iptables")
-    return await program.run(
-        path,
-        arguments=("--wait", "5", *arguments),
-        env={"PATH": PROGRAM_PATH},
-        stdin=b"",
-        timeout_s=FIREWALL_TIMEOUT_S,
-    )
-
-
-async def _run(name: str, script: str) -> None:
-    path = _program(name)
-    if path is None:
-        raise errors.FailedPrecondition(f"{name} is not installed")
-    done = await program.run(
-        path, arguments=("-f", "-"), env={"PATH": PROGRAM_PATH}, stdin=script.encode(), timeout_s=FIREWALL_TIMEOUT_S
-    )
-    if done.returncode != 0:
-        raise errors.FailedPrecondition(f"{name} refused the rules: {done.stderr.decode(errors='replace').strip()}")
+async def _iptables_run(arguments: list[str]) -> PluginRun:
+    return await run_program("iptables", ("--wait", "5", *arguments))

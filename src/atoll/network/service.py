@@ -19,8 +19,9 @@ from atoll.network import joining, ports, teardown
 from atoll.network.cache import AttachmentCache, AttachmentKey
 from atoll.network.cni import CNI, PLUGIN_TIMEOUT_S, Attach
 from atoll.network.config import ConfigFolder, NetworkConfigList
-from atoll.network.default import DEFAULT_SUBNET, PLUGINS, DefaultNetwork, can_masquerade, missing_on_host
+from atoll.network.default import DEFAULT_SUBNET, PLUGINS, DefaultNetwork, bridge_name, can_masquerade, missing_on_host
 from atoll.network.joining import Joiner
+from atoll.network.masquerade import Masquerade
 from atoll.network.model import (
     CONTAINER_ID,
     JSON,
@@ -45,6 +46,7 @@ class NetworkSettings:
     """Where the network of one daemon lives; `root` is durable, `state` volatile.
 
     `default_network` is whether a bridge network is made where `conf_dir` has no configuration.
+    `masquerade_by_range` is whether Atoll masquerades for plugins with `ipMasq` (see `masquerade`).
     `pool_networks` names the networks marked fit for the pool; empty: the default network alone.
     """
 
@@ -56,6 +58,7 @@ class NetworkSettings:
     default_network: bool = True
     default_subnet: str = DEFAULT_SUBNET
     default_bridge: str = ""
+    masquerade_by_range: bool = True
     pool_size: int = 0
     pool_networks: frozenset[str] = frozenset()
     plugin_timeout_s: float = PLUGIN_TIMEOUT_S
@@ -74,8 +77,14 @@ class Network:
             cache=AttachmentCache(settings.root / "network" / "attachments"),
             timeout_s=settings.plugin_timeout_s,
         )
+        label = settings.default_bridge or bridge_name(settings.root)
+        self._masquerade = Masquerade(label)
         self.default = DefaultNetwork(
-            root=settings.root, state=settings.state, subnet=settings.default_subnet, bridge=settings.default_bridge
+            root=settings.root,
+            state=settings.state,
+            masquerade=self._masquerade,
+            subnet=settings.default_subnet,
+            bridge=label,
         )
         self._configured = ConfigFolder(settings.conf_dir, limit=settings.max_conf_num)
         self._blocking = blocking
@@ -112,6 +121,8 @@ class Network:
         Raises `FailedPrecondition` where there is none, `InvalidArgument` naming a broken file.
         """
         configured = self._configured.networks()
+        if configured and self.settings.masquerade_by_range:
+            return tuple([await self._masquerade.take_over(network) for network in configured])
         if configured:
             return configured
         if self.settings.default_network:

@@ -35,7 +35,7 @@ REQUEST = AttachRequest(sandbox_id="s1", netns_path="/run/ns/s1", name="pod", na
 )
 def test_bad_requests_are_invalid(change: dict[str, object]) -> None:
     with pytest.raises(errors.InvalidArgument):
-        service.validate(replace(REQUEST, **change))  # type: ignore[arg-type]
+        service.validate(replace(REQUEST, **change))
 
 
 def test_one_port_for_two_addresses_or_protocols_is_fine() -> None:
