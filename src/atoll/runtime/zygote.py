@@ -71,8 +71,8 @@ class Zygote:
         """The process id, where it runs."""
         return None if self._child is None else self._child.pid
 
-    async def fork(self, request: ShimRequest) -> ForkedShim:
-        """Fork one shim; it accepts connections when this returns.
+    async def fork(self, request: ShimRequest, *, role: str = "shim") -> ForkedShim:
+        """Fork one shim (or a `relay`); it accepts connections when this returns.
 
         Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
         dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller that is cancelled, or that
@@ -89,7 +89,7 @@ class Zygote:
         answer: asyncio.Future[ForkedShim] = self._loop.create_future()
         self._asked[number] = answer
         try:
-            control.send(msgspec.json.encode(Fork(number=number, shim=request)))
+            control.send(msgspec.json.encode(Fork(number=number, role=role, shim=request)))
         except BlockingIOError:
             del self._asked[number]
             raise errors.Unavailable("zygote: its queue is full, try again") from None

@@ -32,16 +32,21 @@ log = logging.getLogger(__name__)
 
 
 class Forwarder:
-    """Sends the events of one namespace to one address; an empty address sends none."""
+    """Sends the events of one namespace to one address; without an address it sends none."""
 
-    def __init__(self, address: str, namespace: str, tasks: TaskOwner) -> None:
-        self._address = address
-        self._namespace = namespace
+    def __init__(self, tasks: TaskOwner) -> None:
+        self._address = ""
+        self._namespace = ""
         self._tasks = tasks
         self._queue: deque[events_pb2.ForwardRequest] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self.dropped = 0
+
+    def open(self, address: str, namespace: str) -> None:
+        """Send to `address` from now on; an empty one sends none."""
+        self._address = address
+        self._namespace = namespace
 
     def publish(self, topic: str, event: Message) -> None:
         """Queue an event that happened now."""

@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 import time
-from pathlib import Path
 
 FILE = "log"
 FILE_LIMIT_BYTES = 1 << 20
@@ -21,7 +20,7 @@ LINE_LIMIT_BYTES = 4096
 class LogHandler(logging.Handler):
     """Writes records as lines `time level message`, one write(2) each."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
+    def __init__(self, path: str, prefix: str) -> None:
         super().__init__()
         self._path = path
         self._prefix = prefix
@@ -47,13 +46,13 @@ class LogHandler(logging.Handler):
             self._size += os.write(self._fd, data)
 
     def _rotate(self) -> None:
-        os.replace(self._path, self._path.with_suffix(".1"))
+        os.replace(self._path, f"{self._path}.1")
         fresh, self._is_file, self._size = _open(self._path)
         os.dup2(fresh, self._fd, inheritable=False)
         os.close(fresh)
 
 
-def _open(path: Path) -> tuple[int, bool, int]:
+def _open(path: str) -> tuple[int, bool, int]:
     # Both ways, so that a fifo can be opened without its reader and a write never raises SIGPIPE (fifo(7)).
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
@@ -61,13 +60,11 @@ def _open(path: Path) -> tuple[int, bool, int]:
     return fd, stat.S_ISREG(status.st_mode), status.st_size
 
 
-def configure(bundle: Path, prefix: str, *, debug: bool) -> LogHandler:
-    """Send this process's log to `<bundle>/log`, and nothing elsewhere; raises `OSError`."""
-    handler = LogHandler(bundle / FILE, prefix)
+def configure(bundle: str, prefix: str, *, debug: bool) -> int:
+    """Send this process's log to `<bundle>/log`, and nothing elsewhere: its descriptor. Raises `OSError`."""
+    handler = LogHandler(f"{bundle}/{FILE}", prefix)
     root = logging.getLogger()
-    for other in list(root.handlers):
-        root.removeHandler(other)
-    root.addHandler(handler)
+    root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.raiseExceptions = False
-    return handler
+    return handler.fd

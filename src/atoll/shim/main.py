@@ -19,7 +19,7 @@ from pathlib import Path
 
 import atoll
 from atoll import errors
-from atoll.shim import bootstrap, cleanup, container, zygote
+from atoll.shim import bootstrap, cleanup, container, server, zygote
 from atoll.shim.bootstrap import Bootstrap, Flags
 from atoll.shim.request import RuntimeChoice, ShimRequest
 
@@ -72,9 +72,10 @@ def start(flags: Flags, told: Bootstrap, bundle: Path) -> str:
             ttrpc_address=told.ttrpc_address,
             runtime=_choice(told, flags.namespace),
         )
+        prepared = server.prepare()
         zygote.freeze()
         try:
-            _, pidfd, _ = zygote.fork_shim(request)
+            _, pidfd, _ = zygote.fork_shim(request, lambda asked, listener: server.run(asked, listener, prepared))
             os.close(pidfd)
         except errors.AlreadyExists:
             pass  # another container of the pod was faster

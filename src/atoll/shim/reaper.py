@@ -45,19 +45,18 @@ class Reaper:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._watched: dict[int, asyncio.Future[Exit]] = {}
         self._early: dict[int, Exit] = {}
         self._expecting = 0
 
     def open(self) -> None:
         """Begin; children that are dead already are reaped at once."""
-        self._loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
         self.reap()
 
     def close(self) -> None:
         """Stop reaping; idempotent."""
-        self._loop.remove_signal_handler(signal.SIGCHLD)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def reap(self) -> None:
         """Wait for every dead child there is."""
@@ -95,7 +94,7 @@ class Reaper:
         """The end of the child `pid`; done at once if it was reaped inside the `expecting()` that is open."""
         future = self._watched.get(pid)
         if future is None:
-            future = self._loop.create_future()
+            future = asyncio.get_running_loop().create_future()
             early = self._early.pop(pid, None)
             if early is None:
                 self._watched[pid] = future

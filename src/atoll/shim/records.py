@@ -100,9 +100,10 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     exit: SandboxExit | None = None
 
 
-def write(path: Path, record: Record) -> None:
+def write(path: str | Path, record: Record) -> None:
     """Replace the file at `path` atomically; raises `OSError`."""
-    temporary = path.with_name(f".{path.name}.new")
+    target = os.fspath(path)
+    temporary = f"{target}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         data = msgspec.json.encode(record)
@@ -110,7 +111,16 @@ def write(path: Path, record: Record) -> None:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
-    os.replace(temporary, path)
+    os.rename(temporary, target)
+
+
+def content(path: str) -> bytes:
+    """What a small file of the kernel says; raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def read(path: Path, kind: type[T]) -> T | None:

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from pathlib import Path
+from dataclasses import dataclass
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -26,17 +26,14 @@ from atoll.api import containerd_runtime_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
-from atoll.concurrency import TaskOwner
 from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.shim import logfile, records
-from atoll.shim.events import Forwarder
 from atoll.shim.own import OwnService
-from atoll.shim.reaper import Reaper
 from atoll.shim.request import ShimRequest
 from atoll.shim.sandbox import SandboxService
-from atoll.shim.shim import Shim
-from atoll.shim.stdio.streaming import StreamingService, Streams
+from atoll.shim.shim import NOBODY, Shim
+from atoll.shim.stdio.streaming import StreamingService
 from atoll.shim.task import TaskService
 from atoll.ttrpc.client import Client
 from atoll.ttrpc.server import Server
@@ -53,79 +50,91 @@ REHEARSALS = 20
 log = logging.getLogger(__name__)
 
 
-def run(request: ShimRequest, listener: socket.socket) -> int:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A shim that is nobody's yet, with its services; made before the fork, so that the fork finds it made."""
+
+    shim: Shim
+    server: Server
+
+
+def prepare() -> Prepared:
+    """Build the services of a shim; no event loop is needed."""
+    shim = Shim()
+    server = Server(peer_uid=os.geteuid())
+    task = TaskService(shim)
+    # One set of messages under two names: they are equal on the wire.
+    methods = methods_of(task_pb2.DESCRIPTOR.services_by_name["Task"], task)
+    server.register(TASK_V2, methods)
+    server.register(TASK_V3, methods)
+    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], SandboxService(shim, task))
+    server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
+    server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], OwnService(shim, task))
+    return Prepared(shim, server)
+
+
+def run(request: ShimRequest, listener: socket.socket, prepared: Prepared) -> int:
     """Be the shim of `request` until it ends; the exit code. Call it in a fresh process of one thread."""
-    _detach(request)
+    detach(request, "atoll-shim")
+    prepared.shim.request = request
     gc.enable()
+    loop = asyncio.new_event_loop()
     try:
-        asyncio.run(_serve(request, listener))
+        write_records(request)
+        loop.run_until_complete(_serve(prepared, listener))
     except Exception:  # the boundary of the process: the last word goes to its log
         log.exception("the shim failed")
         return 1
     finally:
-        Path(request.socket).unlink(missing_ok=True)
+        os.unlink(request.socket)
     return 0
 
 
-def _detach(request: ShimRequest) -> None:
+def detach(request: ShimRequest, name: str) -> None:
     """Become a session and a subreaper of its own, with a log instead of the parent's streams."""
     os.setsid()
     os.umask(0o022)
     os.chdir(request.bundle)
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    syscalls.set_name("atoll-shim")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Handled, not ignored: programs started from here must not inherit that they are ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stay)
+    syscalls.set_name(name)
     syscalls.set_child_subreaper(True)
-    handler = logfile.configure(Path(request.bundle), request.id, debug=request.debug)
+    log_fd = logfile.configure(request.bundle, request.id, debug=request.debug)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number, source in ((0, null), (1, null), (2, handler.fd)):
+    for number, source in ((0, null), (1, null), (2, log_fd)):
         os.dup2(source, number)
     os.close(null)
 
 
-async def _serve(request: ShimRequest, listener: socket.socket) -> None:
-    _write_records(request)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, log.info, "signal %d: only a Shutdown ends a shim", number)
-    reaper = Reaper()
-    reaper.open()
-    async with TaskOwner("shim") as tasks:
-        events = Forwarder(request.ttrpc_address, request.namespace, tasks)
-        shim = Shim(request=request, reaper=reaper, tasks=tasks, events=events, streams=Streams())
-        server = Server(peer_uid=os.geteuid())
-        register(server, shim)
-        await server.serve(listener)
-        log.info("serving pid=%d socket=%s", os.getpid(), request.socket)
-        await shim.ended.wait()
-        await server.shutdown(within=END_TIMEOUT_S)
-        await events.flush(within=FLUSH_TIMEOUT_S)
-        await events.aclose()
-    reaper.close()
+def _stay(number: int, frame: object) -> None:
+    log.info("signal %d: only a Shutdown ends a shim", number)
+
+
+async def _serve(prepared: Prepared, listener: socket.socket) -> None:
+    shim, server = prepared.shim, prepared.server
+    shim.reaper.open()
+    shim.events.open(shim.request.ttrpc_address, shim.request.namespace)
+    await server.serve(listener)
+    await shim.ended.wait()
+    await server.shutdown(within=END_TIMEOUT_S)
+    await shim.events.flush(within=FLUSH_TIMEOUT_S)
+    await shim.events.aclose()
+    await shim.tasks.aclose()
+    shim.reaper.close()
     log.info("ended")
 
 
-def register(server: Server, shim: Shim) -> None:
-    """Serve what a shim serves; the Task service under both names, since their messages are equal on the wire."""
-    task = TaskService(shim)
-    methods = methods_of(task_pb2.DESCRIPTOR.services_by_name["Task"], task)
-    server.register(TASK_V2, methods)
-    server.register(TASK_V3, methods)
-    server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], OwnService(shim, task))
-    server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
-    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], SandboxService(shim, task))
-
-
-def _write_records(request: ShimRequest) -> None:
-    bundle = Path(request.bundle)
-    own = processes.identify(os.getpid())
-    assert own is not None
+def write_records(request: ShimRequest) -> None:
+    """Say on disk which process serves the bundle, and where; raises `OSError`."""
+    own = processes.parse_stat(records.content("/proc/self/stat").decode("utf-8", "surrogateescape"))
     record = records.ShimRecord(
-        pid=own.pid, start_ticks=own.start_ticks, boot_id=own.boot_id, version=atoll.__version__
+        pid=own.pid, start_ticks=own.start_ticks, boot_id=processes.boot_id(), version=atoll.__version__
     )
-    records.write(bundle / records.SHIM, record)
+    records.write(f"{request.bundle}/{records.SHIM}", record)
     where = records.BootstrapRecord(version=TASK_API_VERSION, address=f"unix://{request.socket}", protocol="ttrpc")
-    records.write(bundle / records.BOOTSTRAP, where)
+    records.write(f"{request.bundle}/{records.BOOTSTRAP}", where)
 
 
 def rehearse() -> None:
@@ -134,13 +143,12 @@ def rehearse() -> None:
 
 
 async def _rehearse() -> None:
-    request = ShimRequest(id="rehearsal", namespace="rehearsal", bundle="/", socket="")
+    processes.boot_id()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind("")  # a free abstract name (unix(7), autobind)
     caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    async with TaskOwner("rehearsal") as tasks, Server(peer_uid=os.geteuid()) as server:
-        events = Forwarder("", request.namespace, tasks)
-        register(server, Shim(request=request, reaper=Reaper(), tasks=tasks, events=events, streams=Streams()))
+    prepared = prepare()
+    async with prepared.shim.tasks, prepared.server as server:
         await server.serve(listener)
         caller.connect(listener.getsockname())
         async with await Client.from_socket(caller) as client:
@@ -153,7 +161,7 @@ async def _rehearse_calls(client: Client) -> None:
     pod = PodSandboxConfig(hostname="rehearsal", metadata={"name": "rehearsal"}, linux={"sysctls": {"net.none": ""}})
     options = AnyMessage(type_url=pod.DESCRIPTOR.full_name, value=pod.SerializeToString())
     # Without a network namespace it is refused before anything is made.
-    sandbox = sandbox_pb2.CreateSandboxRequest(sandbox_id="rehearsal", bundle_path="/", options=options)
+    sandbox = sandbox_pb2.CreateSandboxRequest(sandbox_id=NOBODY.id, bundle_path="/", options=options)
     calls = (
         (TASK_V3, "Connect", task_pb2.ConnectRequest(id="none")),
         (TASK_V3, "State", task_pb2.StateRequest(id="none")),

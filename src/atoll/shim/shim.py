@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from atoll import errors
@@ -15,18 +14,22 @@ from atoll.shim.request import ShimRequest
 from atoll.shim.stdio.streaming import Streams
 
 T = TypeVar("T")
+NOBODY = ShimRequest(id="nobody", namespace="nobody", bundle="/", socket="")
 
 
-@dataclass(slots=True, kw_only=True)
 class Shim:
-    """One shim process: what it was asked to be, and what outlives a call."""
+    """One shim process: what it was asked to be, and what outlives a call.
 
-    request: ShimRequest
-    reaper: Reaper
-    tasks: TaskOwner
-    events: Forwarder
-    streams: Streams
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    Made before the fork, as nobody; `request` is set after it.
+    """
+
+    def __init__(self) -> None:
+        self.request = NOBODY
+        self.reaper = Reaper()
+        self.tasks = TaskOwner("shim")
+        self.events = Forwarder(self.tasks)
+        self.streams = Streams()
+        self.ended = asyncio.Event()
 
     def end(self) -> None:
         """End the process after the answers that are under way were sent; idempotent."""

@@ -15,8 +15,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
@@ -25,7 +26,11 @@ from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.shim import server
 from atoll.shim.request import MAX_MESSAGE_BYTES, ZYGOTE_FD, Answer, Fork, Forked, Refused, ShimRequest
+from atoll.shim.server import Prepared
+from atoll.shim.stdio import relay
 from atoll.ttrpc import address as addresses
+
+Role: TypeAlias = Callable[[ShimRequest, socket.socket], int]
 
 # mallopt(3): one arena, so that a shim's allocations stay in few pages.
 _M_ARENA_MAX = -8
@@ -42,8 +47,9 @@ def main() -> None:
     syscalls.set_name("atoll-zygote")
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     server.rehearse()
+    prepared = server.prepare()
     freeze()
-    serve(control)
+    serve(control, prepared)
 
 
 def freeze() -> None:
@@ -53,7 +59,7 @@ def freeze() -> None:
     gc.freeze()
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, prepared: Prepared) -> None:
     """Answer one packet after the other; returns at the end of the socket."""
     decoder = msgspec.json.Decoder(Fork)
     while True:
@@ -68,7 +74,7 @@ def serve(control: socket.socket) -> None:
         except msgspec.MsgspecError as error:
             answer, pidfd = Refused(number=0, code=errors.InvalidArgument.code, message=f"bad request: {error}"), None
         else:
-            answer, pidfd = _answer(control, question)
+            answer, pidfd = _answer(control, question, prepared)
         try:
             _send(control, answer, pidfd)
         except OSError:
@@ -85,12 +91,9 @@ def _send(control: socket.socket, answer: Answer, pidfd: int | None) -> None:
     control.sendmsg([msgspec.json.encode(answer)], rights)
 
 
-def _answer(control: socket.socket, question: Fork) -> tuple[Answer, int | None]:
-    if question.role != "shim":
-        error = errors.Unimplemented(f"the zygote knows no role {question.role!r}")
-        return Refused(number=question.number, code=error.code, message=str(error)), None
+def _answer(control: socket.socket, question: Fork, prepared: Prepared) -> tuple[Answer, int | None]:
     try:
-        pid, pidfd, start_ticks = fork_shim(question.shim, control)
+        pid, pidfd, start_ticks = fork_shim(question.shim, _role(question.role, prepared), control)
     except errors.AtollError as error:
         return Refused(number=question.number, code=error.code, message=str(error)), None
     except OSError as error:
@@ -98,7 +101,23 @@ def _answer(control: socket.socket, question: Fork) -> tuple[Answer, int | None]
     return Forked(number=question.number, pid=pid, start_ticks=start_ticks), pidfd
 
 
-def fork_shim(request: ShimRequest, *not_its_own: socket.socket) -> tuple[int, int, int]:
+def _role(name: str, prepared: Prepared) -> Role:
+    match name:
+        case "shim":
+            return lambda request, listener: server.run(request, listener, prepared)
+        case "relay":
+            return _run_relay
+        case _:
+            raise errors.Unimplemented(f"the zygote knows no role {name!r}")
+
+
+def _run_relay(request: ShimRequest, listener: socket.socket) -> int:
+    server.detach(request, "atoll-relay")
+    server.write_records(request)
+    return relay.run(relay.RelayConfig(id=request.id, socket=request.socket, namespace=request.namespace), listener)
+
+
+def fork_shim(request: ShimRequest, role: Role, *not_its_own: socket.socket) -> tuple[int, int, int]:
     """Bind and listen for the shim, fork it: its pid, a pidfd and its start time.
 
     When this returns, a connect succeeds: it waits in the backlog. Whatever fails leaves nothing behind.
@@ -113,7 +132,7 @@ def fork_shim(request: ShimRequest, *not_its_own: socket.socket) -> tuple[int, i
         path.unlink(missing_ok=True)
         raise
     if pid == 0:
-        _be_shim(request, listener, not_its_own)
+        _become(role, request, listener, not_its_own)
     listener.close()
     try:
         pidfd = os.pidfd_open(pid)
@@ -128,12 +147,14 @@ def fork_shim(request: ShimRequest, *not_its_own: socket.socket) -> tuple[int, i
     return pid, pidfd, seen.start_ticks
 
 
-def _be_shim(request: ShimRequest, listener: socket.socket, not_its_own: tuple[socket.socket, ...]) -> NoReturn:
+def _become(
+    role: Role, request: ShimRequest, listener: socket.socket, not_its_own: tuple[socket.socket, ...]
+) -> NoReturn:
     status = 1
     try:
         for other in not_its_own:
             other.close()
-        status = server.run(request, listener)
+        status = role(request, listener)
     finally:
         # Never back into the zygote's loop, nor into its exit handlers.
         with contextlib.suppress(BaseException):
