@@ -24,10 +24,11 @@ from atoll import errors
 from atoll.concurrency import run_to_completion
 from atoll.linux.process import Spawner
 from atoll.oci import features, spec
-from atoll.oci.failures import translate
+from atoll.oci.failures import last_error, translate
 
 CREATE_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 20.0
 EXEC_TIMEOUT_S = 60.0
 DELETE_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 20.0
@@ -142,6 +143,23 @@ class OCIRuntime:
         arguments = ["--bundle", str(bundle), "--pid-file", str(pid_file), *stdio.arguments()]
         arguments += ["--no-pivot"] * no_pivot + ["--no-new-keyring"] * no_new_keyring
         return await self._make("create", container, arguments, CREATE_TIMEOUT_S, pid_file, stdio)
+
+    async def run(self, container: str, bundle: Path, *, timeout_s: float = RUN_TIMEOUT_S) -> int:
+        """Create, start, wait and delete in one call; returns the exit code. For short probes, with no output.
+
+        Raises `RuntimeFailed` where the runtime itself failed, told by what it logged; nothing is left then.
+        """
+        with _memory_file("log") as log:
+            argv = [*self._globals, "--log", f"/proc/self/fd/{log}", "--log-format", "json"]
+            argv += ["run", "--bundle", str(bundle), container]
+            try:
+                returncode = await self._spawn(argv, timeout_s, stderr=log, pass_fds=(log,))
+                if returncode != 0 and last_error(_tail(log)):
+                    raise translate(self.name, "run", container, returncode, _tail(log))
+            except (errors.AtollError, asyncio.CancelledError):
+                await run_to_completion(self._sweep(container), within=DELETE_TIMEOUT_S)
+                raise
+            return returncode
 
     async def start(self, container: str) -> None:
         """Execute the command of a created container. Raises `FailedPrecondition` in any other state, `NotFound`."""
