@@ -197,7 +197,7 @@ class BinaryLauncher:
         try:
             (await addresses.connect(name, timeout_s=PROBE_TIMEOUT_S)).close()
         except errors.Unavailable:
-            os.unlink(name)
+            Path(name).unlink(missing_ok=True)  # noqa: ASYNC240  one unlink
         except errors.AtollError:
             return
 
