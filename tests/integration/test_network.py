@@ -393,12 +393,21 @@ async def test_status_follows_the_folder_on_disk(host: Host) -> None:
 
 
 async def test_gc_gives_back_what_nobody_knows(host: Host) -> None:
-    network = await host.network()
-    kept = await network.attach(host.request(1))
-    lost = await network.attach(host.request(2))
-    assert [key.container_id for key in await network.gc([kept])] == [lost.container_id]
-    assert host.leases() == {kept.ip}
-    for attachment in (kept, lost):
+    before = await host.network()
+    kept = await before.attach(host.request(1))
+    lost = await before.attach(host.request(2))
+    assert await before.gc([]) == ()  # its own count although nobody names them
+    network = await host.network(pool_size=1, pool_networks=frozenset({f"{host.roots.prefix}net"}))
+    async with asyncio.TaskGroup() as group:
+        collecting = group.create_task(network.gc([kept]))
+        attaching = group.create_task(network.attach(host.request(3)))
+    fresh = attaching.result()
+    assert [key.container_id for key in collecting.result()] == [lost.container_id]
+    assert {kept.ip, fresh.ip} <= host.leases()
+    assert lost.ip not in host.leases()
+    await network.gc([kept])
+    assert {kept.ip, fresh.ip} <= host.leases()
+    for attachment in (kept, lost, fresh):
         await network.detach(attachment)
 
 

@@ -77,8 +77,12 @@ class NetnsPool:
         size: int,
         owner: TaskOwner,
         blocking: Blocking,
+        collecting: asyncio.Lock,
     ) -> None:
-        """`networks` tells the networks that a pod would join now; `owner` runs the refilling."""
+        """`networks` tells the networks that a pod would join now; `owner` runs the refilling.
+
+        While `collecting` is held by GC, which must know of every attachment, no entry is begun.
+        """
         if not 0 <= size <= LIMIT:
             raise errors.InvalidArgument(f"pool_size {size}: must be 0 to {LIMIT}")
         self._folder = folder
@@ -91,6 +95,8 @@ class NetnsPool:
         self._blocking = blocking
         self._ready: collections.deque[_Entry] = collections.deque()
         self._held: dict[str, Attachment] = {}
+        self._owned: set[str] = set()
+        self._collecting = collecting
         self._started = False
         self._refilling: asyncio.Task[None] | None = None
         self._hits = self._misses = self._broken = 0
@@ -108,6 +114,7 @@ class NetnsPool:
             entry = _read(path)
             if entry is not None and entry.attachment and entry.digests == digests and _is_whole(entry):
                 self._ready.append(entry)
+                self._owned.add(entry.pool_id)
             else:
                 doomed.append(path)
         for path in await self._blocking.run(_files, self._taken):
@@ -115,6 +122,7 @@ class NetnsPool:
             entry = _read(path)
             if sandbox_id in live and entry is not None and entry.attachment is not None:
                 self._held[sandbox_id] = replace(entry.attachment, sandbox_id=sandbox_id)
+                self._owned.add(entry.pool_id)
             else:
                 doomed.append(path)
         self._started = True
@@ -156,6 +164,7 @@ class NetnsPool:
     def forget(self, attachment: Attachment) -> None:
         """The pod has left its networks; idempotent."""
         self._held.pop(attachment.sandbox_id, None)
+        self._owned.discard(attachment.container_id)
         (self._taken / f"{attachment.sandbox_id}@{attachment.container_id}.json").unlink(missing_ok=True)
 
     @property
@@ -171,8 +180,8 @@ class NetnsPool:
 
     @property
     def pool_ids(self) -> frozenset[str]:
-        """The CNI container IDs that stand ready."""
-        return frozenset(entry.pool_id for entry in self._ready)
+        """The CNI container IDs that are being made, stand ready or are handed out."""
+        return frozenset(self._owned)
 
     async def drain(self) -> None:
         """Release every entry that stands ready, and make no more."""
@@ -219,8 +228,10 @@ class NetnsPool:
         pool_id = PREFIX + secrets.token_hex(8)
         path = self._netns_folder / pool_id
         entry = _Entry(pool_id=pool_id, netns_path=str(path), digests=[network.digest for network in networks])
-        self._write(entry)
+        async with self._collecting:
+            self._owned.add(pool_id)
         try:
+            self._write(entry)
             attach = Attach(container_id=pool_id, netns_path=str(path), cni_args=(("IgnoreUnknown", "1"),))
             attachment = await self._joiner.join(networks, attach, sandbox_id="")
             identity = netns.identity(path)
@@ -230,6 +241,7 @@ class NetnsPool:
         except BaseException:
             if not any(key.container_id == pool_id for key in self._joiner.cni.cache.recorded()):
                 self._path(pool_id).unlink(missing_ok=True)
+                self._owned.discard(pool_id)
             raise
 
     async def _release_all(self, paths: list[Path]) -> None:
@@ -241,6 +253,7 @@ class NetnsPool:
             try:
                 await self._joiner.leave(keys, self._netns_folder / pool_id)
                 path.unlink(missing_ok=True)
+                self._owned.discard(pool_id)
             except errors.AtollError as error:  # the file stays, so the next start tries again
                 self._last_error = str(error)
 

@@ -6,6 +6,7 @@ pin's path is the request's, unless a pooled namespace is handed out; then the r
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 from collections.abc import Collection, Iterable
@@ -89,6 +90,8 @@ class Network:
         self._configured = ConfigFolder(settings.conf_dir, limit=settings.max_conf_num)
         self._blocking = blocking
         self._ports = HostPorts()
+        self._active: set[str] = set()
+        self._collecting = asyncio.Lock()
         self._joiner = Joiner(cni=self.cni, blocking=blocking, ip_preference=settings.ip_preference)
         self._pool = NetnsPool(
             folder=settings.root / "network" / "pool",
@@ -98,6 +101,7 @@ class Network:
             size=settings.pool_size,
             owner=owner,
             blocking=blocking,
+            collecting=self._collecting,
         )
 
     async def start(self, attachments: Iterable[Attachment], live: Collection[str]) -> None:
@@ -150,8 +154,11 @@ class Network:
                 return replace(taken, timings=())
         await self._ports.claim(request.sandbox_id, request.ports)
         try:
+            async with self._collecting:
+                self._active.add(request.sandbox_id)
             attachment = await self._joiner.join(networks, _attach(request), sandbox_id=request.sandbox_id)
         except BaseException:
+            self._active.discard(request.sandbox_id)
             self._ports.release(request.sandbox_id, request.ports)
             raise
         return replace(attachment, ports=request.ports)
@@ -188,6 +195,7 @@ class Network:
             timings = await self._joiner.leave(keys, path, abandon=abandon, fallback=fallback, force=force)
         except errors.DataLoss:
             timings = await self._joiner.leave(keys, path, abandon=abandon, fallback=await self._by_name())
+        self._active.discard(attachment.container_id)
         self._ports.release(attachment.sandbox_id, attachment.ports)
         if attachment.pooled:
             self._pool.forget(attachment)
@@ -216,15 +224,19 @@ class Network:
             await self.cni.check(key)
 
     async def gc(self, attachments: Iterable[Attachment]) -> tuple[AttachmentKey, ...]:
-        """Delete what plugins hold for anybody but `attachments` and the pool; the deleted ones are returned."""
-        valid = {
-            (attachment.container_id, joined.ifname) for attachment in attachments for joined in attachment.networks
-        }
+        """Delete what plugins hold for anybody but `attachments`; the deleted ones are returned.
+
+        What this process has attached or is attaching, and what is the pool's, counts as well; attaching
+        begins only after GC has ended (spec, GC).
+        """
         networks = await self.networks()
-        valid |= {(pool_id, f"eth{at}") for pool_id in self._pool.pool_ids for at in range(len(networks))}
-        deleted: list[AttachmentKey] = []
-        for network in networks:
-            deleted += await self.cni.gc(network, valid)
+        async with self._collecting:
+            valid = {(known.container_id, joined.ifname) for known in attachments for joined in known.networks}
+            ours = self._active | self._pool.pool_ids
+            valid |= {(container_id, f"eth{at}") for container_id in ours for at in range(len(networks))}
+            deleted: list[AttachmentKey] = []
+            for network in networks:
+                deleted += await self.cni.gc(network, valid)
         return tuple(deleted)
 
     async def status(self, *, probe: bool = False) -> NetworkStatus:
