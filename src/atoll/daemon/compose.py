@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll import errors
@@ -24,11 +25,12 @@ from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
 from atoll.ledger import records as ledger_records
 from atoll.ledger.ledger import Ledger
-from atoll.linux.host import HostFacts, read_host_facts
+from atoll.linux.host import read_host_facts
 from atoll.linux.process import PidfdSpawner, Spawner
 from atoll.network.service import Network, NetworkSettings
-from atoll.oci.detect import Detected, detect
+from atoll.oci.detect import choose
 from atoll.oci.features import RuntimeFeatures
+from atoll.oci.runtime import OCIRuntime
 from atoll.runtime.binary import BinaryLauncher
 from atoll.runtime.binary import Daemon as ShimDaemon
 from atoll.runtime.forked import AtollLauncher
@@ -88,6 +90,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             default_handler=config.default_runtime,
             snapshotter=snapshotter,
             cgroup_parent=f"{config.cgroup_parent}/{paths.instance}",
+            hierarchies=host.hierarchies,
             reaper=orphans,
             blocking=blocking,
         )
@@ -104,7 +107,12 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 snapshotter=snapshotter,
                 network=network,
                 controllers=controllers,
-                features=_features(config, detected),
+                features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
+                problems={
+                    name: detected[handler.oci_runtime].problem
+                    for name, handler in config.runtimes.items()
+                    if detected[handler.oci_runtime].problem
+                },
                 orphans=orphans,
                 host=host,
                 blocking=blocking,
@@ -115,11 +123,28 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         yield engine
 
 
-async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[str, Detected]:
-    """The OCI runtime of each choice that the config makes; those that do not work are told when they are used."""
-    found: dict[str, Detected] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The OCI runtime of a handler; `problem` says in one line why there is none."""
+
+    binary: str = ""
+    features: RuntimeFeatures = field(default_factory=lambda: RuntimeFeatures(name="", version=""))
+    problem: str = ""
+
+
+async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[str, Chosen]:
+    """What each handler's `oci_runtime` comes to; one that does not work stops its own pods and nothing else."""
+    found: dict[str, Chosen] = {}
     for name in {handler.oci_runtime for handler in config.runtimes.values()}:
-        found[name] = await detect(name, spawner, cache=paths.root / "runtimes.json", scratch=paths.state)
+        configured = () if name == "auto" else (name,)
+        try:
+            binary, _ = await choose(configured, spawner, cache=paths.state / "runtimes.json")
+        except errors.FailedPrecondition as error:
+            log.error("%s", error)
+            found[name] = Chosen(problem=str(error))
+            continue
+        features = await OCIRuntime(binary, paths.state / "oci", spawner).features()
+        found[name] = Chosen(binary=str(binary), features=features)
     return found
 
 
@@ -160,7 +185,7 @@ def _controllers(
     config: Config,
     paths: Paths,
     zygote: Zygote,
-    detected: Mapping[str, Detected],
+    detected: Mapping[str, Chosen],
     spawner: Spawner,
     blocking: Blocking,
 ) -> dict[str, ShimController]:
@@ -179,18 +204,14 @@ def _launcher(
     paths: Paths,
     handler: RuntimeHandler,
     zygote: Zygote,
-    runtime: Detected,
+    runtime: Chosen,
     spawner: Spawner,
     blocking: Blocking,
 ) -> Launcher:
     if handler.shim == ATOLL_SHIM:
         choice = RuntimeChoice(
-            binary=str(runtime.binary), root=str(paths.state / "oci"), systemd_cgroup=handler.systemd_cgroup
+            binary=runtime.binary, root=str(paths.state / "oci"), systemd_cgroup=handler.systemd_cgroup
         )
         return AtollLauncher(zygote, sockets=paths.sockets, runtime=choice, events_address="", blocking=blocking)
     daemon = ShimDaemon(grpc_address=str(config.socket_path), events_address="", binary=sys.executable)
     return BinaryLauncher(daemon, spawner, blocking)
-
-
-def _features(config: Config, detected: Mapping[str, Detected]) -> dict[str, RuntimeFeatures]:
-    return {name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()}

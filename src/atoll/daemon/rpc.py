@@ -31,9 +31,7 @@ class Activity(Protocol):
     def end(self) -> None: ...
 
 
-def handlers(
-    service: ServiceDescriptor, implementation: object, activity: Activity
-) -> grpc.GenericRpcHandler:
+def handlers(service: ServiceDescriptor, implementation: object, activity: Activity) -> grpc.GenericRpcHandler:
     """The methods of `service` that `implementation` has; gRPC itself answers Unimplemented for the others.
 
     A unary method is `async def Name(self, request, context)`, a streaming one an async generator.

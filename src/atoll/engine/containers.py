@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import signal
 import time
 from pathlib import Path
 
+import msgspec
+
 from atoll import errors
+from atoll.api import atoll_shim_v1_pb2 as shim_wire
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
 from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
 from atoll.concurrency import SingleFlight
@@ -32,8 +36,9 @@ from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.signals import resolve
 from atoll.image.model import Image
+from atoll.oci import resources
 from atoll.oci import spec as oci
-from atoll.oci.config import NamespaceMode
+from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.task import StdioPaths, TaskClient
 from atoll.sandbox.controller import ExitStatus, TypedAny
@@ -45,6 +50,7 @@ log = logging.getLogger(__name__)
 START_ERROR_CODE = 128
 KILL_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 60.0
+REOPEN_TIMEOUT_S = 10.0
 SIGKILLED = 128 + signal.SIGKILL
 
 
@@ -104,6 +110,9 @@ class Containers:
         log_path = ""
         if pod.config.log_directory and config.log_path:
             log_path = f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
+        elif config.log_path:
+            # Nobody keeps a folder for it, so it lives and goes with the container's own.
+            log_path = str(parts.paths.containers / container_id / "log")
         metadata = Metadata(
             id=container_id,
             name=name,
@@ -317,6 +326,47 @@ class Containers:
             for container in running:
                 group.create_task(self._kill(pod, container), name=f"pod/{pod.id}/kill/{container.id}")
 
+    # --- while it runs ---
+
+    async def update(self, pod: Pod, container: Container, asked: LinuxContainerResources) -> None:
+        """Change the limits that are set in `asked`; those that are zero stay as they are.
+
+        A running container has them when this returns, a CREATED one when it starts.
+        """
+        before = oci.decode(container.record.spec)
+        assert before.linux is not None
+        status = container.status.get()
+        if not status.can_update:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: cannot be updated in its state")
+        current = status.resources.linux if status.resources is not None else None
+        merged = _merge(current or LinuxContainerResources(), asked)
+        rules = before.linux.resources.devices if before.linux.resources is not None else ()
+        wanted = resources.resolve(merged, self._parts.host, rules)
+        spec = oci.encode(
+            msgspec.structs.replace(before, linux=msgspec.structs.replace(before.linux, resources=wanted))
+        )
+
+        async def change(now: Status) -> Status:
+            if now.state is State.RUNNING:
+                await tasks_of(pod).update(container.id, oci.encode(msgspec.structs.replace(wanted, devices=())))
+            else:
+                await self._parts.blocking.run(self._bundle(container.id).write_spec, spec)
+            return dataclasses.replace(now, resources=ContainerResources(linux=merged))
+
+        await container.status.update_around(change)
+        await self._parts.containers.update(container.id, spec=spec)
+
+    async def reopen_log(self, pod: Pod, container: Container) -> None:
+        """Go on in a new file at the log's path, after a rotation; raises `FailedPrecondition` unless it runs."""
+        if container.status.get().state is not State.RUNNING:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, it writes no log")
+        if pod.shim is None:
+            raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
+        request = shim_wire.ReopenLogRequest(container_id=container.id)
+        await pod.shim.client.call(
+            "atoll.shim.v1.Shim", "ReopenLog", request, shim_wire.ReopenLogResponse, timeout=REOPEN_TIMEOUT_S
+        )
+
     # --- remove ---
 
     async def remove(self, pod: Pod | None, container_id: str) -> None:
@@ -356,6 +406,12 @@ def tasks_of(pod: Pod) -> TaskClient:
     if pod.shim is None or pod.shim.client.is_closed:
         raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
     return pod.shim.tasks
+
+
+def _merge(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:
+    """`old` with every value that is set in `new`; unified keys are merged one by one."""
+    changes = {name: getattr(new, name) for name in new.__struct_fields__ if name != "unified" and getattr(new, name)}
+    return msgspec.structs.replace(old, unified={**old.unified, **new.unified}, **changes)
 
 
 def _oom_kills(metrics: TypedAny) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from atoll.concurrency import wait_all
+from atoll.concurrency import SingleFlight, wait_all
 from atoll.engine import kinds
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
@@ -12,6 +12,7 @@ from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
 from atoll.engine.recovery import Recovery, recover
+from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Findings
 
@@ -30,6 +31,7 @@ class Engine:
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
         self.started_at_ns = time.time_ns()
+        self._collections: SingleFlight[str, Collected] = SingleFlight(parts.owner)
 
     async def recover(self) -> Recovery:
         """Take up what an earlier daemon left: pods, containers, debts."""
@@ -45,6 +47,12 @@ class Engine:
         networks = {kinds.NETWORK_OWNER + pod.id for pod in self.pods.list() if pod.netns_path}
         containers = {container.id for container in self.containers.list()}
         return frozenset(pods | networks | containers)
+
+    async def remove_image(self, ref_or_id: str) -> None:
+        """Remove a name or an image and give its disk space back; what containers rest on stays. Idempotent."""
+        images = self.parts.images
+        await images.remove(ref_or_id)
+        await self._collections.run("collect", images.collect, name="images/collect")
 
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""

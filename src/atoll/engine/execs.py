@@ -176,6 +176,33 @@ class Execs:
             await started.wait()
         await _forget(started.tasks, started.container_id, started.id)
 
+    async def attach(self, pod: Pod, container: Container, *, stdin: bool) -> ProcessIO:
+        """The live streams of a container's main process, from now on; close them when done.
+
+        Raises `FailedPrecondition` where it does not run, or has no stdin and one is asked for.
+        """
+        config = container.metadata.config
+        if config is None or container.status.get().state is not State.RUNNING or pod.shim is None:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, nothing to attach to")
+        if stdin and not config.stdin:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: was made without stdin")
+        tasks = tasks_of(pod)
+
+        async def close_stdin() -> None:
+            await tasks.close_io(container.id)
+
+        return await open_process(
+            pod.shim.client,
+            stdin=f"{container.id}-stdin" if stdin else "",
+            stdout=f"{container.id}-stdout",
+            stderr="" if config.tty else f"{container.id}-stderr",
+            close_io=close_stdin if config.stdin_once else None,
+        )
+
+    async def resize(self, pod: Pod, container: Container, width: int, height: int) -> None:
+        """Set the size of a container's terminal, in cells."""
+        await tasks_of(pod).resize_pty(container.id, width=width, height=height)
+
     async def sync(self, pod: Pod, container: Container, request: ExecRequest) -> ExecResult:
         """Run to the end and give all of the output.
 

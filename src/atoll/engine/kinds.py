@@ -15,11 +15,10 @@ Teardown is the same list from the bottom to the top.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
+
 import msgspec
 
 from atoll import errors
@@ -28,12 +27,13 @@ from atoll.engine import orphans
 from atoll.engine.paths import Paths
 from atoll.ledger.kind import Entry, Found, Intent, Kind
 from atoll.ledger.paths import DirectoryKind
-from atoll.linux import cgroup_layout
+from atoll.linux.cgroup import Cgroup
+from atoll.linux.cgroup_layout import Hierarchies
+from atoll.network import pool
 from atoll.network.model import Attachment, AttachRequest
 from atoll.network.service import Network
 from atoll.runtime.bundle import remove_mounted_tree
 from atoll.sandbox.controller import Controller
-from atoll.shim.pod_cgroup import PodCgroup
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
 
@@ -45,8 +45,6 @@ CHECKPOINT = "checkpoint"
 SNAPSHOT = "snapshot"
 BUNDLE = "bundle"
 TASK = "task"
-
-CGROUP_EMPTY_S = 2.0
 
 NETWORK_OWNER = "net."
 """Prefix of the owner of a pod's network entry."""
@@ -114,18 +112,21 @@ class CgroupKind(Kind):
     name = CGROUP
     volatile = True
 
-    def __init__(self, parent: str, blocking: Blocking) -> None:
+    def __init__(self, parent: str, hierarchies: Hierarchies, blocking: Blocking) -> None:
         self._parent = parent
+        self._hierarchies = hierarchies
         self._blocking = blocking
 
-    def _of(self, entry: Entry) -> PodCgroup:
-        found = PodCgroup.at(f"{self._parent}/{entry.key}", exclusive=True)
-        if found is None:
-            raise errors.FailedPrecondition(f"cgroup {self._parent}/{entry.key}: is a slice of systemd's, not ours")
-        return found
-
     async def release(self, entry: Entry) -> None:
-        await self._blocking.run(_remove_cgroup, self._of(entry))
+        await self._blocking.run(self._delete, f"{self._parent}/{entry.key}")
+
+    def _delete(self, path: str) -> None:
+        found = Cgroup(path, self._hierarchies)
+        try:
+            found.kill()
+            found.delete()
+        except OSError as error:
+            raise errors.Unavailable(f"cgroup {path}: {error.strerror} ({error.filename})") from error
 
     async def exists(self, entry: Entry) -> bool:
         # Made by the shim when the sandbox is, so the entry may well come before it; after that it stays.
@@ -133,8 +134,8 @@ class CgroupKind(Kind):
 
     async def scan(self) -> list[Found]:
         names: set[str] = set()
-        for mount in cgroup_layout.detect().mounts:
-            names.update(await self._blocking.run(_folders, mount / self._parent[1:]))
+        for folder in Cgroup(self._parent, self._hierarchies).folders:
+            names.update(await self._blocking.run(_folders, folder))
         return [Found(kind=CGROUP, key=name, owner=name) for name in sorted(names)]
 
 
@@ -231,6 +232,7 @@ def make(
     default_handler: str,
     snapshotter: Snapshotter,
     cgroup_parent: str,
+    hierarchies: Hierarchies,
     reaper: orphans.Orphans,
     blocking: Blocking,
 ) -> dict[str, Kind]:
@@ -238,7 +240,7 @@ def make(
     kinds: tuple[Kind, ...] = (
         MountedFolderKind(POD_FILES, paths.pods, blocking),
         NetworkKind(network, blocking),
-        CgroupKind(cgroup_parent, blocking),
+        CgroupKind(cgroup_parent, hierarchies, blocking),
         SandboxKind(controllers, default_handler, paths.shims, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
@@ -270,19 +272,6 @@ def container_intents(container_id: str) -> tuple[Intent, ...]:
 def network_data(attachment: Attachment) -> dict[str, str]:
     """What the network's entry says once it is known."""
     return {"attachment": msgspec.json.encode(attachment).decode()}
-
-
-def _remove_cgroup(found: PodCgroup) -> None:
-    deadline = time.monotonic() + CGROUP_EMPTY_S
-    while True:
-        found.kill()
-        try:
-            return found.remove()
-        except OSError as error:
-            # A killed process leaves its cgroup only once the kernel is done with it; nothing tells when.
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise errors.Unavailable(f"cgroup {found.path}: {error.strerror} ({error.filename})") from error
-            time.sleep(0.005)
 
 
 def _folders(folder: Path) -> list[str]:

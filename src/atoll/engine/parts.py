@@ -40,6 +40,8 @@ class Parts:
     controllers: Mapping[str, Controller]
     features: Mapping[str, RuntimeFeatures]
     """What the OCI runtime of each runtime handler can do."""
+    problems: Mapping[str, str]
+    """Why a runtime handler cannot run anything here, where it cannot."""
     orphans: Orphans
     host: HostFacts
     blocking: Blocking

@@ -128,6 +128,8 @@ class Pods:
         if handler is None:
             known = ", ".join(sorted(self._parts.config.runtimes))
             raise errors.InvalidArgument(f"runtime handler {chosen!r}: is not configured; known are {known}")
+        if problem := self._parts.problems.get(chosen):
+            raise errors.FailedPrecondition(f"runtime handler {chosen!r}: {problem}")
         holder = self._parts.sandboxes.named(name)
         if holder is not None and self._runs.running(name) is None:
             pod = self._pods.get(holder)

@@ -10,7 +10,7 @@ from atoll.container.store import Container
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.image.model import Image, ImageConfig
-from atoll.oci import spec, user
+from atoll.oci import resources, spec, user
 from atoll.oci.builder import ContainerSpecRequest, ImageDefaults, PodContext, container_spec
 from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode
 from atoll.oci.rootfs import RootfsView
@@ -82,11 +82,8 @@ def pod_cgroup(parts: Parts, pod: Pod) -> str:
 
 def cgroups_path(parts: Parts, pod: Pod, container_id: str) -> str:
     """Where a container's cgroup is; in systemd's form where the parent is a slice."""
-    parent = pod_cgroup(parts, pod)
-    base = parent.rpartition("/")[2]
-    if base.endswith(".slice"):
-        return f"{base}:atoll:{container_id}"
-    return f"{parent.rstrip('/')}/{container_id}"
+    systemd = pod.handler.systemd_cgroup
+    return resources.cgroups_path(pod_cgroup(parts, pod), container_id, systemd=systemd)
 
 
 def layers(parts: Parts, image: Image) -> tuple[Path, ...]:

@@ -1,0 +1,157 @@
+"""`atoll serve`: one daemon, from its lock to its last answer.
+
+Order of start: the lock of the state folder (one daemon a state), the parts, the socket, then recovery behind
+the open door. Order of end: no new calls, running ones finished or cancelled, the parts in reverse. No container
+notices either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from atoll import errors
+from atoll.api import atoll_v1_pb2, cri_runtime_v1_pb2
+from atoll.concurrency import TaskOwner
+from atoll.config import Config
+from atoll.cri.images import ImageService
+from atoll.cri.runtime import RuntimeService
+from atoll.daemon import rpc
+from atoll.daemon.compose import compose
+from atoll.daemon.idle import Idle
+from atoll.engine.engine import Engine
+from atoll.services.runtime import RuntimeService as AtollService
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 2.0
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(config: Config) -> int:
+    """Run a daemon until SIGTERM, SIGINT or idleness; the exit code.
+
+    Raises `FailedPrecondition` where another daemon has the state folder or the socket.
+    """
+    logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
+    state = Path(config.state)
+    try:
+        state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.FailedPrecondition(f"{state}: cannot be the state folder: {error.strerror}") from error
+    with _lock(state):
+        asyncio.run(_serve(config))
+    return 0
+
+
+@contextlib.contextmanager
+def _lock(state: Path) -> Generator[None]:
+    """One daemon a state folder: the lock ends with its process."""
+    path = state / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.FailedPrecondition(
+                f"{state}: another atoll daemon uses this state folder; stop it, or give this one its own --state"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _serve(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with compose(config) as engine, TaskOwner("serve") as tasks:
+        idle = Idle(stop, config.idle_exit_s, engine)
+        server = await _listen(config, engine, idle)
+        try:
+            log.info("atoll listens on %s", config.socket_path)
+            tasks.spawn(_recover(engine), name="recover")
+            idle.end()
+            await stop.wait()
+        finally:
+            log.info("atoll stops; pods go on")
+            await server.stop(GRACE_S)
+            config.socket_path.unlink(missing_ok=True)
+
+
+async def _recover(engine: Engine) -> None:
+    await engine.recover()
+
+
+async def _listen(config: Config, engine: Engine, idle: Idle) -> grpc.aio.Server:
+    path = config.socket_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    await _claim(path)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    cri = cri_runtime_v1_pb2.DESCRIPTOR.services_by_name
+    own = atoll_v1_pb2.DESCRIPTOR.services_by_name
+    served: dict[ServiceDescriptor, object] = {
+        cri["RuntimeService"]: RuntimeService(engine),
+        cri["ImageService"]: ImageService(engine),
+        own["Runtime"]: AtollService(engine),
+    }
+    names = [service.full_name for service in served]
+    served[health_pb2.DESCRIPTOR.services_by_name["Health"]] = Health(names)
+    server.add_generic_rpc_handlers([rpc.handlers(service, work, idle) for service, work in served.items()])
+    reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    before = os.umask(0o177)  # the socket is made by gRPC, and must never be open to others
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error}") from error
+    finally:
+        os.umask(before)
+    await server.start()
+    return server
+
+
+class Health:
+    """grpc.health.v1.Health: what is served is healthy for as long as the socket answers."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = {"", *names}
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
+        if request.service not in self._names:
+            raise errors.NotFound(f"service {request.service!r}: is not served here")
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _claim(path: Path) -> None:
+    """Make way for our socket: a dead one is removed, a live one is another daemon's."""
+    if not path.is_socket():
+        if path.exists():
+            raise errors.FailedPrecondition(f"socket {path}: there is a file which is no socket; remove it")
+        return
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), 1.0)
+    except (ConnectionRefusedError, FileNotFoundError, TimeoutError):
+        path.unlink(missing_ok=True)
+        return
+    writer.close()
+    raise errors.FailedPrecondition(f"socket {path}: another daemon listens on it; choose another --socket")

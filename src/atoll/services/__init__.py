@@ -1,0 +1,1 @@
+"""The faces beside CRI: `runtime` is atoll.v1.Runtime."""

@@ -1,0 +1,321 @@
+"""atoll.v1.Runtime on the engine: streams, waits, progress, and the story of each operation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import atoll
+from atoll import errors
+from atoll.api import atoll_v1_pb2 as pb
+from atoll.concurrency import TaskOwner
+from atoll.container.status import State, Status
+from atoll.container.store import Container
+from atoll.engine.engine import Engine
+from atoll.engine.execs import Exec, ExecRequest
+from atoll.engine.pod import Pod
+from atoll.image.config import Auth
+from atoll.image.progress import Progress
+from atoll.ledger.fsck import Finding, Problem
+from atoll.runtime.streams import ByteReader, ProcessIO
+from atoll.services import logs
+
+EXIT_DRAIN_S = 10.0
+"""How long output may be held open by what a process left behind, after its own end."""
+
+PROGRESS_INTERVAL_S = 0.1
+MAX_QUEUE = 64
+"""Chunks of output on their way to a client; then the process waits."""
+
+
+class RuntimeService:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Info(self, request: pb.InfoRequest, context: object) -> pb.InfoResponse:
+        engine = self._engine
+        config = engine.parts.config
+        others = sorted(name for name in config.runtimes if name != config.default_runtime)
+        return pb.InfoResponse(
+            version=atoll.__version__,
+            root=str(engine.parts.paths.root),
+            state=str(engine.parts.paths.state),
+            instance=engine.parts.paths.instance,
+            pid=os.getpid(),
+            started_at=engine.started_at_ns,
+            pods=len(engine.pods.list()),
+            containers=len(engine.containers.list()),
+            debts=len(engine.parts.ledger.debts()),
+            runtime_handlers=[name for name in (config.default_runtime, *others) if name not in engine.parts.problems],
+        )
+
+    def _container(self, container_id: str) -> tuple[Pod, Container]:
+        container = self._engine.containers.get(container_id)
+        return self._engine.pods.get(container.sandbox_id), container
+
+    # --- exec and attach ---
+
+    async def Exec(self, requests: AsyncIterator[pb.ExecRequest], context: object) -> AsyncIterator[pb.ExecResponse]:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise errors.InvalidArgument("exec: the first message must be `start`")
+        start = first.start
+        pod, container = self._container(start.container_id)
+        request = ExecRequest(
+            command=tuple(start.command),
+            env=tuple(start.env),
+            working_dir=start.working_dir,
+            user=start.user,
+            tty=start.tty,
+            stdin=start.stdin,
+            timeout_s=start.timeout_s,
+        )
+        async with self._engine.execs.open(pod, container, request) as running, TaskOwner("exec") as tasks:
+            if start.HasField("size"):
+                await running.resize(start.size.width, start.size.height)
+            yield pb.ExecResponse(started=pb.ExecStarted(pid=running.pid))
+            tasks.spawn(_feed_exec(requests, running), name=f"exec/{running.id}/input")
+            ending = tasks.spawn(_end_of(running, start.timeout_s), name=f"exec/{running.id}/wait")
+            async for message in _output(running.io, ending, tasks):
+                yield message
+            yield pb.ExecResponse(exit=ending.result())
+
+    async def Attach(
+        self, requests: AsyncIterator[pb.AttachRequest], context: object
+    ) -> AsyncIterator[pb.ExecResponse]:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise errors.InvalidArgument("attach: the first message must be `start`")
+        pod, container = self._container(first.start.container_id)
+        io = await self._engine.execs.attach(pod, container, stdin=first.start.stdin)
+        try:
+            async with TaskOwner("attach") as tasks:
+                name = f"attach/{container.id}"
+                tasks.spawn(self._feed_attach(requests, io, pod, container), name=f"{name}/input")
+                ending = tasks.spawn(_container_exit(container), name=f"{name}/wait")
+                async for message in _output(io, ending, tasks):
+                    yield message
+                yield pb.ExecResponse(exit=ending.result())
+        finally:
+            io.close()
+
+    async def _feed_attach(
+        self, requests: AsyncIterator[pb.AttachRequest], io: ProcessIO, pod: Pod, container: Container
+    ) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "stdin" if io.stdin is not None:
+                    await io.stdin.write(request.stdin)
+                case "close_stdin" if io.stdin is not None:
+                    await io.stdin.close()
+                case "resize":
+                    await self._engine.execs.resize(pod, container, request.resize.width, request.resize.height)
+                case _:
+                    raise errors.InvalidArgument("attach: input for a container that was attached to without stdin")
+
+    # --- logs and waits ---
+
+    async def Logs(self, request: pb.LogsRequest, context: object) -> AsyncIterator[pb.LogsResponse]:
+        _, container = self._container(request.container_id)
+        if not container.metadata.log_path:
+            raise errors.FailedPrecondition(
+                f"container {container.id[:13]}: keeps no log; run it in a pod with a log directory"
+            )
+        async for line in logs.read(
+            Path(container.metadata.log_path),
+            follow=request.follow,
+            tail=request.tail,
+            since_ns=request.since,
+            ended=container.stopped,
+        ):
+            yield pb.LogsResponse(
+                stream=pb.LogsResponse.STDERR if line.stream == "stderr" else pb.LogsResponse.STDOUT,
+                time=line.time_ns,
+                content=line.content,
+                partial=line.partial,
+            )
+
+    async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
+        _, container = self._container(request.container_id)
+        return pb.WaitResponse(exit=await _container_exit(container))
+
+    # --- images ---
+
+    async def Pull(self, request: pb.PullRequest, context: object) -> AsyncIterator[pb.PullResponse]:
+        auth = Auth(username=request.username, password=request.password) if request.username else None
+        layers: dict[str, Progress] = {}
+
+        def note(progress: Progress) -> None:
+            layers[progress.digest] = progress
+
+        async with TaskOwner("pull") as tasks:
+            pulling = tasks.spawn(
+                self._engine.parts.images.pull(request.reference, auth, note), name=f"pull/{request.reference}"
+            )
+            sent: dict[str, Progress] = {}
+            while not pulling.done():
+                await asyncio.wait({pulling}, timeout=PROGRESS_INTERVAL_S)
+                if layers != sent:
+                    sent = dict(layers)
+                    yield pb.PullResponse(layers=[_layer(one) for one in sent.values()])
+            image = pulling.result()
+            yield pb.PullResponse(layers=[_layer(one) for one in layers.values()], image_id=image.id)
+
+    async def Import(self, request: pb.ImportRequest, context: object) -> pb.ImportResponse:
+        if not request.path.startswith("/"):
+            raise errors.InvalidArgument(f"import {request.path!r}: must be an absolute path on the daemon's host")
+        images = await self._engine.parts.images.import_archive(Path(request.path), request.reference or None)
+        return pb.ImportResponse(
+            images=[
+                pb.ImportResponse.Imported(image_id=image.id, references=image.repo_tags or image.repo_digests)
+                for image in images
+            ]
+        )
+
+    # --- the story, and the account ---
+
+    async def Phases(self, request: pb.PhasesRequest, context: object) -> pb.PhasesResponse:
+        try:
+            pod_id = self._engine.pods.get(request.pod_id).id
+        except errors.NotFound:
+            pod_id = request.pod_id  # a pod that is gone still has its story
+        stories = self._engine.parts.stories.of(pod_id)
+        if not stories:
+            raise errors.NotFound(f"pod {request.pod_id!r}: there is no such pod, and no story of one")
+        return pb.PhasesResponse(
+            phases=[
+                pb.Phase(
+                    operation=story.operation,
+                    subject=story.subject,
+                    name=phase.name,
+                    started_at=phase.started_at_ns,
+                    duration=phase.duration_ns,
+                    waits_on=phase.waits_on,
+                    error=phase.error,
+                )
+                for story in stories
+                for phase in story.phases
+            ]
+        )
+
+    async def Fsck(self, request: pb.FsckRequest, context: object) -> pb.FsckResponse:
+        found, left = await self._engine.fsck(repair=request.repair)
+        unmended = {(one.kind, one.key, one.problem): one.detail for one in left.findings}
+        return pb.FsckResponse(
+            findings=[_finding(one, unmended, repair=request.repair) for one in found.findings],
+            checked=len(self._engine.parts.ledger.entries()),
+        )
+
+
+async def _feed_exec(requests: AsyncIterator[pb.ExecRequest], running: Exec) -> None:
+    stdin = running.io.stdin
+    async for request in requests:
+        match request.WhichOneof("message"):
+            case "stdin" if stdin is not None:
+                await stdin.write(request.stdin)
+            case "close_stdin" if stdin is not None:
+                await stdin.close()
+            case "resize":
+                await running.resize(request.resize.width, request.resize.height)
+            case "signal":
+                await running.signal(request.signal)
+            case _:
+                raise errors.InvalidArgument("exec: input for a process that was started without stdin")
+
+
+async def _end_of(running: Exec, timeout_s: float) -> pb.Exit:
+    """How an exec ended; past its time its tree is killed."""
+    timed_out = False
+    try:
+        async with asyncio.timeout(timeout_s or None):
+            end = await running.wait()
+    except TimeoutError:
+        timed_out = True
+        await running.kill_tree()
+        end = await running.wait()
+    cause = pb.Exit.TIMED_OUT if timed_out else _cause(end.exit_status, "")
+    return pb.Exit(code=end.exit_status, cause=cause, exited_at=int(end.exited_at.timestamp() * 1e9))
+
+
+def _cause(code: int, reason: str) -> pb.Exit.Cause:
+    if reason == "OOMKilled":
+        return pb.Exit.OOM_KILLED
+    if reason == "Unknown":
+        return pb.Exit.UNKNOWN
+    return pb.Exit.SIGNALLED if 128 < code <= 128 + signal.SIGRTMAX else pb.Exit.EXITED
+
+
+async def _container_exit(container: Container) -> pb.Exit:
+    status: Status = await container.stopped.wait()
+    reason = "Unknown" if status.state is State.UNKNOWN else status.reason
+    return pb.Exit(
+        code=status.exit_code,
+        cause=_cause(status.exit_code, reason),
+        exited_at=status.finished_at,
+        reason=status.reason,
+        message=status.message,
+    )
+
+
+async def _output(io: ProcessIO, ending: asyncio.Task[pb.Exit], tasks: TaskOwner) -> AsyncIterator[pb.ExecResponse]:
+    """Both streams as they come, until both have ended, or the process has and its streams do not follow in time."""
+    queue: asyncio.Queue[pb.ExecResponse | None] = asyncio.Queue(MAX_QUEUE)
+
+    async def read(stream: ByteReader, wrap: Callable[[bytes], pb.ExecResponse]) -> None:
+        try:
+            async for chunk in stream:
+                await queue.put(wrap(chunk))
+        finally:
+            await queue.put(None)
+
+    left = 0
+    for stream, wrap in ((io.stdout, _stdout), (io.stderr, _stderr)):
+        if stream is not None:
+            tasks.spawn(read(stream, wrap), name="output")
+            left += 1
+    while left:
+        getting = tasks.spawn(queue.get(), name="output/next")
+        await asyncio.wait({getting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            await asyncio.wait({getting}, timeout=EXIT_DRAIN_S)
+        if not getting.done():
+            break
+        message = getting.result()
+        if message is None:
+            left -= 1
+        else:
+            yield message
+    await ending
+
+
+def _stdout(chunk: bytes) -> pb.ExecResponse:
+    return pb.ExecResponse(stdout=chunk)
+
+
+def _stderr(chunk: bytes) -> pb.ExecResponse:
+    return pb.ExecResponse(stderr=chunk)
+
+
+def _layer(progress: Progress) -> pb.LayerProgress:
+    return pb.LayerProgress(
+        digest=progress.digest,
+        current_bytes=progress.done,
+        total_bytes=max(progress.total, 0),
+        phase=str(progress.phase),
+    )
+
+
+def _finding(finding: Finding, unmended: Mapping[tuple[str, str, Problem], str], *, repair: bool) -> pb.Finding:
+    key = (finding.kind, finding.key, finding.problem)
+    return pb.Finding(
+        kind=finding.kind,
+        key=finding.key,
+        owner=finding.owner,
+        problem=f"{finding.problem}: {finding.detail}" if finding.detail else str(finding.problem),
+        remedy=finding.remedy,
+        repaired=repair and key not in unmended,
+        error=unmended.get(key, "") if repair else "",
+    )
