@@ -7,13 +7,15 @@ sandbox that an earlier daemon started.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from atoll import errors
-from atoll.concurrency import Blocking, run_to_completion
+from atoll.concurrency import Blocking, Latch, run_to_completion
+from atoll.identifiers import is_identifier, require_identifier
 from atoll.runtime.bundle import Bundle
+from atoll.runtime.link import Link
 from atoll.runtime.shim import Launcher, LaunchRequest, Shim
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
@@ -25,6 +27,7 @@ from atoll.sandbox.controller import (
     ExitStatus,
     Metric,
     Platform,
+    Runtime,
     Sandbox,
     State,
 )
@@ -38,15 +41,18 @@ HANG_UP_TIMEOUT_S = 5.0
 @dataclass(slots=True, kw_only=True)
 class _Held:
     request: LaunchRequest
-    shim: Shim | None
+    link: Link
     instance: ControllerInstance | None = None
-    exit: ExitStatus | None = None
+    platform: Platform | None = None
+    is_stopped: bool = False
+    exit: Latch[ExitStatus] = field(default_factory=Latch[ExitStatus])
 
 
 class ShimController(Controller):
     """Drives any shim that serves `containerd.runtime.sandbox.v1.Sandbox`, ours or another's.
 
-    `bundles` is where each sandbox's bundle is made, as `<bundles>/<id>`.
+    `bundles` is where each sandbox's bundle is made, as `<bundles>/<id>`. A failed create or start takes everything
+    of the sandbox away; the ID is then unknown, unless `CleanupFailed` says that `shutdown` has something left to do.
     """
 
     def __init__(self, *, launcher: Launcher, bundles: Path, namespace: str, blocking: Blocking) -> None:
@@ -56,9 +62,11 @@ class ShimController(Controller):
         self._blocking = blocking
         self._held: dict[str, _Held] = {}
 
-    def _request(self, sandbox: Sandbox) -> LaunchRequest:
-        bundle = Bundle(id=sandbox.id, namespace=self._namespace, path=self._bundles / sandbox.id)
-        return LaunchRequest(id=sandbox.id, namespace=self._namespace, runtime=sandbox.runtime, bundle=bundle)
+    def _hold(self, sandbox_id: str, runtime: Runtime) -> _Held:
+        path = self._bundles / require_identifier(sandbox_id, "sandbox id")
+        bundle = Bundle(id=sandbox_id, namespace=self._namespace, path=path)
+        request = LaunchRequest(id=sandbox_id, namespace=self._namespace, runtime=runtime, bundle=bundle)
+        return _Held(request=request, link=Link(self._launcher, request))
 
     def _get(self, sandbox_id: str) -> _Held:
         held = self._held.get(sandbox_id)
@@ -66,32 +74,35 @@ class ShimController(Controller):
             raise errors.NotFound(f"sandbox {sandbox_id}: is not known to this sandboxer")
         return held
 
-    def _shim(self, sandbox_id: str) -> Shim:
-        shim = self._get(sandbox_id).shim
-        if shim is None or shim.client.is_closed:
-            raise errors.Unavailable(f"sandbox {sandbox_id}: its shim is gone")
-        return shim
-
     async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
         if sandbox.id in self._held:
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is created already")
-        request = self._request(sandbox)
-        held = self._held[sandbox.id] = _Held(request=request, shim=None)
+        held = self._held[sandbox.id] = self._hold(sandbox.id, sandbox.runtime)
         spec = sandbox.spec.value if sandbox.spec is not None else None
         try:
-            await self._blocking.run(request.bundle.create, spec)
-            held.shim = await self._launcher.launch(request)
-            await held.shim.sandbox.create(sandbox.id, str(request.bundle.path), options)
+            await self._blocking.run(held.request.bundle.create, spec)
+        except errors.AlreadyExists:
+            del self._held[sandbox.id]  # of an earlier daemon, and not ours to undo: `recover` or `shutdown` it
+            raise
+        except BaseException as error:
+            await self._undo(held, error)
+            raise
+        try:
+            shim = await self._launcher.launch(held.request)
+            held.link = Link(self._launcher, held.request, shim)
+            await shim.sandbox.create(sandbox.id, str(held.request.bundle.path), options)
         except BaseException as error:
             await self._undo(held, error)
             raise
 
     async def start(self, sandbox_id: str) -> ControllerInstance:
         held = self._get(sandbox_id)
+        if held.is_stopped or held.exit.is_set:
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: has ended; create another one")
         if held.instance is not None:
             raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is started already")
-        shim = self._shim(sandbox_id)
         try:
+            shim = await held.link.shim()
             instance = await shim.sandbox.start(sandbox_id)
         except BaseException as error:
             await self._undo(held, error)
@@ -110,75 +121,118 @@ class ShimController(Controller):
 
     async def _free(self, held: _Held) -> None:
         """Everything of one sandbox: asked of the shim first, taken without it where it does not answer."""
-        shim = held.shim
-        if shim is not None and not shim.client.is_closed:
-            try:
-                await shim.sandbox.shutdown(held.request.id)
-                await shim.wait_closed(HANG_UP_TIMEOUT_S)
-            except errors.AtollError as error:
-                log.warning("sandbox %s: its shim refused to shut down: %s", held.request.id, error)
-            await shim.aclose()
-        held.shim = None
+        sandbox_id = held.request.id
+        try:
+            shim = await held.link.shim()
+            await shim.sandbox.shutdown(sandbox_id)
+            await shim.wait_closed(HANG_UP_TIMEOUT_S)
+        except errors.AtollError as error:
+            log.info("sandbox %s: is freed without its shim: %s", sandbox_id, error)
+        await held.link.aclose()
         await self._launcher.delete(held.request)
-        self._held.pop(held.request.id, None)
+        held.exit.set(_unknown_exit())  # whoever still waits is told
+        self._held.pop(sandbox_id, None)
 
     async def platform(self, sandbox_id: str) -> Platform:
-        return await self._shim(sandbox_id).sandbox.platform(sandbox_id)
+        held = self._get(sandbox_id)
+        if held.platform is None:
+            held.platform = await held.link.ask(lambda shim: shim.sandbox.platform(sandbox_id))
+        return held.platform
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         held = self._held.get(sandbox_id)
-        if held is None or held.shim is None or held.shim.client.is_closed:
+        if held is None:
             return
+        held.is_stopped = True
         try:
-            await held.shim.sandbox.stop(sandbox_id, timeout_s)
+            await held.link.ask(lambda shim: shim.sandbox.stop(sandbox_id, timeout_s))
         except (errors.NotFound, errors.Unavailable) as error:
             log.info("sandbox %s: stop found nothing to stop: %s", sandbox_id, error)
 
     async def wait(self, sandbox_id: str) -> ExitStatus:
         held = self._get(sandbox_id)
-        if held.exit is None:
-            held.exit = await self._wait(held)
-        return held.exit
+        if not held.exit.is_set:
+            try:
+                ended = await held.link.ask(lambda shim: shim.sandbox.wait(sandbox_id))
+            except (errors.NotFound, errors.Unavailable):
+                await self._settle_without_shim(held)
+            else:
+                held.exit.set(ended)
+        return await held.exit.wait()
 
-    async def _wait(self, held: _Held) -> ExitStatus:
+    async def _settle_without_shim(self, held: _Held) -> None:
+        """The exit as the shim recorded it, else one that says that nobody knows; not for a shim that may live."""
+        if held.exit.is_set:
+            return
+        recorded: ExitStatus | None = None
+        if held.link.is_gone:
+            try:
+                recorded = await self._launcher.ended(held.request)
+            except errors.DataLoss as error:
+                log.warning("sandbox %s: how it ended is lost: %s", held.request.id, error)
+        elif held.request.id in self._held and not await self._is_unknown_to_shim(held):
+            raise errors.Unavailable(f"sandbox {held.request.id}: its shim cannot be asked now")
+        held.exit.set(recorded or _unknown_exit())
+
+    async def _is_unknown_to_shim(self, held: _Held) -> bool:
         try:
-            return await self._shim(held.request.id).sandbox.wait(held.request.id)
-        except errors.Unavailable:
-            if held.exit is not None:
-                return held.exit
-            return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+            await held.link.ask(lambda shim: shim.sandbox.status(held.request.id, verbose=False))
+        except errors.NotFound:
+            return True
+        return False
 
     async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
         held = self._get(sandbox_id)
-        created_at = held.instance.created_at if held.instance is not None else None
-        shim = held.shim
-        if shim is None or shim.client.is_closed:
-            exited_at = held.exit.exited_at if held.exit is not None else None
-            return ControllerStatus(
-                sandbox_id=sandbox_id,
-                state=State.NOTREADY,
-                created_at=created_at,
-                exited_at=exited_at,
-                reason="the shim is gone",
-            )
-        status = await shim.sandbox.status(sandbox_id, verbose)
+        found: Shim | None = None
+        try:
+            found = await held.link.shim()
+            status = await held.link.ask(lambda shim: shim.sandbox.status(sandbox_id, verbose))
+        except errors.AtollError as error:
+            return await self._last_known(held, error)
+        instance = held.instance
         return replace(
             status,
-            created_at=status.created_at or created_at,
-            address=shim.bootstrap.endpoint,
-            version=shim.bootstrap.version,
+            created_at=status.created_at or (instance.created_at if instance is not None else None),
+            address=found.bootstrap.endpoint,
+            version=found.bootstrap.version,
+        )
+
+    async def _last_known(self, held: _Held, error: errors.AtollError) -> ControllerStatus:
+        instance = held.instance
+        is_over = held.link.is_gone or isinstance(error, errors.NotFound)
+        if is_over:
+            await self._settle_without_shim(held)
+        ended = held.exit.value
+        return ControllerStatus(
+            sandbox_id=held.request.id,
+            state=State.NOTREADY if is_over or ended is not None else State.UNKNOWN,
+            pid=instance.pid if instance is not None and ended is None else 0,
+            created_at=instance.created_at if instance is not None else None,
+            exited_at=ended.exited_at if ended is not None else None,
+            address=instance.address if instance is not None else "",
+            version=instance.version if instance is not None else 0,
+            reason=str(error),
         )
 
     async def shutdown(self, sandbox_id: str) -> None:
+        """As the contract says; also for an ID that it does not know but whose bundle an earlier daemon left."""
         held = self._held.get(sandbox_id)
-        if held is not None:
-            await self._free(held)
+        if held is None:
+            if not is_identifier(sandbox_id):
+                return
+            held = self._hold(sandbox_id, Runtime(name=""))
+            if not held.request.bundle.path.is_dir():
+                return
+        await self._free(held)
 
     async def metrics(self, sandbox_id: str) -> Metric:
-        return await self._shim(sandbox_id).sandbox.metrics(sandbox_id)
+        return await self._get(sandbox_id).link.ask(lambda shim: shim.sandbox.metrics(sandbox_id))
 
     async def ping(self, sandbox_id: str) -> None:
-        await self._shim(sandbox_id).sandbox.ping(sandbox_id)
+        held = self._get(sandbox_id)
+        if held.instance is None or held.is_stopped or held.exit.is_set:
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not running")
+        await held.link.ask(lambda shim: shim.sandbox.ping(sandbox_id))
 
     async def recover(self, sandbox: Sandbox) -> ControllerStatus:
         """Connect again to the shim of a sandbox that an earlier daemon made; what is known of it now.
@@ -186,26 +240,28 @@ class ShimController(Controller):
         A shim that is gone leaves a sandbox that can be shut down; raises `NotFound` where there is no
         bundle either.
         """
-        request = self._request(sandbox)
-        if not request.bundle.path.is_dir():
-            raise errors.NotFound(f"sandbox {sandbox.id}: has no bundle at {request.bundle.path}")
-        held = self._held[sandbox.id] = _Held(request=request, shim=None)
-        try:
-            held.shim = await self._launcher.reconnect(request)
-        except (errors.NotFound, errors.Unavailable, errors.DataLoss) as error:
-            return ControllerStatus(sandbox_id=sandbox.id, state=State.NOTREADY, reason=str(error))
+        held = self._held.get(sandbox.id)
+        if held is None:
+            held = self._hold(sandbox.id, sandbox.runtime)
+            if not held.request.bundle.path.is_dir():
+                raise errors.NotFound(f"sandbox {sandbox.id}: has no bundle at {held.request.bundle.path}")
+            self._held[sandbox.id] = held
         status = await self.status(sandbox.id)
-        held.instance = ControllerInstance(
-            sandbox_id=sandbox.id,
-            pid=status.pid,
-            created_at=status.created_at or sandbox.created_at,
-            address=status.address,
-            version=status.version,
-        )
+        if held.instance is None and (status.pid or status.exited_at):
+            held.instance = ControllerInstance(
+                sandbox_id=sandbox.id,
+                pid=status.pid,
+                created_at=status.created_at or sandbox.created_at,
+                address=status.address,
+                version=status.version,
+            )
         return status
 
     async def aclose(self) -> None:
         """Let go of the connections; the sandboxes live on."""
         for held in self._held.values():
-            if held.shim is not None:
-                await held.shim.aclose()
+            await held.link.aclose()
+
+
+def _unknown_exit() -> ExitStatus:
+    return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))

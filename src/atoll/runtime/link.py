@@ -1,0 +1,88 @@
+"""One shim through every connection to it.
+
+connected ──connection lost──> lost ──the shim answers──> connected      at most `RECONNECTS_LIMIT` in `RECONNECTS_WINDOW_S`
+                                 └──nobody listens──> gone, for good
+
+A shim that hangs up more than `RECONNECTS_LIMIT` times in `RECONNECTS_WINDOW_S` is an error, not a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from atoll import errors
+from atoll.runtime.shim import Launcher, LaunchRequest, Shim
+
+T = TypeVar("T")
+
+RECONNECTS_LIMIT = 5
+RECONNECTS_WINDOW_S = 10.0
+ATTEMPTS = 3
+"""How often a repeatable question is asked where the connection breaks under it."""
+
+log = logging.getLogger(__name__)
+
+
+class Link:
+    """The connection to one shim, made again where it broke and the shim lives.
+
+    `is_gone` once it is known that nobody serves any more; a shim that does not answer is not gone.
+    """
+
+    def __init__(self, launcher: Launcher, request: LaunchRequest, shim: Shim | None = None) -> None:
+        self._launcher = launcher
+        self._request = request
+        self._shim = shim
+        self._lock = asyncio.Lock()
+        self._reconnects: deque[float] = deque()
+        self._released = False
+        self.is_gone = False
+
+    async def shim(self) -> Shim:
+        """The connected shim; raises `Unavailable` where it is gone or this link was let go."""
+        if self._shim is not None and not self._shim.client.is_closed:
+            return self._shim
+        async with self._lock:
+            if self._released or self.is_gone:
+                why = "its shim is gone" if self.is_gone else "the connection to its shim was let go"
+                raise errors.Unavailable(f"sandbox {self._request.id}: {why}")
+            if self._shim is None or self._shim.client.is_closed:
+                self._shim = await self._reconnect()
+            return self._shim
+
+    async def _reconnect(self) -> Shim:
+        now = asyncio.get_running_loop().time()
+        while self._reconnects and self._reconnects[0] < now - RECONNECTS_WINDOW_S:
+            self._reconnects.popleft()
+        if len(self._reconnects) >= RECONNECTS_LIMIT:
+            raise errors.ResourceExhausted(
+                f"sandbox {self._request.id}: its shim hung up {RECONNECTS_LIMIT} times in {RECONNECTS_WINDOW_S:g} s"
+            )
+        self._reconnects.append(now)
+        try:
+            return await self._launcher.reconnect(self._request)
+        except (errors.NotFound, errors.Unavailable, errors.DataLoss) as error:
+            self.is_gone = True
+            raise errors.Unavailable(f"sandbox {self._request.id}: its shim is gone: {error}") from error
+
+    async def ask(self, question: Callable[[Shim], Awaitable[T]]) -> T:
+        """Ask what may be asked twice: again on a new connection where the first one broke under it."""
+        for attempt in range(1, ATTEMPTS + 1):
+            shim = await self.shim()
+            try:
+                return await question(shim)
+            except errors.Unavailable:
+                if not shim.client.is_closed or attempt == ATTEMPTS:
+                    raise
+                log.info("sandbox %s: lost the connection to its shim", self._request.id)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def aclose(self) -> None:
+        """Let go of the connection; the shim lives on. Idempotent."""
+        self._released = True
+        if self._shim is not None:
+            await self._shim.aclose()
