@@ -257,10 +257,11 @@ async def test_bandwidth_is_limited_and_its_device_goes_again(host: Host) -> Non
     network = await host.network()
     before = {link.name for link in netlink.links() if link.kind == "ifb"}
     limits = Bandwidth(ingress_rate_bits=10_000_000, egress_rate_bits=10_000_000)
-    attachment = await network.attach(host.request(1, bandwidth=limits))
-    assert {link.name for link in netlink.links() if link.kind == "ifb"} > before
-    await network.detach(attachment)
-    assert {link.name for link in netlink.links() if link.kind == "ifb"} == before
+    for asked in ({"bandwidth": limits}, {"annotations": {"kubernetes.io/egress-bandwidth": "10M"}}):
+        attachment = await network.attach(host.request(1, **asked))
+        assert {link.name for link in netlink.links() if link.kind == "ifb"} > before
+        await network.detach(attachment)
+        assert {link.name for link in netlink.links() if link.kind == "ifb"} == before
 
 
 async def test_two_networks_are_eth0_and_eth1_and_leave_together(host: Host) -> None:

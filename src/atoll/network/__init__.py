@@ -7,6 +7,7 @@ plugin      one plugin executed: bounded time, bounded output, its whole process
 cache       what was added, on disk, from before ADD until DEL has succeeded
 cni         the verbs ADD, DEL, CHECK, GC, STATUS, VERSION on a config list
 teardown    which plugins leave something on the host, and which need not be executed at all
+bandwidth   the limits that a pod's annotations ask for
 ports       host ports: refused before CNI runs where somebody has them
 masquerade  one masquerade rule a range, in place of the plugins' chains a pod
 default     the built-in bridge network

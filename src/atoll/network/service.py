@@ -17,6 +17,7 @@ from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.linux import netns
 from atoll.network import joining, ports, teardown
+from atoll.network.bandwidth import from_annotations
 from atoll.network.cache import AttachmentCache, AttachmentKey
 from atoll.network.cni import CNI, PLUGIN_TIMEOUT_S, Attach
 from atoll.network.config import ConfigFolder, NetworkConfigList
@@ -136,13 +137,17 @@ class Network:
     async def attach(self, request: AttachRequest) -> Attachment:
         """Give the pod its network; a ready namespace from the pool where there is one and the request allows.
 
-        Ports without a host port are no wish. Makes the namespace at the request's path where it is
-        missing. Equal requests one after another give the same pooled attachment; where ADD failed or the
-        caller was cancelled, nothing is left.
+        Ports without a host port are no wish; bandwidth may be asked for by annotations. Makes the
+        namespace at the request's path where it is missing. Equal requests one after another give the same
+        pooled attachment; where ADD failed or the caller was cancelled, nothing is left.
         Raises `InvalidArgument` for a bad request, `AlreadyExists` or `FailedPrecondition` for a host
         port in use, else what `CNI.add` raises.
         """
-        request = replace(request, ports=tuple(port for port in request.ports if port.host_port))
+        request = replace(
+            request,
+            ports=tuple(port for port in request.ports if port.host_port),
+            bandwidth=request.bandwidth or from_annotations(request.annotations),
+        )
         validate(request)
         networks = await self.networks()
         self._refuse_missing_capabilities(request, networks)
