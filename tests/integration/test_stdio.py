@@ -127,6 +127,7 @@ async def test_both_streams_reach_the_log(case: Case) -> None:
     assert case.log.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.may_block(5)
 async def test_any_bytes_survive(case: Case) -> None:
     noise = case.folder / "noise"
     noise.write_bytes(os.urandom(5 << 20) + b"no newline at the end")
@@ -161,6 +162,7 @@ async def test_clients_attach_write_and_leave_while_the_container_lives(case: Ca
     assert case.contents() == b"one\ntwo\n"
 
 
+@pytest.mark.may_block(5)
 async def test_a_client_that_does_not_read_slows_nobody(case: Case) -> None:
     stdio = await case.open_logged()
     slow = case.attach("c-stdout")
@@ -173,6 +175,7 @@ async def test_a_client_that_does_not_read_slows_nobody(case: Case) -> None:
         await slow.read(1)
 
 
+@pytest.mark.may_block(5)
 async def test_rotation_loses_and_doubles_nothing(case: Case) -> None:
     stdio = await case.open_logged()
     process = await case.run(stdio, "seq", "1", "600000")
@@ -366,6 +369,7 @@ async def test_terminal_carries_output_input_and_size(case: Case) -> None:
     assert case.contents() == b"40 120\nwords\ngot words\n24 80\n"
 
 
+@pytest.mark.may_block(5)
 async def test_terminal_output_is_whole(case: Case) -> None:
     stdio = await case.open(stdout=cri_uri(case.log), terminal=True)
     master, slave = pty.openpty()
@@ -471,12 +475,16 @@ async def test_a_full_fifo_holds_the_container_back_and_loses_nothing(case: Case
 # Log programs
 
 LOGGER = """
-import os, sys
+import os, signal, sys, time
 folder, mode = sys.argv[2], sys.argv[4]
 if mode == "silent":
     sys.exit()
 if mode == "v2":
     os.write(5, b"!")
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.close(5)
+    time.sleep(60)
 os.close(5)
 if mode == "dies":
     sys.exit()
@@ -520,6 +528,17 @@ async def test_log_program_that_dies_does_not_block_the_container(case: Case, lo
     process = await case.run(stdio, "seq", "1", "200000")
     assert await ended(process) == 0
     await stdio.close()
+
+
+@pytest.mark.slow
+async def test_log_program_that_ignores_its_end_is_killed(case: Case, logger: str) -> None:
+    stdio = await case.open(stdout=f"binary://{logger}stubborn")
+    process = await case.run(stdio, "echo", "hello")
+    assert await ended(process) == 0
+    assert not await stdio.drain(0.1)
+    before = time.monotonic()
+    await stdio.close()
+    assert 11 < time.monotonic() - before < 15
 
 
 def test_terminal_size_is_what_the_kernel_reports() -> None:

@@ -160,6 +160,7 @@ async def test_a_new_connection_goes_on_where_the_lost_one_ended(shim: ServedShi
     assert len(NUMBERS) - len(first) - len(rest) <= 2 * flow.WINDOW_BYTES
 
 
+@pytest.mark.may_block(5)
 async def test_log_is_whole_although_clients_come_and_go(shim: ServedShim, roots: Roots) -> None:
     log = roots.base / "0.log"
     stdio, process = await shim.run(StdioRequest(id="c", stdout=cri_uri(log)), "seq", "1", "300000")
@@ -532,6 +533,7 @@ async def call(client: Client, method: str, request: object, kind: type) -> obje
     return await client.call(relay.SERVICE, method, request, kind, timeout=15)  # type: ignore[arg-type]
 
 
+@pytest.mark.may_block(5)
 async def test_relay_keeps_a_foreign_log_whole_while_daemons_come_and_go(roots: Roots, relayed: Path) -> None:
     folder, log = roots.base / "io", roots.base / "logs" / "0.log"
     fifos = FifoSet.create(folder, "c", stdin=True, terminal=False)

@@ -114,7 +114,10 @@ class Pump:
         while remaining > 0 and not self._ended:
             if self._is_blocked:
                 return False
-            remaining -= self._transfer(min(remaining, MAX_CHUNK_BYTES))
+            taken = self._transfer(min(remaining, MAX_CHUNK_BYTES))
+            if taken == 0:
+                break
+            remaining -= taken
         return True
 
     def close(self) -> None:
