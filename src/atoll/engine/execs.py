@@ -154,19 +154,16 @@ class Execs:
             names["stdin"] = f"{exec_id}-stdin"
         stdio = StdioPaths(terminal=request.tty, **{key: stream_uri(address, name) for key, name in names.items()})
         await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=stdio)
-        io: ProcessIO | None = None
         try:
+            pid = await tasks.start(container.id, exec_id)
             io = await open_process(
                 pod.shim.client,
                 stdin=names.get("stdin", ""),
                 stdout=names["stdout"],
                 stderr=names.get("stderr", ""),
             )
-            pid = await tasks.start(container.id, exec_id)
         except BaseException:
-            if io is not None:
-                io.close()
-            await run_to_completion(_forget(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
+            await run_to_completion(_abandon(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
             raise
         return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks)
 
@@ -232,6 +229,12 @@ class Execs:
             stderr=captured.stderr,
             truncated=captured.stdout_truncated or captured.stderr_truncated,
         )
+
+
+async def _abandon(tasks: TaskClient, container_id: str, exec_id: str) -> None:
+    with contextlib.suppress(errors.AtollError):
+        await tasks.kill(container_id, signal.SIGKILL, exec_id=exec_id, all_processes=True)
+    await _forget(tasks, container_id, exec_id)
 
 
 async def _forget(tasks: TaskClient, container_id: str, exec_id: str) -> None:
