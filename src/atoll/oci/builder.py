@@ -16,7 +16,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
-from atoll.oci import capabilities, devices, mounts, resources, seccomp, security, spec, sysctls, user
+from atoll.oci import bpf, capabilities, devices, mounts, resources, seccomp, security, spec, sysctls, user
 from atoll.oci.config import (
     Device,
     IDMapping,
@@ -188,7 +188,7 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
         root=spec.Root(path=request.rootfs, readonly=asked.readonly_rootfs),
         mounts=mounted.mounts,
         hooks=request.hooks,
-        annotations={**request.annotations, **filtered.annotations},
+        annotations=_annotations(request.annotations, filtered.annotations),
         linux=spec.Linux(
             uid_mappings=_mappings(pod, "uids"),
             gid_mappings=_mappings(pod, "gids"),
@@ -255,6 +255,12 @@ def _env(request: ContainerSpecRequest) -> tuple[str, ...]:
     for name, value in values.items():
         _check_text(name + value, f"envs: {name}")
     return tuple(f"{name}={value}" for name, value in values.items())
+
+
+def _annotations(asked: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    if bpf.ANNOTATION in asked:
+        raise errors.InvalidArgument(f"annotation {bpf.ANNOTATION}: would replace the seccomp filter; not for callers")
+    return {**asked, **ours}
 
 
 def _image_env(env: Iterable[str]) -> dict[str, str]:
@@ -361,7 +367,7 @@ def pause_spec(request: PauseSpecRequest) -> spec.Spec:
         root=spec.Root(path=request.rootfs, readonly=True),
         hostname=request.pod.hostname,
         mounts=_pause_mounts(request),
-        annotations={**request.annotations, **filtered.annotations},
+        annotations=_annotations(request.annotations, filtered.annotations),
         linux=spec.Linux(
             uid_mappings=_mappings(request.pod, "uids"),
             gid_mappings=_mappings(request.pod, "gids"),

@@ -19,6 +19,7 @@ import msgspec
 
 from atoll import errors
 from atoll.linux.host import HostFacts
+from atoll.oci import bpf
 from atoll.oci import syscall_groups as groups
 from atoll.oci.config import LinuxContainerSecurityContext, ProfileType, SecurityProfile
 from atoll.oci.features import RuntimeFeatures
@@ -75,8 +76,10 @@ def resolve(request: SeccompRequest, host: HostFacts, runtime: RuntimeFeatures) 
         lacking = "this kernel" if not host.seccomp else f"{runtime.name} {runtime.version}"
         raise errors.FailedPrecondition(f"seccomp: {lacking} has no seccomp; ask for unconfined")
     if asked.profile_type is ProfileType.RUNTIME_DEFAULT:
-        return Filter(profile=default_profile(frozenset(request.capabilities), host.machine, host.kernel))
-    return Filter(profile=load_profile(asked.localhost_ref, request.folder))
+        profile = default_profile(frozenset(request.capabilities), host.machine, host.kernel)
+    else:
+        profile = load_profile(asked.localhost_ref, request.folder)
+    return Filter(profile=profile, annotations=bpf.annotation(profile) if runtime.seccomp_bpf else {})
 
 
 @functools.lru_cache(maxsize=64)
