@@ -144,8 +144,14 @@ async def load_status(root: Path, container_id: str, blocking: Blocking) -> Stat
     A checkpoint that cannot be read is kept aside as `status.unreadable`, a missing one is missed:
     either way the status is UNKNOWN and says why.
     """
-    folder = status_folder(root, container_id)
-    return StatusStorage(folder, await blocking.run(read_status, folder), blocking)
+    return (await load_statuses(root, [container_id], blocking))[0]
+
+
+async def load_statuses(root: Path, container_ids: list[str], blocking: Blocking) -> list[StatusStorage]:
+    """`load_status` for many, in the same order."""
+    folders = [status_folder(root, container_id) for container_id in container_ids]
+    statuses = await blocking.run(lambda: [read_status(folder) for folder in folders])
+    return [StatusStorage(folder, status, blocking) for folder, status in zip(folders, statuses, strict=True)]
 
 
 def read_status(folder: Path) -> Status:

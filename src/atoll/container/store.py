@@ -33,7 +33,7 @@ from atoll.concurrency import Blocking, Latch
 from atoll.container.metadata import Metadata, decode_metadata, encode_metadata
 from atoll.container.registrar import Registrar
 from atoll.container.status import Status
-from atoll.container.storage import StatusStorage, load_status, store_status
+from atoll.container.storage import StatusStorage, load_statuses, store_status
 from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
 from atoll.identifiers import is_identifier, require_identifier
 
@@ -160,8 +160,9 @@ class ContainerStore:
         """
         store = cls(db, root, blocking)
         records, store._quarantined = await db.write(_load)
-        for record in records:
-            store._keep(Container(record, await load_status(root, record.id, blocking)))
+        storages = await load_statuses(root, [record.id for record in records], blocking)
+        for record, storage in zip(records, storages, strict=True):
+            store._keep(Container(record, storage))
         return store
 
     def quarantined(self) -> tuple[Quarantined, ...]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from atoll import errors
 from atoll.sandbox.controller import Sandbox
+from atoll.sandbox.regex import Regex
 
 Matcher = Callable[[Sandbox], bool]
 
@@ -144,8 +145,5 @@ def _comparison(path: list[str], operator: str, wanted: str) -> Matcher:
         return lambda sandbox: _lookup(sandbox, path) == wanted
     if operator == "!=":
         return lambda sandbox: _lookup(sandbox, path) != wanted
-    try:
-        pattern = re.compile(wanted)
-    except re.error as error:
-        raise errors.InvalidArgument(f"filter: regular expression {wanted!r}: {error}") from error
-    return lambda sandbox: (value := _lookup(sandbox, path)) is not None and pattern.search(value) is not None
+    pattern = Regex(wanted)
+    return lambda sandbox: (value := _lookup(sandbox, path)) is not None and pattern.search(value)

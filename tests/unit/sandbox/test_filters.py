@@ -91,7 +91,7 @@ def test_several_filters_mean_any_of_them() -> None:
     ],
 )
 def test_what_cannot_be_parsed_is_an_invalid_argument(text: str) -> None:
-    with pytest.raises(errors.InvalidArgument, match="filter"):
+    with pytest.raises(errors.InvalidArgument, match=r"filter|regular expression"):
         compile_filters([text])
 
 
