@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +93,7 @@ class PauseRecord(Record, frozen=True, kw_only=True):
     def ended(self) -> ExitStatus | None:
         if self.exit is None:
             return None
-        at = datetime.fromtimestamp(self.exit.exited_at_ns / 1e9, UTC)
+        at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self.exit.exited_at_ns // 1000)
         return ExitStatus(exit_status=self.exit.exit_status, exited_at=at)
 
     @property

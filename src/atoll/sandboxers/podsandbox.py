@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -28,10 +28,12 @@ from atoll import errors
 from atoll.concurrency import Blocking, Latch, run_to_completion
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.linux import process
+from atoll.linux.cgroup import Cgroup
+from atoll.linux.cgroup_metrics import metrics_message
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
 from atoll.runtime.shim import Launcher, LaunchRequest
-from atoll.runtime.task import StdioPaths, TaskState, TaskStatus, from_any
+from atoll.runtime.task import StdioPaths, TaskState, TaskStatus
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
     CleanupFailed,
@@ -49,8 +51,7 @@ from atoll.sandbox.controller import (
 )
 from atoll.sandboxers import pause
 from atoll.sandboxers.pause import PauseRecord, RootProvider, SpecFacts
-from atoll.shim import metrics, pod_files, records
-from atoll.shim.pod_cgroup import PodCgroup
+from atoll.shim import pod_files, records
 from atoll.shim.records import SandboxExit
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ CLEANUP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 30.0
 RUNTIME_LABEL = "oci_runtime_type"
 RUNNING = (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING)
+EPOCH = datetime.fromtimestamp(0, UTC)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
 
 
@@ -254,7 +256,7 @@ class PodSandboxController(Controller):
         if held.exit.is_set:
             return
         if held.record.exit is None and held.folder.is_dir():
-            at_ns = int(ended.exited_at.timestamp() * 1_000_000) * 1000
+            at_ns = (ended.exited_at - EPOCH) // timedelta(microseconds=1) * 1000
             try:
                 self._note(held, exit=SandboxExit(exit_status=ended.exit_status, exited_at_ns=at_ns))
             except OSError as error:
@@ -378,11 +380,14 @@ class PodSandboxController(Controller):
         if not held.record.pid:
             raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not started")
         path = held.record.cgroup_parent or pause.cgroups_path(sandbox_id, held.record, self._facts.namespace)
-        cgroup = PodCgroup.at(path, exclusive=False)
-        if cgroup is None:  # a systemd slice
+        if ".slice" in path:  # systemd knows where it is, and so does the runtime
             data = await held.link.ask(lambda shim: shim.tasks.stats(sandbox_id))
         else:
-            data = from_any(await self._blocking.run(metrics.of_cgroup, cgroup.folders, f"sandbox {sandbox_id}"))
+            group = Cgroup(path, self._facts.host.hierarchies)
+            if not group.exists():
+                raise errors.NotFound(f"sandbox {sandbox_id}: has no cgroup {group.path}")
+            message = await self._blocking.run(metrics_message, group)
+            data = TypedAny(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
         return Metric(timestamp=datetime.now(UTC), id=sandbox_id, data=data)
 
     async def ping(self, sandbox_id: str) -> None:
