@@ -38,42 +38,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SDK = frozenset(
-    (
-        "AttachedProcess",
-        "Cause",
-        "Client",
-        "CommandFailed",
-        "Container",
-        "ContainerOptions",
-        "ContainerState",
-        "ContainerStatus",
-        "DaemonInfo",
-        "ExecProcess",
-        "ExecResult",
-        "Exit",
-        "Finding",
-        "FsckReport",
-        "Image",
-        "LayerProgress",
-        "LoadedImage",
-        "LogLine",
-        "Mount",
-        "Phase",
-        "Pod",
-        "PodState",
-        "PodStatus",
-        "Publish",
-        "connect",
-    )
-)
-
 
 def __getattr__(name: str) -> object:
-    if name in _SDK:
-        return getattr(importlib.import_module("atoll.client"), name)
+    client = importlib.import_module("atoll.client") if not name.startswith("_") else None
+    if client is not None and name in client.MODULES:
+        return getattr(client, name)
     raise AttributeError(f"module 'atoll' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_SDK})

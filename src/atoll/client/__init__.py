@@ -8,56 +8,77 @@
 
 Words: `Exit` how a process ended, `Cause` why; `Publish` a port, `Mount` a folder of the host. Errors are those
 of `atoll.errors`, and `CommandFailed` for a command that cannot be executed.
+
+They are imported at their first use, so that what needs no gRPC does not wait for it.
 """
 
-from atoll.client.client import Client, connect
-from atoll.client.container import Container
-from atoll.client.model import (
-    Cause,
-    CommandFailed,
-    ContainerState,
-    ContainerStatus,
-    DaemonInfo,
-    ExecResult,
-    Exit,
-    Finding,
-    FsckReport,
-    Image,
-    LayerProgress,
-    LoadedImage,
-    LogLine,
-    Phase,
-    PodState,
-    PodStatus,
-)
-from atoll.client.pod import Pod
-from atoll.client.process import AttachedProcess, ExecProcess
-from atoll.client.request import ContainerOptions, Mount, Publish
+from __future__ import annotations
 
-__all__ = [
-    "AttachedProcess",
-    "Cause",
-    "Client",
-    "CommandFailed",
-    "Container",
-    "ContainerOptions",
-    "ContainerState",
-    "ContainerStatus",
-    "DaemonInfo",
-    "ExecProcess",
-    "ExecResult",
-    "Exit",
-    "Finding",
-    "FsckReport",
-    "Image",
-    "LayerProgress",
-    "LoadedImage",
-    "LogLine",
-    "Mount",
-    "Phase",
-    "Pod",
-    "PodState",
-    "PodStatus",
-    "Publish",
-    "connect",
-]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atoll.client.client import Client as Client
+    from atoll.client.client import connect as connect
+    from atoll.client.container import Container as Container
+    from atoll.client.model import Cause as Cause
+    from atoll.client.model import CommandFailed as CommandFailed
+    from atoll.client.model import ContainerState as ContainerState
+    from atoll.client.model import ContainerStatus as ContainerStatus
+    from atoll.client.model import DaemonInfo as DaemonInfo
+    from atoll.client.model import ExecResult as ExecResult
+    from atoll.client.model import Exit as Exit
+    from atoll.client.model import Finding as Finding
+    from atoll.client.model import FsckReport as FsckReport
+    from atoll.client.model import Image as Image
+    from atoll.client.model import LayerProgress as LayerProgress
+    from atoll.client.model import LoadedImage as LoadedImage
+    from atoll.client.model import LogLine as LogLine
+    from atoll.client.model import Phase as Phase
+    from atoll.client.model import PodState as PodState
+    from atoll.client.model import PodStatus as PodStatus
+    from atoll.client.pod import Pod as Pod
+    from atoll.client.process import AttachedProcess as AttachedProcess
+    from atoll.client.process import ExecProcess as ExecProcess
+    from atoll.client.request import ContainerOptions as ContainerOptions
+    from atoll.client.request import Mount as Mount
+    from atoll.client.request import Publish as Publish
+
+MODULES = {
+    "AttachedProcess": "process",
+    "Cause": "model",
+    "Client": "client",
+    "CommandFailed": "model",
+    "Container": "container",
+    "ContainerOptions": "request",
+    "ContainerState": "model",
+    "ContainerStatus": "model",
+    "DaemonInfo": "model",
+    "ExecProcess": "process",
+    "ExecResult": "model",
+    "Exit": "model",
+    "Finding": "model",
+    "FsckReport": "model",
+    "Image": "model",
+    "LayerProgress": "model",
+    "LoadedImage": "model",
+    "LogLine": "model",
+    "Mount": "request",
+    "Phase": "model",
+    "Pod": "pod",
+    "PodState": "model",
+    "PodStatus": "model",
+    "Publish": "request",
+    "connect": "client",
+}
+"""Where each name of the SDK lives."""
+
+
+def __getattr__(name: str) -> object:
+    if name in MODULES:
+        return getattr(importlib.import_module(f"atoll.client.{MODULES[name]}"), name)
+    raise AttributeError(f"module 'atoll.client' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from atoll import config as configuration
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
@@ -25,26 +23,13 @@ from atoll.client.model import (
     PodState,
     PodStatus,
 )
+from atoll.client.places import config_path, socket_path
 from atoll.client.pod import Pod
 
-DEFAULT_SOCKET = Path("/run/atoll/atoll.sock")
-SOCKET_VARIABLE = "ATOLL_SOCKET"
-CONFIG_VARIABLE = "ATOLL_CONFIG"
 RUN_TIMEOUT_S = 240.0
 FSCK_TIMEOUT_S = 600.0
 
 S = TypeVar("S", PodStatus, ContainerStatus)
-
-
-def socket_path(socket: str | Path | None = None, config: str | Path | None = None) -> Path:
-    """Where the daemon is: as given, of ATOLL_SOCKET, of the config file, or the default."""
-    if socket is not None:
-        return Path(socket).absolute()
-    if from_environment := os.environ.get(SOCKET_VARIABLE):
-        return Path(from_environment).absolute()
-    if config is not None:
-        return configuration.load(Path(config)).socket_path
-    return DEFAULT_SOCKET
 
 
 @asynccontextmanager
@@ -57,10 +42,9 @@ async def connect(
     ATOLL_CONFIG); it ends by itself when it has had no pod and no client for a minute. Raises `Unavailable`
     where there is no daemon, with what to do; `PermissionDenied` for a user who may not ask or start one.
     """
-    config = config or os.environ.get(CONFIG_VARIABLE) or None
     path = socket_path(socket, config)
     if start:
-        await private.ensure_daemon(path, Path(config) if config is not None else None)
+        await private.ensure_daemon(path, config_path(config))
     elif not private.answers(path):
         raise wire.gone(path, broke=False)
     connection = wire.Wire(path)
@@ -151,6 +135,14 @@ class Client:
         """The pod of that ID, name or unique ID prefix; raises `NotFound`, or `InvalidArgument` for several."""
         found = pick(name, "pod", await self.pods())
         return Pod(self._wire, found.id, found.name, None)
+
+    def pod_by_id(self, pod_id: str, name: str = "") -> Pod:
+        """A pod whose full ID is known; asks nobody."""
+        return Pod(self._wire, pod_id, name or pod_id, None)
+
+    def container_by_id(self, status: ContainerStatus) -> Container:
+        """The container of a status; asks nobody."""
+        return Container(self._wire, status.id, status.name, status.pod_id)
 
     async def container(self, name: str) -> Container:
         """The container of that ID, name, `pod/name` or unique ID prefix, or the only one of the pod so named.

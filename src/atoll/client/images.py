@@ -58,7 +58,8 @@ class Images:
 
     async def load(self, path: str | Path, reference: str = "") -> tuple[LoadedImage, ...]:
         """Import every image of a docker or OCI archive, or an OCI layout, that lies on the daemon's host."""
-        asked = own.ImportRequest(path=os.path.abspath(path), reference=reference)
+        where = path if os.fspath(path).startswith("/") else f"{os.getcwd()}/{path}"
+        asked = own.ImportRequest(path=str(where), reference=reference)
         answer = await self._wire.call(wire.IMPORT, asked, timeout_s=LOAD_TIMEOUT_S)
         return tuple(LoadedImage(id=one.image_id, references=tuple(one.references)) for one in answer.images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -127,6 +128,20 @@ class Pod:
         answer = await self._wire.call(wire.LIST_CONTAINERS, asked, timeout_s=CALL_TIMEOUT_S)
         ordered = sorted(answer.containers, key=lambda item: item.created_at)
         return tuple(ContainerStatus.listed(item) for item in ordered)
+
+    async def details(self, *, verbose: bool = False) -> tuple[PodStatus, tuple[ContainerStatus, ...]]:
+        """The pod and the full status of each of its containers, the oldest first; `verbose` adds `info` texts."""
+        answer = await self._status(verbose)
+        inside: list[ContainerStatus] = []
+        if answer.containers_statuses and not verbose:
+            told = sorted(answer.containers_statuses, key=lambda status: status.created_at)
+            inside = [ContainerStatus.read(cri.ContainerStatusResponse(status=one), self.id) for one in told]
+        else:
+            for one in await self.containers():
+                with contextlib.suppress(errors.NotFound):
+                    container = Container(self._wire, one.id, one.name, self.id)
+                    inside.append(await container.status(verbose=verbose))
+        return PodStatus.read(answer), tuple(inside)
 
     async def phases(self) -> tuple[Phase, ...]:
         """Every step of the operations on this pod and its containers: how long, and what it waited on."""

@@ -1,0 +1,12 @@
+"""The `atoll` command.
+
+    main       the entry: dispatch, exit codes, one-line errors
+    commands   what each command takes; typer
+    run        `run` and `exec`: streams, terminals, signals
+    show       tables for people, JSON for programs
+    doctor     what this host has and lacks
+
+Exit codes: 0; what the container or the exec ended with; 1 where `fsck` or `doctor` found something; 2 for
+a command line that is wrong; 125 where Atoll failed, 126 and 127 where a command cannot be executed or found;
+128 + n for a signal.
+"""

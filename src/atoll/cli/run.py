@@ -1,0 +1,231 @@
+"""`atoll run` and `atoll exec`: a process in the foreground, with its streams, its terminal and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from atoll import errors
+from atoll.cli import terminal
+from atoll.cli.outcome import Ended, say
+from atoll.cli.pulling import pull_shown
+from atoll.client import Client, Container, Exit, Pod
+from atoll.client.container import STOP_GRACE_S
+from atoll.client.pod import Pull
+from atoll.client.process import AttachedProcess, ExecProcess
+from atoll.client.request import ContainerOptions, Network, Publish, new_name, require_name
+from atoll.concurrency import TaskOwner, run_to_completion
+
+KIND = "io.atoll.run"
+"""Label of a pod that `atoll run` made for one container: it stops and goes with it."""
+REMOVE_WITHIN_S = 240.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 3
+"""The how many-th signal kills what did not end at the first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of `atoll run` beside those of its container."""
+
+    container: ContainerOptions
+    network: Network
+    ports: tuple[Publish, ...]
+    runtime: str
+    hostname: str
+    detach: bool
+    keep: bool
+    pull: Pull
+    quiet: bool
+
+
+class Signals:
+    """Where SIGINT, SIGTERM and SIGHUP go now: until `goes_to` says otherwise they cancel the command."""
+
+    def __init__(self, owner: TaskOwner) -> None:
+        self._owner = owner
+        self._task = asyncio.current_task()
+        self._handle: Callable[[int], None] | None = None
+        self.cancelled_by = 0
+
+    @contextlib.contextmanager
+    def caught(self) -> Generator[None]:
+        with terminal.on_signals(ENDING, self._arrived):
+            yield
+
+    def _arrived(self, number: int) -> None:
+        if self._handle is not None:
+            self._handle(number)
+        elif not self.cancelled_by and self._task is not None:
+            self.cancelled_by = number
+            self._task.cancel()
+        else:
+            say("cleaning up; one moment")
+
+    @contextlib.contextmanager
+    def stopping(self, container: Container) -> Generator[None]:
+        """They stop the container: politely at first, at once the second time."""
+        told: list[int] = []
+
+        def stop(number: int) -> None:
+            told.append(number)
+            grace = STOP_GRACE_S if len(told) == 1 else 0.0
+            self._owner.spawn(container.stop(grace), name="cli/stop")
+
+        with self._to(stop):
+            yield
+
+    @contextlib.contextmanager
+    def sent_to(self, process: ExecProcess) -> Generator[None]:
+        """They go to the process; where it does not end it is killed at last."""
+        told: list[int] = []
+
+        def send(number: int) -> None:
+            told.append(number)
+            kills = len(told) >= PATIENCE
+            self._owner.spawn(process.signal(signal.SIGKILL if kills else number), name="cli/signal")
+
+        with self._to(send):
+            yield
+
+    @contextlib.contextmanager
+    def _to(self, handle: Callable[[int], None]) -> Generator[None]:
+        self._handle = handle
+        try:
+            yield
+        finally:
+            self._handle = None
+
+
+@asynccontextmanager
+async def interruptible() -> AsyncGenerator[Signals]:
+    """A command during which signals are dealt with, clean-up included; ends with 128 + n where one ended it."""
+    async with TaskOwner("cli") as owner:
+        signals = Signals(owner)
+        with signals.caught():
+            try:
+                yield signals
+            except asyncio.CancelledError:
+                if not signals.cancelled_by:
+                    raise
+                raise Ended(128 + signals.cancelled_by) from None
+
+
+async def run(client: Client, options: RunOptions, report: Callable[[Pod, Container], Awaitable[None]]) -> int:
+    """Run a container in a pod of its own; the exit code is its own in the foreground, 0 when detached.
+
+    Whatever happens before it is detached, or at the end unless it is kept, the pod is removed.
+    """
+    name = require_name(options.container.name, "container") if options.container.name else new_name("run")
+    async with interruptible() as signals, AsyncExitStack() as undo:
+        await _have_image(client, options)
+        pod = await client.run_pod(
+            name,
+            network=options.network,
+            ports=options.ports,
+            runtime=options.runtime,
+            hostname=options.hostname,
+            labels={KIND: "true", **options.container.labels},
+        )
+        undo.push_async_callback(_remove, pod)
+        container = await pod.create(replace(options.container, name=name), pull="never")
+        code = 0
+        if options.detach:
+            await container.start()
+        elif options.container.tty:
+            await _on_terminal(container, stdin=options.container.stdin)
+            code = (await container.wait()).code
+        else:
+            await _with_pipes(container, signals, stdin=options.container.stdin)
+            code = (await container.wait()).code
+        await report(pod, container)
+        if options.detach or options.keep:
+            undo.pop_all()
+        return code
+
+
+async def _remove(pod: Pod) -> None:
+    await run_to_completion(pod.remove(), within=REMOVE_WITHIN_S)
+
+
+async def _have_image(client: Client, options: RunOptions) -> None:
+    """The image before the pod, so that nothing waits in between and a bad name costs nothing."""
+    reference = options.container.image
+    if options.pull != "always":
+        try:
+            await client.image(reference)
+        except errors.NotFound:
+            if options.pull == "never":
+                raise
+        else:
+            return
+    await pull_shown(client, reference, quiet=options.quiet)
+
+
+async def _with_pipes(container: Container, signals: Signals, *, stdin: bool) -> None:
+    """Output by the log, which has every byte from the first on; input by an attach."""
+    await container.start()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(signals.stopping(container))
+        fd = terminal.stdin_fd()
+        if stdin and fd is not None:
+            process = await stack.enter_async_context(container.attach(stdin=True))
+            owner = await stack.enter_async_context(TaskOwner("cli/stdin"))
+            owner.spawn(_feed(fd, process), name="cli/stdin")
+        async with contextlib.aclosing(container.logs(follow=True)) as lines:
+            async for line in lines:
+                out = sys.stderr if line.stream == "stderr" else sys.stdout
+                terminal.write(out.fileno(), line.content if line.partial else line.content + b"\n")
+
+
+async def _feed(fd: int, process: AttachedProcess | ExecProcess) -> None:
+    await terminal.forward_input(fd, process.write)
+    await process.close_stdin()
+
+
+async def _on_terminal(container: Container, *, stdin: bool) -> None:
+    """The user's terminal becomes the container's."""
+    fd = require_terminal()
+    async with container.attach(stdin=stdin) as process:
+        await container.start()
+        await _converse(fd, process, stdin=stdin)
+
+
+def require_terminal() -> int:
+    """Standard input; raises `InvalidArgument` where it or the output is no terminal."""
+    fd = terminal.stdin_fd()
+    if fd is None or not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise errors.InvalidArgument("-t: standard input and output must be a terminal; leave it out in a pipe")
+    return fd
+
+
+async def _converse(fd: int, process: AttachedProcess | ExecProcess, *, stdin: bool) -> None:
+    async with TaskOwner("cli/terminal") as owner:
+        with terminal.raw(fd), terminal.resizing(owner, process.resize):
+            if stdin:
+                owner.spawn(_feed(fd, process), name="cli/stdin")
+            async for data in process.stdout:
+                terminal.write(sys.stdout.fileno(), data)
+
+
+async def execute(process: ExecProcess, *, tty: bool, stdin: bool) -> Exit:
+    """Run an exec in the foreground to its end."""
+    async with interruptible() as signals, process:
+        if tty:
+            await process.started()
+            await _converse(require_terminal(), process, stdin=stdin)
+            return await process.wait()
+        async with TaskOwner("cli/stdin") as owner:
+            fd = terminal.stdin_fd()
+            if stdin and fd is not None:
+                owner.spawn(_feed(fd, process), name="cli/stdin")
+            with signals.sent_to(process):
+                while any(found := await process.read_some()):
+                    terminal.write(sys.stdout.fileno(), found[0])
+                    terminal.write(sys.stderr.fileno(), found[1])
+                return await process.wait()

@@ -1,0 +1,105 @@
+"""The user's side of a stream: standard input, a raw terminal, its size, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Awaitable, Callable, Generator
+
+from atoll.concurrency import TaskOwner
+
+READ_BYTES = 32 << 10
+Forward = Callable[[bytes], Awaitable[None]]
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of it; raises `BrokenPipeError` where the reader is gone."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def size() -> tuple[int, int]:
+    """Width and height of the terminal in characters."""
+    found = shutil.get_terminal_size()
+    return found.columns, found.lines
+
+
+@contextlib.contextmanager
+def raw(fd: int) -> Generator[None]:
+    """The terminal hands on every key as it is; restored at the end, whatever happens."""
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def on_signals(numbers: tuple[int, ...], handle: Callable[[int], None]) -> Generator[None]:
+    """Call `handle` on the loop for each of these signals instead of what they do."""
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, handle, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def forward_input(fd: int, forward: Forward) -> None:
+    """Hand on what can be read from `fd` until its end, at the pace at which it is taken."""
+    loop = asyncio.get_running_loop()
+    while True:
+        readable = asyncio.Event()
+        try:
+            loop.add_reader(fd, readable.set)
+        except PermissionError:  # a regular file or /dev/null: epoll knows none, and reading never waits
+            data = os.read(fd, READ_BYTES)
+        else:
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(fd)
+            data = _read(fd)
+        if not data:
+            return
+        await forward(data)
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, READ_BYTES)
+    except OSError:  # a terminal that hung up
+        return b""
+
+
+@contextlib.contextmanager
+def resizing(owner: TaskOwner, resize: Callable[[int, int], Awaitable[None]]) -> Generator[None]:
+    """Tell the size at once and whenever the window changes."""
+
+    async def tell() -> None:
+        await resize(*size())
+
+    def changed(_: int) -> None:
+        owner.spawn(tell(), name="cli/resize")
+
+    changed(signal.SIGWINCH)
+    with on_signals((signal.SIGWINCH,), changed):
+        yield
+
+
+def stdin_fd() -> int | None:
+    """Standard input, where there is one."""
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
