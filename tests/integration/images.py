@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.database import Database
@@ -26,7 +27,7 @@ from atoll.snapshot.snapshotter import Snapshotter
 OCI = "application/vnd.oci.image"
 
 
-def member(name: str, data: bytes = b"", **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
+def member(name: str, data: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
     """One entry of a layer: a file unless `type` says otherwise."""
     info = tarfile.TarInfo(name)
     info.mode = 0o755 if attributes.get("type") == tarfile.DIRTYPE else 0o644
@@ -38,7 +39,7 @@ def member(name: str, data: bytes = b"", **attributes: object) -> tuple[tarfile.
     return info, data
 
 
-def folder(name: str, mode: int = 0o755, **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
+def folder(name: str, mode: int = 0o755, **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
     return member(name, type=tarfile.DIRTYPE, mode=mode, **attributes)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -133,7 +134,6 @@ class Throttle:
         self._rate = bytes_per_s
         self._free = free
         self._server: asyncio.Server | None = None
-        self._group: asyncio.TaskGroup | None = None
         self._relays: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.passed = 0
@@ -143,7 +143,7 @@ class Throttle:
         assert self._server is not None
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
-    async def __aenter__(self) -> Throttle:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
         return self
 

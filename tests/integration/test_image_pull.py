@@ -58,10 +58,9 @@ async def store(roots: Roots, registry: Registry) -> AsyncIterator[Stack]:
         yield one
 
 
-def allowing(*addresses: str, **limits: object) -> ImageSettings:
-    """Settings under which these registries may speak plain HTTP."""
-    registries = {address: RegistryConfig(insecure=True) for address in addresses}
-    return ImageSettings(registries=registries, limits=ImageLimits(**limits))
+def allowing(address: str, limits: ImageLimits | None = None) -> ImageSettings:
+    """Settings under which this registry may speak plain HTTP."""
+    return ImageSettings(registries={address: RegistryConfig(insecure=True)}, limits=limits or ImageLimits())
 
 
 async def test_pull_makes_an_image_that_mounts(store: Stack, pushed: str, files: ImageFiles, roots: Roots) -> None:
@@ -291,7 +290,7 @@ async def test_pull_goes_on_while_one_caller_is_left(roots: Roots, registry: Reg
 async def test_stalled_registry_is_given_up(roots: Roots, registry: Registry, pushed: str) -> None:
     async with (
         Throttle(registry.address, bytes_per_s=0) as relay,
-        stack(roots.root, allowing(relay.address, stall_timeout_s=1.0)) as one,
+        stack(roots.root, allowing(relay.address, ImageLimits(stall_timeout_s=1.0))) as one,
     ):
         with pytest.raises(errors.DeadlineExceeded, match="1 s"):
             await one.images.pull(pushed.replace(registry.address, relay.address))

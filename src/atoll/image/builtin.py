@@ -2,7 +2,8 @@
 
 Both have the one layer: busybox at /bin/busybox, a hard link for each applet, and the few files that
 programs expect. `atoll/pause` differs in its command, a shell that as PID 1 of a pod sleeps for ever,
-reaps whatever is orphaned (a shell's `wait` collects any child) and ends on SIGTERM or SIGINT.
+reaps whatever is orphaned (a shell's `wait` collects any child) and ends on SIGTERM or SIGINT. It
+sleeps anew when somebody kills its sleep, and gives up where it cannot start one (status 2: no /dev/null).
 
 The same busybox gives the same digests: the layer is a plain tar (compressors differ between
 versions) in a fixed order, with no times and no names of this machine in it.
@@ -30,7 +31,7 @@ PAUSE = "docker.io/atoll/pause:latest"
 REPOSITORY_PREFIX = "docker.io/atoll/"
 CANDIDATES = ("/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static")
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PAUSE = "trap 'kill $!; exit 0' TERM INT; while :; do sleep 2147483647 & wait $!; done"
+_PAUSE = "trap 'kill $!; exit 0' TERM INT; until sleep 2147483647 & wait $!; [ $? -eq 2 ]; do :; done"
 _PLATFORMS = {  # by e_machine: elf(5)
     62: {"architecture": "amd64"},
     183: {"architecture": "arm64", "variant": "v8"},

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from atoll.image.layer import OPAQUE_XATTR
 
@@ -23,11 +24,11 @@ def inherit(folder: Path, implied: Sequence[str], lowers: Sequence[Path]) -> Non
     for path in implied:
         with contextlib.ExitStack() as descriptors:
             target = _walk(folder, path, descriptors)
-            if target is None or target[1]:
-                continue  # gone again, or opaque: it covers what is below
+            if target is None or target.covered:
+                continue  # gone again, or in an opaque folder, which covers what is below
             source = _find(lowers, path, descriptors)
             if source is not None:
-                _copy(source, target[0])
+                _copy(source, target.descriptor)
 
 
 def _find(lowers: Sequence[Path], path: str, descriptors: contextlib.ExitStack) -> int | None:
@@ -37,25 +38,31 @@ def _find(lowers: Sequence[Path], path: str, descriptors: contextlib.ExitStack) 
         except NotADirectoryError:  # a whiteout, a file or a link covers what is below
             return None
         if found is not None:
-            return found[0]
+            return found.descriptor
         if _covers(lower, path, descriptors):
             return None
     return None
 
 
-def _walk(root: Path, path: str, descriptors: contextlib.ExitStack) -> tuple[int, bool] | None:
-    """The open folder `path` below `root` and whether an overlay would stop there; None where it is missing."""
+class _Folder(NamedTuple):
+    descriptor: int
+    covered: bool  # a folder above it is opaque
+    opaque: bool
+
+
+def _walk(root: Path, path: str, descriptors: contextlib.ExitStack) -> _Folder | None:
+    """The open folder `path` below `root`; None where it is missing."""
     here = os.open(root, _OPEN)
     descriptors.callback(os.close, here)
-    opaque = _is_opaque(here)
+    covered, opaque = False, _is_opaque(here)
     for name in path.split("/") if path else ():
         try:
             here = os.open(name, _OPEN, dir_fd=here)
         except FileNotFoundError:
             return None
         descriptors.callback(os.close, here)
-        opaque = opaque or _is_opaque(here)
-    return here, opaque
+        covered, opaque = covered or opaque, _is_opaque(here)
+    return _Folder(here, covered, opaque)
 
 
 def _covers(lower: Path, path: str, descriptors: contextlib.ExitStack) -> bool:
@@ -64,7 +71,7 @@ def _covers(lower: Path, path: str, descriptors: contextlib.ExitStack) -> bool:
         path = path.rpartition("/")[0]
         found = _walk(lower, path, descriptors)
         if found is not None:
-            return found[1]
+            return found.covered or found.opaque
     return False
 
 

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from atoll import errors
-from atoll.concurrency import Blocking, run_to_completion
+from atoll.concurrency import run_to_completion
 from atoll.database import Connection, Database
 from atoll.image import records
 from atoll.image.content import Content
@@ -21,6 +21,7 @@ from atoll.image.implied import inherit
 from atoll.image.model import ConfigDocument, Manifest, chain_ids
 from atoll.image.progress import Phase, Report
 from atoll.image.unpacker import Unpacked, Unpacker
+from atoll.image.workers import Workers, first_error
 from atoll.snapshot.records import Snapshot
 from atoll.snapshot.snapshotter import Snapshotter, Staged
 
@@ -89,7 +90,7 @@ class Ingester:
         snapshotter: Snapshotter,
         content: Content,
         unpacker: Unpacker,
-        pool: Blocking,
+        pool: Workers,
         leases: Leases,
     ) -> None:
         self._db = db
@@ -112,7 +113,7 @@ class Ingester:
                 await stack.enter_async_context(self._locked(name))
             staged: dict[int, Staged] = {}
             try:
-                missing = [index for index, name in enumerate(chain) if not self._snapshotter.has(name)]
+                missing = [index for index, name in enumerate(chain) if not self._snapshotter.has_folder(name)]
                 for index in missing:
                     staged[index] = await self._snapshotter.stage()
                 unpacked = await self._unpack(source, staged, report)
@@ -154,9 +155,13 @@ class Ingester:
             results[index] = result
             report(layer.digest, Phase.DONE, layer.size, layer.size)
 
-        async with asyncio.TaskGroup() as group:
-            for index in staged:
-                group.create_task(one(index), name=f"image/unpack/{index}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in staged:
+                    name = f"image/{source.manifest.layers[index].digest}/unpack"
+                    group.create_task(one(index), name=name)
+        except ExceptionGroup as failed:
+            raise first_error(failed) from None
         return results
 
     def _plan(self, chain: Sequence[str], staged: dict[int, Staged], unpacked: dict[int, Unpacked]) -> list[Snapshot]:
@@ -192,7 +197,7 @@ class Ingester:
         settle(stored, source)
 
     def _is_committed(self, name: str, staged: Staged) -> bool:
-        return self._snapshotter.has(name) and self._snapshotter.stat(name).number == staged.number
+        return self._snapshotter.has_folder(name) and self._snapshotter.stat(name).number == staged.number
 
 
 def _stored(source: Source, chain: tuple[str, ...]) -> records.Stored:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import cast
 
 from atoll import errors
 from atoll.concurrency import TaskOwner, run_to_completion
@@ -32,7 +31,7 @@ from atoll.image.model import (
 from atoll.image.progress import OnProgress, Phase, Progress
 from atoll.image.reference import Reference
 from atoll.image.skopeo import Skopeo
-from atoll.image.workers import Workers
+from atoll.image.workers import Workers, first_error
 
 CLEAN_UP_TIMEOUT_S = 60.0
 Settle = Callable[[records.Stored, Source], None]
@@ -136,7 +135,7 @@ class Puller:
                 flight.future.set_exception(errors.Unavailable(f"{reference}: the pull was ended"))
             raise
         except Exception as error:  # noqa: BLE001 - settled into the future: every caller gets it
-            flight.future.set_exception(_only(error))
+            flight.future.set_exception(first_error(error))
         else:
             flight.future.set_result(result)
         finally:
@@ -254,11 +253,3 @@ async def _end(flight: _Flight) -> None:
     if flight.task is not None:
         flight.task.cancel()
         await asyncio.wait({flight.task})
-
-
-def _only(error: Exception) -> Exception:
-    """The first error of a group: one failed layer ends the others, and only it is to blame."""
-    if isinstance(error, ExceptionGroup):
-        group = cast("ExceptionGroup[Exception]", error)
-        return _only(group.exceptions[0])
-    return error

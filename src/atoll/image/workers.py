@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from atoll.concurrency import Blocking, run_to_completion
 
@@ -30,3 +30,11 @@ async def _ended(future: asyncio.Future[T]) -> None:
     await asyncio.wait({future})
     if not future.cancelled():
         future.exception()  # the caller is told of the cancellation, not of what it made fail
+
+
+def first_error(error: Exception) -> Exception:
+    """The first error of a group: one failed layer ends the others, and only it is to blame."""
+    if isinstance(error, ExceptionGroup):
+        group = cast("ExceptionGroup[Exception]", error)
+        return first_error(group.exceptions[0])
+    return error

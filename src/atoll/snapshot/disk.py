@@ -78,10 +78,11 @@ class Disk:
         The mark says that a crash may have lost data (Documentation/filesystems/overlayfs, "Volatile
         mount"); the caller mounts again because the machine has not crashed since.
         """
-        mark = self.work(number) / "work" / "incompat" / "volatile"
-        for path in (mark, mark.parent):
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(path)
+        try:
+            os.rename(self.work(number) / "work" / "incompat", self._aside())
+        except FileNotFoundError:
+            return
+        self.empty_trash()
 
     def drop_work(self, number: int) -> None:
         """Delete the work folder, of a snapshot that has become immutable."""

@@ -144,12 +144,17 @@ class Snapshotter:
         """Whether `key` is there and everything that it rests on has its folder."""
         return key in self._index and not any(name in self._missing for name in self._chain(key))
 
+    def has_folder(self, key: str) -> bool:
+        """Whether `key` is there with its own folder, whatever has become of those that it rests on."""
+        return key in self._index and key not in self._missing
+
     def has_children(self, key: str) -> bool:
         return bool(self._children.get(key))
 
     def fs(self, key: str) -> Path:
         """The folder of `key`'s own files; raises `NotFound`, or `DataLoss` where the folder is lost."""
-        self._check(key)
+        if key in self._missing:
+            raise errors.DataLoss(f"snapshot {key}: its folder is lost; pull its image again")
         return self._disk.fs(self.stat(key).number)
 
     async def usage(self, key: str) -> Usage:
@@ -198,10 +203,10 @@ class Snapshotter:
         snapshot = records.new(key, next(self._numbers), kind, parent, labels or {}, records.NOTHING)
         like = self._index[parent].number if parent is not None else None
         work = kind == Kind.ACTIVE and parent is not None
+        plan = Preparation(snapshot=snapshot, mounts=self._mounts(snapshot), recorded=threading.Event())
         try:
             create = self._blocking.run(self._create, snapshot.number, like, work)
             await run_to_completion(create, within=SETTLE_TIMEOUT_S)
-            plan = Preparation(snapshot=snapshot, mounts=self._mounts(snapshot), recorded=threading.Event())
             yield plan
         except BaseException:
             await run_to_completion(self._settle(snapshot), within=SETTLE_TIMEOUT_S)
@@ -214,6 +219,8 @@ class Snapshotter:
     def _create(self, number: int, like: int | None, work: bool) -> None:
         try:
             self._disk.create(number, like=like, work=work)
+        except FileNotFoundError as error:
+            raise errors.NotFound(f"{error.filename}: the parent was removed meanwhile") from error
         except OSError as error:
             raise errors.ResourceExhausted(f"{error.filename}: cannot make the snapshot: {error.strerror}") from error
 
