@@ -10,6 +10,7 @@ from atoll.linux.cgroup_stats import CgroupStats, CPUStats, MemoryStats, Pressur
 # What these messages say where there is no limit.
 V1_NO_LIMIT = (1 << 63) - 4096
 V2_NO_LIMIT = (1 << 64) - 1
+_V1_ENTRIES = frozenset(("usage", "swap", "kernel", "kernel_tcp"))
 # memory.stat keys of version 1 that the message spells differently.
 _V1_SPELLING = {
     "pgpgin": "pg_pg_in",
@@ -19,7 +20,6 @@ _V1_SPELLING = {
     "hierarchical_memsw_limit": "hierarchical_swap_limit",
 }
 _V2_SPELLING = {
-    "kernel_stack": "kernel_stack",
     "workingset_refault_file": "workingset_refault",
     "workingset_activate_file": "workingset_activate",
 }
@@ -68,7 +68,7 @@ def _v1_memory(message: v1.MemoryStat, memory: MemoryStats) -> None:
         is_total = key.startswith("total_")
         plain = key.removeprefix("total_")
         name = ("total_" if is_total else "") + _V1_SPELLING.get(plain, plain)
-        if name in known:
+        if name in known and name not in _V1_ENTRIES:
             setattr(message, name, value)
     message.usage.usage = memory.usage_bytes
     message.usage.limit = V1_NO_LIMIT if memory.limit_bytes is None else memory.limit_bytes
@@ -123,7 +123,7 @@ def _v2_memory(message: v2.MemoryStat, memory: MemoryStats) -> None:
     known = message.DESCRIPTOR.fields_by_name
     for key, value in memory.detail.items():
         name = _V2_SPELLING.get(key, key)
-        if name in known:
+        if name in known and name != "psi":
             setattr(message, name, value)
     message.usage = memory.usage_bytes
     message.usage_limit = V2_NO_LIMIT if memory.limit_bytes is None else memory.limit_bytes

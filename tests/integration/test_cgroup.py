@@ -1,0 +1,184 @@
+"""Cgroups on the real kernel, in whatever layout this host has."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll import errors
+from atoll.linux import cgroup_layout
+from atoll.linux.cgroup import Cgroup, Limits, drain, expedite_attach
+from atoll.linux.cgroup_layout import Layout
+from atoll.linux.cgroup_metrics import metrics_message
+from atoll.linux.cgroup_stats import oom_kills, read_stats
+from tests.integration.conftest import Roots
+
+MEMORY_HOG = "import mmap\nm = mmap.mmap(-1, 64 << 20)\nfor i in range(0, 64 << 20, 4096): m[i] = 1\n"
+
+
+@pytest.fixture
+def group(roots: Roots) -> Iterator[Cgroup]:
+    hierarchies = cgroup_layout.detect()
+    made = Cgroup(f"/{roots.prefix}/pod/one", hierarchies)
+    made.create()
+    yield made
+    top = Cgroup(f"/{roots.prefix}", hierarchies)
+    top.kill()
+    top.delete()
+    assert not top.exists()
+
+
+def start(group: Cgroup, *argv: str) -> subprocess.Popen[bytes]:
+    """A program that put itself into the cgroup before its exec, as a shim's child does."""
+    files = [str(file) for file in group.joining_files()]
+    script = 'for file in "$@"; do [ "$file" = -- ] && break; echo 0 > "$file"; shift; done; shift; echo; exec "$@"'
+    child = subprocess.Popen(["sh", "-c", script, "sh", *files, "--", *argv], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"\n"
+    child.stdout.close()
+    return child
+
+
+def test_create_and_delete_are_idempotent(group: Cgroup) -> None:
+    group.create()
+    assert all(folder.is_dir() for folder in group.folders)
+    group.delete()
+    group.delete()
+    assert not group.exists()
+    with pytest.raises(FileNotFoundError):
+        read_stats(group)
+
+
+def test_process_that_joins_is_in_every_hierarchy_that_counts(group: Cgroup) -> None:
+    with start(group, "sleep", "60") as child:
+        told = Path(f"/proc/{child.pid}/cgroup").read_text().splitlines()
+        inside = [line for line in told if line.endswith(group.path)]
+        outside = [line for line in told if not line.endswith(group.path)]
+        assert len(inside) >= 1
+        # In a hybrid layout the version 2 hierarchy is left alone; controllers that are not mounted cannot be joined.
+        mounted = cgroup_layout.detect()
+        assert not [line for line in outside if line.split(":")[1] in mounted.v1]
+        assert group.processes() == (child.pid,)
+        group.kill()
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_living_process_can_be_added(group: Cgroup) -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        group.add(child.pid)
+        assert group.processes() == (child.pid,)
+        child.kill()
+
+
+def test_limits_show_in_the_figures(group: Cgroup) -> None:
+    group.set_limits(
+        Limits(
+            cpu_shares=512,
+            cpu_quota_us=20_000,
+            cpu_period_us=100_000,
+            memory_bytes=32 << 20,
+            memory_and_swap_bytes=32 << 20,
+            pids=17,
+        )
+    )
+    group.set_limits(Limits(memory_bytes=48 << 20, memory_and_swap_bytes=64 << 20))
+    stats = read_stats(group)
+    assert stats.memory is not None
+    assert stats.pids is not None
+    assert stats.memory.limit_bytes == 48 << 20
+    assert stats.memory.swap_limit_bytes == 16 << 20
+    assert stats.pids.limit == 17
+    group.set_limits(Limits(memory_bytes=32 << 20, memory_and_swap_bytes=32 << 20))
+    group.set_limits(Limits(memory_bytes=-1, memory_and_swap_bytes=-1) if not group.is_v2 else Limits(memory_bytes=-1))
+    memory = read_stats(group).memory
+    assert memory is not None
+    assert memory.limit_bytes is None
+
+
+def test_frozen_processes_stand_still_until_thawed(group: Cgroup) -> None:
+    with start(group, sys.executable, "-c", "while True: pass") as child:
+        group.freeze()
+        before = read_stats(group).cpu
+        time.sleep(0.1)
+        after = read_stats(group).cpu
+        assert before is not None
+        assert after is not None
+        assert after.usage_ns - before.usage_ns < 20_000_000
+        group.thaw()
+        time.sleep(0.2)
+        running = read_stats(group).cpu
+        assert running is not None
+        assert running.usage_ns > after.usage_ns
+        group.kill()
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_kill_reaches_forking_and_frozen_processes(group: Cgroup) -> None:
+    with start(group, "sh", "-c", "while :; do sleep 30 & sleep 0.001; done") as child:
+        time.sleep(0.1)
+        group.freeze()
+        group.kill()
+        assert child.wait() == -signal.SIGKILL
+    group.delete()
+    assert group.processes() == ()
+
+
+def test_delete_names_the_processes_that_stay(group: Cgroup) -> None:
+    with start(group, "sleep", "60") as child:
+        with pytest.raises(errors.FailedPrecondition, match=str(child.pid)):
+            group.delete(timeout_s=0.05)
+        child.kill()
+
+
+def test_kill_for_memory_is_seen_and_counted(group: Cgroup) -> None:
+    group.set_limits(Limits(memory_bytes=24 << 20, memory_and_swap_bytes=24 << 20))
+    before = oom_kills(group)
+    with group.watch_oom() as fd:
+        assert not select.select([fd], [], [], 0)[0]
+        with start(group, sys.executable, "-c", MEMORY_HOG) as child:
+            assert select.select([fd], [], [], 20)[0] == [fd]
+            assert child.wait(20) == -signal.SIGKILL
+        drain(fd)
+    assert before == 0
+    assert oom_kills(group) == 1
+
+
+def test_metrics_message_tells_the_same(group: Cgroup) -> None:
+    with start(group, sys.executable, "-c", "x = bytearray(8 << 20); import time; time.sleep(60)") as child:
+        time.sleep(0.2)
+        message = metrics_message(group)
+        kind = "v2" if group.is_v2 else "v1"
+        assert message.DESCRIPTOR.full_name == f"io.containerd.cgroups.{kind}.Metrics"
+        assert message.pids.current == 1
+        stats = read_stats(group)
+        assert stats.memory is not None
+        assert stats.memory.usage_bytes >= stats.memory.working_set_bytes >= 8 << 20
+        assert stats.memory.rss_bytes >= 8 << 20
+        child.kill()
+
+
+def test_expedited_attach_moves_nothing() -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    expedite_attach(cgroup_layout.detect())
+    assert Path("/proc/self/cgroup").read_text() == before
+
+
+def test_layout_is_what_is_mounted() -> None:
+    found = cgroup_layout.detect()
+    kinds = {
+        line.split()[2]
+        for line in Path("/proc/mounts").read_text().splitlines()
+        if line.split()[2].startswith("cgroup")
+    }
+    expected = {frozenset(("cgroup",)): Layout.V1, frozenset(("cgroup2",)): Layout.V2}
+    assert found.layout is expected.get(frozenset(kinds), Layout.HYBRID)
+    assert {"memory", "cpu", "pids"} <= found.controllers
+    assert os.access(found.mounts[0], os.W_OK)
