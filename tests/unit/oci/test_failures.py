@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll import errors
+from atoll.oci.failures import MESSAGE_LIMIT, RuntimeFailed, StartFailed, last_error, one_line, translate
+
+
+def log(message: str) -> bytes:
+    return json.dumps({"level": "error", "msg": message, "time": "2026-01-01T00:00:00Z"}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("operation", "said", "kind"),
+    [
+        ("state", "container does not exist", errors.NotFound),
+        ("state", "error opening file `/run/c1/status`: No such file or directory", errors.NotFound),
+        ("delete", "cannot open directory '/run/c1': No such file or directory", errors.NotFound),
+        ("kill", "container not running", errors.NotFound),
+        ("kill", "os: process already finished", errors.NotFound),
+        ("kill", "kill container: No such process", errors.NotFound),
+        ("create", "runc create failed: container with given ID already exists", errors.AlreadyExists),
+        ("create", "container `c1` already exists", errors.AlreadyExists),
+        ("start", "cannot start an already running container", errors.FailedPrecondition),
+        ("start", "cannot start a container that has stopped", errors.FailedPrecondition),
+        ("start", "cannot open `/run/c1/exec.fifo`: No such file or directory", errors.FailedPrecondition),
+        ("delete", "cannot delete container c1 that is not stopped: running", errors.FailedPrecondition),
+        ("delete", "the container `c1` is not in `created` or `stopped` state", errors.FailedPrecondition),
+        ("exec", "exec failed: cannot exec in a stopped container", errors.FailedPrecondition),
+        ("exec", "the container `c1` is paused", errors.FailedPrecondition),
+        ("exec", "setns(pid=31351, CLONE_NEWUSER): No such process", errors.FailedPrecondition),
+        ("resume", "container not paused", errors.FailedPrecondition),
+        ("create", 'runc create failed: unable to start container process: exec: "x": not found', StartFailed),
+        ("create", "executable file `x` not found in $PATH: No such file or directory", StartFailed),
+        ("exec", "open executable: Operation not permitted", StartFailed),
+        ("exec", "chdir `/nono`: No such file or directory", StartFailed),
+        ("create", 'error mounting "/x" to rootfs at "/y": no such file or directory', RuntimeFailed),
+    ],
+)
+def test_runtimes_words_have_kinds(operation: str, said: str, kind: type[errors.AtollError]) -> None:
+    error = translate("runc", operation, "c1", 1, log(said))
+    assert type(error) is kind
+    assert error.message.startswith(f"runc {operation} c1: ")
+    assert "\n" not in error.message
+
+
+def test_noise_is_left_out() -> None:
+    error = translate(
+        "runc", "create", "c1", 1, log('runc create failed: unable to start container process: exec: "x": no')
+    )
+    assert error.message == 'runc create c1: exec: "x": no'
+    assert isinstance(error, StartFailed)
+    assert (error.operation, error.container) == ("create", "c1")
+
+
+def test_error_lines_come_before_warnings_and_text() -> None:
+    warning = b'{"level":"warning","msg":"cgroup v1 is deprecated"}\n'
+    assert last_error(warning + log("real") + b"text on stderr\n" + warning) == "real"
+    assert last_error(b"first\nlast\n" + warning) == "last"
+    assert last_error(b"") == ""
+
+
+def test_silence_and_signals_are_told() -> None:
+    assert translate("crun", "ps", "c1", -11, b"").message == "crun ps c1: ended by signal 11"
+    assert "exit code 3" in translate("crun", "ps", "c1", 3, b"").message
+
+
+@given(st.binary())
+def test_any_log_gives_one_bounded_line(content: bytes) -> None:
+    message = translate("crun", "create", "c1", 1, content).message
+    assert message.isprintable()
+    assert len(message) <= MESSAGE_LIMIT + 40
+
+
+@given(st.text())
+def test_one_line_is_one_line(text: str) -> None:
+    assert "\n" not in one_line(text)
+    assert len(one_line(text)) <= MESSAGE_LIMIT
