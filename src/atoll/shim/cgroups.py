@@ -34,10 +34,16 @@ def _hierarchies() -> dict[str, Path]:
 
 
 def of_process(pid: int) -> tuple[Path, ...]:
-    """The cgroups of a process (proc(5), /proc/<pid>/cgroup); none where it is gone.
+    """The cgroups that a process was put into (proc(5), /proc/<pid>/cgroup); none where it is gone.
 
-    A hierarchy where it sits in the root is left out: that one belongs to everybody.
+    Where a runtime left it in its parent's cgroup, which is ours or a root, that one is not its own: whoever
+    kills or removes what this returns must not reach further than the container.
     """
+    own = set(_folders("self"))
+    return tuple(folder for folder in _folders(str(pid)) if folder not in own)
+
+
+def _folders(pid: str) -> tuple[Path, ...]:
     try:
         text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError):
@@ -68,9 +74,9 @@ def _pids_below(folder: Path) -> Iterator[int]:
 
 
 def pids(folders: tuple[Path, ...]) -> list[int]:
-    """The processes in the cgroup and below."""
+    """The processes in the cgroup and below; never this one."""
     folder = _main(folders)
-    return sorted(set(_pids_below(folder))) if folder is not None else []
+    return sorted(set(_pids_below(folder)) - {os.getpid()}) if folder is not None else []
 
 
 def signal_all(folders: tuple[Path, ...], number: int) -> int:

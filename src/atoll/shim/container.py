@@ -8,9 +8,11 @@ where no pid namespace of its own ends it, and running execs are waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +85,12 @@ class CreateOptions:
 
 
 class Container:
-    """A container from Create to Delete; made by `create`."""
+    """A container from Create to Delete."""
 
     def __init__(
         self, shim: Shim, runtime: oci.OCIRuntime, stdio: StdioRequest, bundle: Path, options: CreateOptions
     ) -> None:
-        """Not for callers: use `create`."""
+        """Nothing is made yet."""
         self.id = stdio.id
         self.bundle = bundle
         self.runtime = runtime
@@ -106,30 +108,20 @@ class Container:
 
     # create
 
-    @classmethod
-    async def create(
-        cls,
-        shim: Shim,
-        runtime: oci.OCIRuntime,
-        record: TaskRecord,
-        stdio: StdioRequest,
-        bundle: Path,
-        options: CreateOptions,
-    ) -> Container:
-        """Make the container of `bundle`: mounts, streams, OCI create.
+    async def create(self, record: TaskRecord, announce: Callable[[int], None]) -> None:
+        """Make the container of the bundle: mounts, streams, OCI create. `announce` gets its pid before its exit is told.
 
-        What fails leaves nothing behind; what could not be undone is named in the error.
+        What fails leaves nothing behind; what could not be undone is named in the error. Call it once.
         """
-        container = cls(shim, runtime, stdio, bundle, options)
-        container._owns_pids = read_spec(bundle).owns_pids
-        rootfs = bundle / "rootfs"
-        try:
-            mount_root(options.rootfs, rootfs)
-            records.write(bundle / records.TASK, record)
-            await container._create(record)
-        except (errors.AtollError, OSError) as error:
-            raise await container._undo_create(error) from error
-        return container
+        self._owns_pids = read_spec(self.bundle).owns_pids
+        async with self.init.starting:
+            try:
+                mount_root(self.options.rootfs, self.bundle / "rootfs")
+                records.write(self.bundle / records.TASK, record)
+                await self._create(record)
+            except (errors.AtollError, OSError) as error:
+                raise await self._undo_create(error) from error
+            announce(self.init.pid)
 
     async def _create(self, record: TaskRecord) -> None:
         init = self.init
@@ -197,7 +189,7 @@ class Container:
                 await self._restore(self.options.restore_from)
             else:
                 await self.runtime.start(self.id)
-            init.phase = Phase.RUNNING
+            init.enter(Phase.RUNNING)
             self._publish("/tasks/start", events_pb2.TaskStart(container_id=self.id, pid=init.pid))
         return init.pid
 
@@ -263,7 +255,7 @@ class Container:
             except errors.AtollError:
                 await process.close(drain=False)
                 raise
-            process.phase = Phase.RUNNING
+            process.enter(Phase.RUNNING)
             started = events_pb2.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
             self._publish("/tasks/exec-started", started)
         return process.pid
@@ -310,6 +302,11 @@ class Container:
         """The exec of that id, or the init for an empty one; `NotFound`."""
         return self.exec(exec_id) if exec_id else self.init
 
+    def phase_of(self, process: Process) -> Phase:
+        """Where a process is; the execs of a paused container are paused."""
+        paused = self.init.phase is Phase.PAUSED and process.phase is Phase.RUNNING
+        return Phase.PAUSED if paused else process.phase
+
     # signals, freezer, limits
 
     async def kill(self, exec_id: str, number: int, *, everything: bool) -> None:
@@ -328,7 +325,8 @@ class Container:
             raise errors.NotFound(f"{process.name}: process already finished")
         if self.init.phase is Phase.PAUSED and number == signal.SIGKILL:
             # A frozen process of a version 1 cgroup dies only when it is thawed (freezer-subsystem.txt).
-            await self.resume()
+            with contextlib.suppress(errors.FailedPrecondition, errors.NotFound):
+                await self.resume()
 
     def _signal(self, pid: int, number: int) -> bool:
         # Our child, whom only our reaper waits for: until then the pid is nobody else's.
@@ -345,7 +343,7 @@ class Container:
         async with self._lock:
             self.init.require(rules.can_pause(self.init.phase), "pause")
             await self.runtime.pause(self.id)
-            self.init.phase = Phase.PAUSED
+            self.init.enter(Phase.PAUSED)
             self._publish("/tasks/paused", events_pb2.TaskPaused(container_id=self.id))
 
     async def resume(self) -> None:
@@ -353,7 +351,7 @@ class Container:
         async with self._lock:
             self.init.require(rules.can_resume(self.init.phase), "resume")
             await self.runtime.resume(self.id)
-            self.init.phase = Phase.RUNNING
+            self.init.enter(Phase.RUNNING)
             self._publish("/tasks/resumed", events_pb2.TaskResumed(container_id=self.id))
 
     async def update(self, resources: bytes) -> None:
@@ -400,7 +398,7 @@ class Container:
                 raise errors.DeadlineExceeded(
                     f"{init.name}: process {init.pid} does not end within {KILLED_TIMEOUT_S:g} s of SIGKILL"
                 ) from None
-        init.phase = Phase.STOPPED
+        init.enter(Phase.STOPPED)
         for process in list(self.execs.values()):
             await process.close(drain=False)
         await init.close(drain=True)

@@ -33,7 +33,7 @@ _CODE_X86_64 = bytes.fromhex(
     "b822000000"  # mov eax, 34            pause
     "0f05"  # syscall
     "ebf7"  # jmp to the mov before
-    "90909090909090"  # pads `ignore` to its place
+    "9090909090"  # pads `ignore` to its place
 )
 # struct kernel_sigaction: handler SIG_IGN, flags, restorer, mask
 _IGNORE = struct.pack("<4Q", 1, 0, 0, 0)

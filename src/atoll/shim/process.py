@@ -71,6 +71,11 @@ class Process:
             log.error("%s: exit record not written: %s", self.name, error)
         return record
 
+    def enter(self, phase: Phase) -> None:
+        """It is in `phase` from now on, unless it has ended meanwhile: that is for good."""
+        if not self.exited.is_set:
+            self.phase = phase
+
     def settle(self, record: ExitRecord) -> None:
         """Its exit may be told now."""
         self.phase = Phase.STOPPED

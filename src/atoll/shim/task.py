@@ -74,15 +74,17 @@ class TaskService:
         bundle = wire.absolute(request.bundle, "bundle")
         options = runtimes.options(request.options)
         runtime, record = runtimes.choose(self._shim, request.id, options)
+        container = Container(
+            self._shim, runtime, _stdio(self._shim, request), bundle, _create_options(request, options)
+        )
         self._creating.add(request.id)
         try:
-            container = await Container.create(
-                self._shim, runtime, record, _stdio(self._shim, request), bundle, _create_options(request, options)
+            await container.create(
+                record, lambda pid: self._shim.events.publish("/tasks/create", _created(request, pid))
             )
             self._containers[request.id] = container
         finally:
             self._creating.discard(request.id)
-        self._shim.events.publish("/tasks/create", _created(request, container.init.pid))
         return container
 
     async def Start(self, request: pb.StartRequest, context: CallContext) -> pb.StartResponse:
@@ -129,7 +131,7 @@ class TaskService:
             exec_id=request.exec_id,
             bundle=str(container.bundle),
             pid=process.pid,
-            status=types_pb2.Status.Name(process.phase),
+            status=types_pb2.Status.Name(container.phase_of(process)),
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,

@@ -1,0 +1,171 @@
+"""The zygote and its client: real forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from atoll import errors
+from atoll.api import containerd_task_v3_pb2 as pb
+from atoll.linux import process as processes
+from atoll.runtime import zygote as zygotes
+from atoll.runtime.zygote import ForkedShim, Zygote
+from atoll.shim import records
+from atoll.shim.records import BootstrapRecord, ShimRecord
+from atoll.shim.request import ShimRequest
+from atoll.ttrpc.client import Client
+from tests.integration.conftest import Roots
+
+TASK = "containerd.task.v3.Task"
+
+
+@pytest.fixture
+async def zygote() -> AsyncIterator[Zygote]:
+    async with await Zygote.start() as zygote:
+        yield zygote
+
+
+def request(roots: Roots, name: str = "one") -> ShimRequest:
+    bundle = roots.state / name
+    bundle.mkdir(exist_ok=True)
+    return ShimRequest(id=name, namespace="test", bundle=str(bundle), socket=str(roots.state / f"{name}.s"))
+
+
+async def end(forked: ForkedShim, path: str) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(forked.pidfd, ended.set)
+    async with await Client.connect(path) as client:
+        await client.call(TASK, "Shutdown", pb.ShutdownRequest(), Empty)
+        async with asyncio.timeout(10):
+            await ended.wait()
+    asyncio.get_running_loop().remove_reader(forked.pidfd)
+    os.close(forked.pidfd)
+
+
+async def test_a_fork_listens_at_once_and_says_who_it_is(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    forked = await zygote.fork(asked)
+    assert processes.is_alive(forked.identity)
+    assert Path(asked.socket).stat().st_mode & 0o777 == 0o600
+    async with await Client.connect(asked.socket) as client:
+        answer = await client.call(TASK, "Connect", pb.ConnectRequest(), pb.ConnectResponse)
+    assert answer.shim_pid == forked.pid
+    record = records.read(Path(asked.bundle, records.SHIM), ShimRecord)
+    assert record is not None
+    assert (record.pid, record.start_ticks) == (forked.pid, forked.identity.start_ticks)
+    where = records.read(Path(asked.bundle, records.BOOTSTRAP), BootstrapRecord)
+    assert where == BootstrapRecord(version=3, address=f"unix://{asked.socket}", protocol="ttrpc")
+    assert os.getsid(forked.pid) == forked.pid
+    assert Path(f"/proc/{forked.pid}/comm").read_text() == "atoll-shim\n"
+    await end(forked, asked.socket)
+    assert not Path(asked.socket).exists()
+
+
+async def test_a_shim_has_no_descriptor_of_its_zygote(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    forked = await zygote.fork(asked)
+    async with await Client.connect(asked.socket) as client:
+        await client.call(TASK, "Connect", pb.ConnectRequest(), pb.ConnectResponse)
+        targets = [os.readlink(f"/proc/{forked.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{forked.pid}/fd")]
+        control = {os.readlink(f"/proc/{zygote.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{zygote.pid}/fd")}
+    assert not [target for target in targets if target.startswith("socket:") and target in control]
+    assert len(targets) <= 9
+    await end(forked, asked.socket)
+
+
+async def test_many_forks_at_once(zygote: Zygote, roots: Roots) -> None:
+    asked = [request(roots, f"n{number}") for number in range(20)]
+    tasks = [asyncio.create_task(zygote.fork(each)) for each in asked]
+    forked = [await task for task in tasks]
+    assert len({shim.pid for shim in forked}) == 20
+    for shim, each in zip(forked, asked, strict=True):
+        await end(shim, each.socket)
+
+
+async def test_a_socket_in_use_is_refused(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    forked = await zygote.fork(asked)
+    with pytest.raises(errors.AlreadyExists):
+        await zygote.fork(asked)
+    await end(forked, asked.socket)
+    forked = await zygote.fork(asked)
+    os.kill(forked.pid, signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    assert Path(asked.socket).exists(), "a killed shim leaves its socket"
+    os.close(forked.pidfd)
+    await end(await zygote.fork(asked), asked.socket)
+
+
+async def test_what_cannot_be_forked_is_refused(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    with pytest.raises(errors.Unimplemented, match="poet"):
+        await zygote.fork(asked, role="poet")
+    assert not Path(asked.socket).exists()
+    far = ShimRequest(id="far", namespace="test", bundle=asked.bundle, socket=f"/run/{'x' * 120}")
+    with pytest.raises(errors.InvalidArgument):
+        await zygote.fork(far)
+    await end(await zygote.fork(asked), asked.socket)
+
+
+async def test_a_dead_zygote_is_replaced_and_its_shims_live(zygote: Zygote, roots: Roots) -> None:
+    first, second = request(roots, "first"), request(roots, "second")
+    forked = await zygote.fork(first)
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    other = await zygote.fork(second)
+    assert processes.is_alive(forked.identity)
+    await end(forked, first.socket)
+    await end(other, second.socket)
+
+
+async def test_a_zygote_that_dies_again_and_again_is_given_up(
+    zygote: Zygote, roots: Roots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygotes, "RESTARTS_LIMIT", 1)
+    asked = request(roots)
+    for _ in range(2):
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+        if _ == 0:
+            await end(await zygote.fork(asked), asked.socket)
+    with pytest.raises(errors.Unavailable, match="1 times"):
+        await zygote.fork(asked)
+
+
+async def test_the_shim_of_a_caller_that_went_away_is_killed(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    call = asyncio.create_task(zygote.fork(asked))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await end(await zygote.fork(request(roots, "two")), request(roots, "two").socket)
+    with pytest.raises(errors.Unavailable):
+        await Client.connect(asked.socket, timeout=1)
+
+
+async def test_a_closed_zygote_forks_nothing(roots: Roots) -> None:
+    zygote = await Zygote.start()
+    await zygote.aclose()
+    await zygote.aclose()
+    with pytest.raises(errors.Unavailable):
+        await zygote.fork(request(roots))
+
+
+async def test_an_idle_shim_is_small(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    forked = await zygote.fork(asked)
+    async with await Client.connect(asked.socket) as client:
+        await client.call(TASK, "Connect", pb.ConnectRequest(), pb.ConnectResponse)
+    lines = Path(f"/proc/{forked.pid}/smaps_rollup").read_text().splitlines()
+    private_kb = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    await end(forked, asked.socket)
+    assert private_kb < 6 << 10
