@@ -122,6 +122,8 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
     Whatever happens before it is detached, or at the end unless it is kept, the pod is removed.
     """
     name = require_name(options.container.name, "container") if options.container.name else new_name("run")
+    if options.container.tty and not options.detach:
+        require_terminal()
     async with interruptible() as signals, AsyncExitStack() as undo:
         await _have_image(client, options)
         pod = await client.run_pod(
@@ -189,10 +191,10 @@ async def _feed(fd: int, process: AttachedProcess | ExecProcess) -> None:
 
 
 async def _on_terminal(container: Container, *, stdin: bool) -> None:
-    """The user's terminal becomes the container's."""
+    """The user's terminal becomes the container's; what it wrote before the attach is kept for the first client."""
     fd = require_terminal()
+    await container.start()
     async with container.attach(stdin=stdin) as process:
-        await container.start()
         await _converse(fd, process, stdin=stdin)
 
 

@@ -37,18 +37,17 @@ _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# What gRPC's transport says of a connection that is not there, against what our daemon says of a pod that is not.
+# How gRPC begins what it says of a connection that is not there, which no daemon of ours says.
 _TRANSPORT = (
     "stream removed",
-    "failed to connect",
+    "failed to connect to all addresses",
     "socket closed",
-    "recvmsg",
+    "recvmsg:",
     "goaway",
-    "connection reset",
+    "connection reset by peer",
     "broken pipe",
     "endpoint closing",
-    "connection refused",
-    "rst_stream",
+    "received rst_stream",
     "channel is closed",
 )
 
@@ -195,7 +194,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, socket: Path, late: str = "") ->
     code: int = error.code().value[0]
     details = error.details() or ""
     lowered = details.lower()
-    if code in (1, 2, 13, 14) and any(word in lowered for word in _TRANSPORT):
+    if code in (1, 2, 13, 14) and lowered.startswith(_TRANSPORT):
         return gone(socket, broke=not lowered.startswith("failed to connect"))
     if code == errors.Unimplemented.code and details in ("Method not found!", ""):
         return errors.Unimplemented(f"{socket}: the runtime there does not serve this; is it an atoll of this version?")

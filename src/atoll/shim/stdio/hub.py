@@ -2,7 +2,8 @@
 
 A shared hub (containers) gives every client what comes from its attach on, each through a bounded
 buffer; a client that does not read is dropped with a reason and slows neither the container, nor the log,
-nor the others.
+nor the others. That of a terminal keeps the first `GREETING_BYTES` for its first client, who would else miss
+the prompt.
 A lossless hub (execs, streams without a log) has one client at a time and holds the process back while that
 client does not read, or none is there. A newer client takes the stream over, with what the older had not taken.
 """
@@ -17,6 +18,7 @@ from atoll import errors
 
 CLIENT_BUFFER_BYTES = 1 << 20
 LOSSLESS_BUFFER_BYTES = 128 << 10
+GREETING_BYTES = 16 << 10
 
 
 class HubClient:
@@ -103,13 +105,14 @@ class HubClient:
 class Hub:
     """The live end of one output stream; a `Sink`."""
 
-    __slots__ = ("_changed", "_clients", "_ended", "_kept", "_lossless", "name")
+    __slots__ = ("_changed", "_clients", "_ended", "_greeting_left", "_kept", "_lossless", "name")
 
-    def __init__(self, name: str, *, lossless: bool) -> None:
+    def __init__(self, name: str, *, lossless: bool, greets: bool = False) -> None:
         self.name = name
+        self._greeting_left = GREETING_BYTES if greets and not lossless else 0
         self._lossless = lossless
         self._clients: list[HubClient] = []
-        self._kept: deque[bytes] = deque()  # lossless only: taken from the process, not by a client
+        self._kept: deque[bytes] = deque()  # taken from the process, not by a client: lossless, or a greeting
         self._changed: Callable[[], None] | None = None
         self._ended = False
 
@@ -143,8 +146,9 @@ class Hub:
             for older in self._clients:
                 self._kept.extend(older.finish(errors.Aborted(f"stream {self.name}: a newer client took it over")))
             self._clients.clear()
-            while self._kept:
-                client.put(self._kept.popleft())
+        self._greeting_left = 0
+        while self._kept:
+            client.put(self._kept.popleft())
         if self._ended:
             client.finish()
         self._clients.append(client)
@@ -173,6 +177,9 @@ class Hub:
         if not self._clients:
             if self._lossless:
                 self._kept.append(chunk)
+            elif self._greeting_left:
+                self._kept.append(chunk[: self._greeting_left])
+                self._greeting_left -= len(self._kept[-1])
             return
         for client in tuple(self._clients):
             if not self._lossless and client.size + len(chunk) > CLIENT_BUFFER_BYTES:

@@ -305,7 +305,7 @@ class Stdio:
         sinks.append(LogSink(self._logs[target.path], stream, target.max_line, self._clock))
 
     def _add_hub(self, sinks: list[Sink], name: str, *, lossless: bool) -> None:
-        hub = Hub(name, lossless=lossless)
+        hub = Hub(name, lossless=lossless, greets=self._request.terminal)
         self._streams.add_output(hub)
         self._names.append(name)
         sinks.append(hub)

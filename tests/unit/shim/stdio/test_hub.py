@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.shim.stdio.hub import CLIENT_BUFFER_BYTES, LOSSLESS_BUFFER_BYTES, Hub, HubClient
+from atoll.shim.stdio.hub import CLIENT_BUFFER_BYTES, GREETING_BYTES, LOSSLESS_BUFFER_BYTES, Hub, HubClient
 
 
 async def rest(client: HubClient, limit: int = 1000) -> bytes:
@@ -140,3 +140,15 @@ def test_reads_join_to_the_writes(chunks: list[bytes], limit: int) -> None:
         assert client.size == 0
 
     asyncio.run(run())
+
+
+async def test_a_terminal_keeps_its_first_output_for_its_first_client() -> None:
+    hub = Hub("c-stdout", lossless=False, greets=True)
+    hub.write(b"$ ")
+    hub.write(b"x" * GREETING_BYTES)
+    first = hub.attach()
+    hub.write(b"now")
+    second = hub.attach()
+    hub.end()
+    assert await rest(first) == (b"$ " + b"x" * GREETING_BYTES)[:GREETING_BYTES] + b"now"
+    assert await rest(second) == b""
