@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from atoll import errors
+from atoll.database import quarantined
 from atoll.image.builtin import BUSYBOX, PAUSE
 from tests.integration.conftest import Roots
 from tests.integration.images import (
@@ -410,3 +411,32 @@ async def test_root_mode_of_the_image_is_that_of_the_container(store: Stack, roo
     with mounted(await store.snapshots.prepare("c", one.chain_ids[-1]), roots.base / "mnt") as root:
         info = root.stat()
         assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o711, 9, 10)
+
+
+async def test_image_without_layers_is_an_empty_container(store: Stack, roots: Roots) -> None:
+    (one,) = await store.images.import_archive(write_layout(roots.base / "scratch", (image([]), "scratch:v1")))
+    assert one.top is None
+    with mounted(await store.snapshots.prepare("c", one.top), roots.base / "mnt") as root:
+        assert os.listdir(root) == []
+
+
+async def test_unreadable_record_goes_to_quarantine_and_the_rest_is_served(roots: Roots, layout: Path) -> None:
+    async with stack(roots.root) as store:
+        (one,) = await store.images.import_archive(layout)
+        (two,) = await store.images.import_archive(write_layout(roots.base / "two", (image([TOP]), "two:v1")))
+        await store.db.write(lambda c: c.execute("UPDATE images SET document = '{' WHERE id = ?", (one.id,)).rowcount)
+    async with stack(roots.root) as store:
+        assert store.images.list() == (two,)
+        (kept,) = await store.db.read(lambda connection: quarantined(connection, "images"))
+        assert kept.key == one.id
+        assert await store.images.import_archive(layout) == [one]
+
+
+async def test_overlay_mounts_of_an_image_share_its_files(store: Stack, layout: Path, roots: Roots) -> None:
+    (one,) = await store.images.import_archive(layout)
+    with (
+        mounted(await store.snapshots.prepare("a", one.top), roots.base / "a") as a,
+        mounted(await store.snapshots.prepare("b", one.top), roots.base / "b") as b,
+    ):
+        (a / "base").write_text("a's")
+        assert ((b / "base").read_text(), (b / "top").read_text()) == ("1", "2")

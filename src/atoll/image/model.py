@@ -52,7 +52,7 @@ class Image:
     """One image of the store, as it is now; `size` is of manifest, config and compressed layers, in bytes.
 
     `id` is the digest of the config. `repo_tags` and `repo_digests` are canonical references, sorted.
-    `chain_ids[-1]` names the snapshot to make a container upon; it is empty for an image without layers.
+    `chain_ids` name its snapshots, lowest first; there are none where the image has no layers.
     `created` is as the image says, RFC 3339, or empty.
     """
 
@@ -65,6 +65,11 @@ class Image:
     created: str
     pinned: bool
     manifest_digest: str
+
+    @property
+    def top(self) -> str | None:
+        """The snapshot to make a container upon, as `Snapshotter.prepare` takes it: None without layers."""
+        return self.chain_ids[-1] if self.chain_ids else None
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Schema
+from atoll.database import Connection, Schema, quarantine
 from atoll.image.model import ImageConfig
 
 SCHEMA = Schema(
@@ -62,7 +62,7 @@ class Row:
 
 
 def load(connection: Connection) -> tuple[list[Row], list[str]]:
-    """Every image, and the IDs of records that cannot be read."""
+    """Every image, and the IDs of records that cannot be read, which go to quarantine (hence a change)."""
     names: dict[str, list[str]] = {}
     for row in connection.execute("SELECT name, image FROM image_names ORDER BY name"):
         names.setdefault(row["image"], []).append(row["name"])
@@ -71,10 +71,13 @@ def load(connection: Connection) -> tuple[list[Row], list[str]]:
     for row in connection.execute("SELECT * FROM images ORDER BY rowid"):
         try:
             stored = msgspec.json.decode(row["document"], type=Stored)
-        except msgspec.DecodeError:
+        except msgspec.DecodeError as error:
+            quarantine(connection, "images", row["id"], row, str(error))
             broken.append(row["id"])
             continue
         rows.append(Row(stored=stored, names=tuple(names.get(row["id"], ())), pinned=bool(row["pinned"])))
+    for image in broken:
+        forget(connection, image)
     return rows, broken
 
 

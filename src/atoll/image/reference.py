@@ -43,6 +43,8 @@ class Reference:
 
         Raises `InvalidArgument` telling what is wrong. A bare image ID is no reference.
         """
+        if is_digest(text):
+            raise _bad(text, "a digest is no name; write repository@digest, or an image id where one is asked for")
         rest, at, digest = text.partition("@")
         if at and not is_digest(digest):
             raise _bad(text, "what follows `@` must be `sha256:` and 64 hexadecimal digits")

@@ -45,7 +45,7 @@ WRITE_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecovery:
-    """What `recover` found: records that cannot be read, and images whose snapshots are lost (both not served)."""
+    """What `recover` found: records that cannot be read (now in quarantine), and images whose snapshots are lost."""
 
     unreadable: tuple[str, ...]
     broken: tuple[str, ...]
@@ -111,7 +111,7 @@ class ImageStore:
     async def recover(self) -> ImageRecovery:
         """Read the records; an image whose snapshots are lost is reported and not served until pulled again."""
         await self._blocking.run(self._content.make)
-        rows, unreadable = await self._db.read(records.load)
+        rows, unreadable = await self._db.write(records.load)
         broken: list[str] = []
         for row in rows:
             if all(self._snapshotter.has(name) for name in row.stored.chain_ids):

@@ -14,6 +14,7 @@ snapshots   one row a snapshot
 from __future__ import annotations
 
 import enum
+import logging
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ import msgspec
 
 from atoll import errors
 from atoll.database import Connection, Schema
+
+log = logging.getLogger(__name__)
 
 SCHEMA = Schema(
     component="snapshot",
@@ -100,12 +103,21 @@ def load(connection: Connection) -> list[Snapshot]:
             number=row["number"],
             kind=Kind(row["kind"]),
             parent=row["parent"],
-            labels=msgspec.json.decode(row["labels"], type=dict[str, str]),
+            labels=_labels(row["name"], row["labels"]),
             usage=Usage(bytes=row["bytes"], inodes=row["inodes"]),
             created_ns=row["created_ns"],
         )
         for row in connection.execute("SELECT * FROM snapshots ORDER BY number")
     ]
+
+
+def _labels(name: str, text: str) -> dict[str, str]:
+    """The labels; damaged ones are none, because the snapshot is there all the same and may be in use."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except msgspec.DecodeError as error:
+        log.error("snapshot %s: its labels cannot be read: %s", name, error)
+        return {}
 
 
 def insert(connection: Connection, snapshot: Snapshot) -> None:
