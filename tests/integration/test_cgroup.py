@@ -16,7 +16,7 @@ import pytest
 from atoll import errors
 from atoll.linux import cgroup_layout
 from atoll.linux.cgroup import Cgroup, Limits, drain, expedite_attach
-from atoll.linux.cgroup_layout import Layout
+from atoll.linux.cgroup_layout import Hierarchies, Layout
 from atoll.linux.cgroup_metrics import metrics_message
 from atoll.linux.cgroup_stats import oom_kills, read_stats
 from tests.integration.conftest import Roots
@@ -163,6 +163,32 @@ def test_metrics_message_tells_the_same(group: Cgroup) -> None:
         assert stats.memory.usage_bytes >= stats.memory.working_set_bytes >= 8 << 20
         assert stats.memory.rss_bytes >= 8 << 20
         child.kill()
+
+
+def test_unified_hierarchy_freezes_and_kills_too(roots: Roots) -> None:
+    host = cgroup_layout.detect()
+    if host.unified is None:
+        pytest.skip("needs cgroup v2: this host has version 1 alone")
+    alone = Hierarchies(layout=Layout.V2, v1={}, unified=host.unified, unified_controllers=host.unified_controllers)
+    group = Cgroup(f"/{roots.prefix}/pod", alone)
+    group.create()
+    try:
+        with start(group, sys.executable, "-c", "while True: pass") as child:
+            assert group.processes() == (child.pid,)
+            group.freeze()
+            before = read_stats(group).cpu
+            time.sleep(0.1)
+            after = read_stats(group).cpu
+            assert before is not None
+            assert after is not None
+            assert after.usage_ns - before.usage_ns < 20_000_000
+            group.thaw()
+            group.kill()
+            assert child.wait() == -signal.SIGKILL
+    finally:
+        group.kill()
+        Cgroup(f"/{roots.prefix}", alone).delete()
+    assert not group.exists()
 
 
 def test_expedited_attach_moves_nothing() -> None:

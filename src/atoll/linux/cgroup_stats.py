@@ -137,7 +137,8 @@ def parse_pressure(text: str) -> Pressure | None:
     """A PSI file; None for anything else."""
     lines: dict[str, PressureLine] = {}
     for line in text.splitlines():
-        kind, *fields = line.split()
+        kind, _, rest = line.partition(" ")
+        fields = rest.split()
         values = dict(entry.split("=", 1) for entry in fields if "=" in entry)
         if {"avg10", "avg60", "avg300", "total"} <= values.keys():
             lines[kind] = PressureLine(
@@ -153,7 +154,8 @@ def parse_io(text: str) -> tuple[IOStats, ...]:
     """Version 2's io.stat: a line a device, `major:minor key=value ...`."""
     found: list[IOStats] = []
     for line in text.splitlines():
-        device, *fields = line.split()
+        device, _, rest = line.partition(" ")
+        fields = rest.split()
         major, _, minor = device.partition(":")
         values = {key: int(value) for key, _, value in (entry.partition("=") for entry in fields) if value.isdecimal()}
         if major.isdecimal() and minor.isdecimal() and values:

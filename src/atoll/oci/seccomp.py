@@ -179,9 +179,10 @@ def _read(path: Path) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise errors.InvalidArgument(f"seccomp profile {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.InvalidArgument(f"seccomp profile {path}: is not a file")
     with open(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise errors.InvalidArgument(f"seccomp profile {path}: is not a file")
         content = stream.read(PROFILE_LIMIT_BYTES + 1)
     if len(content) > PROFILE_LIMIT_BYTES:
         raise errors.InvalidArgument(f"seccomp profile {path}: is larger than {PROFILE_LIMIT_BYTES} bytes")
