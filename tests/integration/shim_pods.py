@@ -56,16 +56,19 @@ class EventSink:
     def __init__(self) -> None:
         self.topics: list[str] = []
         self.envelopes: list[Any] = []
+        self.came = asyncio.Event()
 
     async def Forward(self, request: events_pb2.ForwardRequest, context: CallContext) -> Empty:  # noqa: N802
         self.topics.append(request.envelope.topic)
         self.envelopes.append(request.envelope)
+        self.came.set()
         return Empty()
 
     async def until(self, topic: str, count: int = 1) -> None:
         async with asyncio.timeout(10):
             while self.topics.count(topic) < count:
-                await asyncio.sleep(0.01)
+                self.came.clear()
+                await self.came.wait()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,7 +173,7 @@ class ShimUnderTest:
     async def state(self, name: str, exec_id: str = "") -> pb.StateResponse:
         return await self.call("State", pb.StateRequest(id=name, exec_id=exec_id), pb.StateResponse)
 
-    async def kill(self, name: str, signal: int = 9, exec_id: str = "", *, all: bool = False) -> None:  # noqa: A002
+    async def kill(self, name: str, signal: int = 9, exec_id: str = "", *, all: bool = False) -> None:
         await self.call("Kill", pb.KillRequest(id=name, exec_id=exec_id, signal=signal, all=all), Empty)
 
     async def delete(self, name: str, exec_id: str = "") -> pb.DeleteResponse:

@@ -27,8 +27,7 @@ WITHIN_S = 30.0
 CONFIG = """version = 2
 root = "{base}/root"
 state = "{state}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-                    "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
 address = "{state}/c.sock"
 [ttrpc]

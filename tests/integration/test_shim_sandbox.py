@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from atoll import errors
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as pb
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api.cri_runtime_v1_pb2 import (
-    NODE,
     CONTAINER,
+    NODE,
+    POD,
     LinuxContainerResources,
     LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext,
+    NamespaceMode,
     NamespaceOption,
     PodSandboxConfig,
     UserNamespace,
@@ -49,7 +52,7 @@ async def shim(yard: ShimYard) -> ShimUnderTest:
 
 
 @pytest.fixture
-def network(roots: Roots) -> AsyncIterator[Path]:
+def network(roots: Roots) -> Iterator[Path]:
     folder = roots.state / "netns"
     path = folder / "pod"
     netns.create(path)
@@ -61,16 +64,13 @@ def namespace(pid: int | str, kind: str) -> int:
     return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
 
 
-def modes(**modes: int) -> LinuxPodSandboxConfig:
-    return LinuxPodSandboxConfig(
-        security_context=LinuxSandboxSecurityContext(namespace_options=NamespaceOption(**modes))
-    )
+def modes(*, network: NamespaceMode = POD, ipc: NamespaceMode = POD, pid: NamespaceMode = POD) -> LinuxPodSandboxConfig:
+    options = NamespaceOption(network=network, ipc=ipc, pid=pid)
+    return LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(namespace_options=options))
 
 
 def inside(pid: int, *argv: str) -> str:
     """What a program says in the pod's namespaces."""
-    import subprocess
-
     command = ["nsenter", f"--target={pid}", "--net", "--uts", "--ipc", *argv]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -175,10 +175,11 @@ async def test_calls_may_be_repeated(shim: ShimUnderTest, network: Path) -> None
         await shim.create_sandbox(PodSandboxConfig(hostname="other"), netns=str(network))
     first = await shim.start_sandbox()
     assert await shim.start_sandbox() == first
-    waiters = [asyncio.create_task(shim.wait_sandbox()) for _ in range(5)]
-    await shim.stop_sandbox()
-    await shim.stop_sandbox()
-    ended = [await waiter for waiter in waiters]
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(shim.wait_sandbox()) for _ in range(5)]
+        await shim.stop_sandbox()
+        await shim.stop_sandbox()
+    ended = [waiter.result() for waiter in waiters]
     assert ended == [ended[0]] * 5
     assert await shim.wait_sandbox() == ended[0]
     status = await shim.status()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from atoll.api import containerd_events_pb2 as event_types
 from atoll.api import containerd_runc_v1_pb2 as runc_pb2
 from atoll.api import containerd_task_types_pb2 as types_pb2
 from atoll.api import containerd_task_v3_pb2 as pb
+from atoll.concurrency import TaskOwner, wait_all
 from atoll.shim import records
 from atoll.shim.records import ExitRecord
 from atoll.ttrpc.client import Client
@@ -28,6 +29,12 @@ from tests.integration.conftest import Roots
 from tests.integration.shim_pods import ShimUnderTest, ShimYard, open_yard
 
 SLEEP = ("/bin/sleep", "600")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  a file tells nobody that it grew
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture(params=["runc", "crun"])
@@ -49,9 +56,10 @@ async def test_a_container_lives_its_life(shim: ShimUnderTest) -> None:
     name = shim.make_bundle("/bin/sh", "-c", "echo out; echo err >&2; exit 3")
     pid = await shim.create(name)
     assert (await shim.state(name)).status == types_pb2.CREATED
-    waiters = [asyncio.create_task(shim.wait(name)) for _ in range(20)]
-    assert await shim.start(name) == pid
-    answers = [await waiter for waiter in waiters]
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(shim.wait(name)) for _ in range(20)]
+        assert await shim.start(name) == pid
+    answers = [waiter.result() for waiter in waiters]
     assert {answer.exit_status for answer in answers} == {3}
     state = await shim.state(name)
     assert (state.status, state.exit_status, state.pid) == (types_pb2.STOPPED, 3, pid)
@@ -110,8 +118,7 @@ async def test_many_execs_at_once_each_keep_their_exit_code(shim: ShimUnderTest)
         await shim.delete(name, exec_id)
         return status
 
-    tasks = [asyncio.create_task(one(number)) for number in range(12)]
-    assert [await task for task in tasks] == list(range(12))
+    assert await wait_all([one(number) for number in range(12)]) == list(range(12))
 
 
 async def test_a_command_that_does_not_exist(shim: ShimUnderTest) -> None:
@@ -227,9 +234,7 @@ async def test_a_terminal_has_the_size_it_was_given(shim: ShimUnderTest) -> None
     name = shim.make_bundle("/bin/sh", "-c", script, terminal=True)
     await shim.create(name, terminal=True)
     await shim.start(name)
-    async with asyncio.timeout(10):
-        while "ready" not in shim.output(name):
-            await asyncio.sleep(0.02)
+    await until(lambda: "ready" in shim.output(name))
     await shim.call("ResizePty", pb.ResizePtyRequest(id=name, width=91, height=37), Empty)
     assert (await shim.wait(name)).exit_status == 0
     await shim.delete(name)
@@ -245,9 +250,7 @@ async def test_stdin_reaches_the_process_until_close_io(shim: ShimUnderTest) -> 
     writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     os.write(writer, b"hello\n")
     os.close(writer)
-    async with asyncio.timeout(10):
-        while shim.output(name) != "hello\n":
-            await asyncio.sleep(0.02)
+    await until(lambda: shim.output(name) == "hello\n")
     assert (await shim.state(name)).status == types_pb2.RUNNING
     await shim.call("CloseIO", pb.CloseIORequest(id=name, stdin=True), Empty)
     assert (await shim.wait(name)).exit_status == 0
@@ -260,9 +263,7 @@ async def test_a_log_is_reopened_without_loss(shim: ShimUnderTest) -> None:
     log = shim.base / f"{name}.log"
     await shim.create(name, stdout=f"cri://{log}", stderr=f"cri://{log}")
     await shim.start(name)
-    async with asyncio.timeout(10):
-        while not log.exists() or log.stat().st_size < 100:
-            await asyncio.sleep(0.01)
+    await until(lambda: log.exists() and log.stat().st_size > 100)
     log.rename(shim.base / f"{name}.1")
     request = own_pb2.ReopenLogRequest(container_id=name)
     await shim.client.call("atoll.shim.v1.Shim", "ReopenLog", request, own_pb2.ReopenLogResponse)
@@ -288,11 +289,13 @@ async def test_a_create_whose_caller_goes_away_is_finished(shim: ShimUnderTest) 
     name = shim.make_bundle(*SLEEP)
     caller = await Client.connect(str(shim.socket))
     request = pb.CreateTaskRequest(id=name, bundle=str(shim.bundle_of(name)))
-    call = asyncio.create_task(caller.call("containerd.task.v3.Task", "Create", request, pb.CreateTaskResponse))
-    await asyncio.sleep(0.005)
-    await caller.aclose()
-    with pytest.raises(errors.Unavailable):
-        await call
+    async with TaskOwner("test") as tasks:
+        create = caller.call("containerd.task.v3.Task", "Create", request, pb.CreateTaskResponse)
+        call = tasks.spawn(create, name="create")
+        await asyncio.sleep(0.005)
+        await caller.aclose()
+        with pytest.raises(errors.Unavailable):
+            await call
     shim.containers.append(name)
     async with asyncio.timeout(10):
         while True:

@@ -13,6 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from atoll import errors
 from atoll.api import containerd_task_v3_pb2 as pb
+from atoll.concurrency import TaskOwner, wait_all
 from atoll.linux import process as processes
 from atoll.runtime import zygote as zygotes
 from atoll.runtime.zygote import ForkedShim, Zygote
@@ -81,8 +82,7 @@ async def test_a_shim_has_no_descriptor_of_its_zygote(zygote: Zygote, roots: Roo
 
 async def test_many_forks_at_once(zygote: Zygote, roots: Roots) -> None:
     asked = [request(roots, f"n{number}") for number in range(20)]
-    tasks = [asyncio.create_task(zygote.fork(each)) for each in asked]
-    forked = [await task for task in tasks]
+    forked = await wait_all([zygote.fork(each) for each in asked])
     assert len({shim.pid for shim in forked}) == 20
     for shim, each in zip(forked, asked, strict=True):
         await end(shim, each.socket)
@@ -142,11 +142,12 @@ async def test_a_zygote_that_dies_again_and_again_is_given_up(
 
 async def test_the_shim_of_a_caller_that_went_away_is_killed(zygote: Zygote, roots: Roots) -> None:
     asked = request(roots)
-    call = asyncio.create_task(zygote.fork(asked))
-    await asyncio.sleep(0)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    async with TaskOwner("test") as tasks:
+        call = tasks.spawn(zygote.fork(asked), name="fork")
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
     await end(await zygote.fork(request(roots, "two")), request(roots, "two").socket)
     with pytest.raises(errors.Unavailable):
         await Client.connect(asked.socket, timeout=1)

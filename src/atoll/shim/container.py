@@ -109,7 +109,7 @@ class Container:
     # create
 
     async def create(self, record: TaskRecord, announce: Callable[[int], None]) -> None:
-        """Make the container of the bundle: mounts, streams, OCI create. `announce` gets its pid before its exit is told.
+        """Make the container of the bundle: mounts, streams, OCI create. `announce` tells of it before its exit is.
 
         What fails leaves nothing behind; what could not be undone is named in the error. Call it once.
         """

@@ -24,6 +24,7 @@ from atoll.ttrpc.client import Client
 
 ATTEMPT_TIMEOUT_S = 5.0
 RETRIES = 5
+RETRY_STEP_S = 1.0
 QUEUE_LIMIT = 2048
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
@@ -87,7 +88,7 @@ class Forwarder:
 
     async def _send(self, request: events_pb2.ForwardRequest) -> bool:
         for attempt in range(RETRIES + 1):
-            await asyncio.sleep(attempt)
+            await asyncio.sleep(attempt * RETRY_STEP_S)
             if await self._try(request):
                 return True
         return False

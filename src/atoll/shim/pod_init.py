@@ -36,14 +36,14 @@ _CODE_X86_64 = bytes.fromhex(
     "9090909090"  # pads `ignore` to its place
 )
 # struct kernel_sigaction: handler SIG_IGN, flags, restorer, mask
-_IGNORE = struct.pack("<4Q", 1, 0, 0, 0)
+IGNORE = struct.pack("<4Q", 1, 0, 0, 0)
 
 
 def program() -> bytes:
     """A static ELF executable (elf(5)) of one segment: the header, the code, the sigaction."""
     if platform.machine() != "x86_64":
         raise errors.Unimplemented(f"a shared pid namespace: Atoll has no pod init for {platform.machine()}")
-    body = _CODE_X86_64 + _IGNORE
+    body = _CODE_X86_64 + IGNORE
     size = _HEADER_BYTES + len(body)
     header = struct.pack(
         "<16sHHIQQQIHHHHHH",

@@ -1,0 +1,170 @@
+"""What a pod may ask for, and the files it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll import errors
+from atoll.oci.config import LinuxContainerResources, NamespaceMode, NamespaceOption, UserNamespace
+from atoll.sandbox.config import DNSConfig, LinuxPodConfig, LinuxSandboxSecurityContext, PodConfig
+from atoll.shim import pod_cgroup, pod_files, pod_init, pod_sysctls
+from atoll.shim.pod_namespaces import PodNamespaces
+
+
+def pod(
+    hostname: str = "",
+    network: NamespaceMode = NamespaceMode.POD,
+    ipc: NamespaceMode = NamespaceMode.POD,
+    pid: NamespaceMode = NamespaceMode.POD,
+) -> PodConfig:
+    options = NamespaceOption(network=network, ipc=ipc, pid=pid)
+    context = LinuxSandboxSecurityContext(namespace_options=options)
+    return PodConfig(hostname=hostname, linux=LinuxPodConfig(security_context=context))
+
+
+def test_a_pod_has_its_own_namespaces_unless_it_says_otherwise() -> None:
+    spaces = PodNamespaces.of(PodConfig(), "/run/netns/a")
+    assert (spaces.network, spaces.uts, spaces.ipc, spaces.pid) == (True, True, True, True)
+    spaces = PodNamespaces.of(pod(network=NamespaceMode.NODE, pid=NamespaceMode.CONTAINER), "")
+    assert (spaces.network, spaces.uts, spaces.ipc, spaces.pid) == (False, False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "netns", "text"),
+    [
+        (PodConfig(), "", "no path"),
+        (pod(network=NamespaceMode.NODE), "/run/netns/a", "host's network"),
+        (pod("other", network=NamespaceMode.NODE), "", "hostname"),
+        (pod(network=NamespaceMode.CONTAINER), "/n", "network namespace mode"),
+        (pod(ipc=NamespaceMode.TARGET), "/n", "ipc namespace mode"),
+        (pod(pid=NamespaceMode.TARGET), "/n", "pid namespace mode"),
+        (pod("x" * 65), "/n", "longer"),
+    ],
+)
+def test_what_cannot_be_is_refused(config: PodConfig, netns: str, text: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match=text):
+        PodNamespaces.of(config, netns)
+
+
+def test_a_user_namespace_is_not_there_yet() -> None:
+    option = NamespaceOption(userns_options=UserNamespace())
+    config = PodConfig(linux=LinuxPodConfig(security_context=LinuxSandboxSecurityContext(namespace_options=option)))
+    with pytest.raises(errors.Unimplemented):
+        PodNamespaces.of(config, "/n")
+
+
+ALL = {"network": True, "ipc": True, "uts": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("net.ipv4.ip_forward", "net.ipv4.ip_forward"),
+        ("net/ipv4/ip_forward", "net.ipv4.ip_forward"),
+        ("net/ipv4/conf/eth0.1/rp_filter", "net.ipv4.conf.eth0/1.rp_filter"),
+        ("kernel.shmmax", "kernel.shmmax"),
+        ("kernel.msgmax", "kernel.msgmax"),
+        ("kernel.sem", "kernel.sem"),
+        ("fs.mqueue.msg_max", "fs.mqueue.msg_max"),
+        ("kernel.domainname", "kernel.domainname"),
+    ],
+)
+def test_sysctls_of_namespaces(name: str, file: str) -> None:
+    assert pod_sysctls.checked({name: "1"}, **ALL) == {file: "1"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kernel.panic",
+        "kernel.core_pattern",
+        "vm.overcommit_memory",
+        "kernel.shm/../panic",
+        "net/../kernel/panic",
+        "net..ipv4",
+        "net.",
+        "net.ipv4/../../../kernel.panic",
+        "",
+        "/net/ipv4/ip_forward",
+        "kernel.hostname",
+        "kernel.semx",
+        "fs.mqueue",
+    ],
+)
+def test_sysctls_of_the_host(name: str) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        pod_sysctls.checked({name: "1"}, **ALL)
+
+
+@given(st.text(alphabet="net.ipv4/k_e0", max_size=30))
+def test_a_sysctl_never_leaves_its_folder(name: str) -> None:
+    try:
+        (found,) = pod_sysctls.checked({name: "1"}, **ALL)
+    except errors.InvalidArgument:
+        return
+    path = Path("/proc/sys", found.translate(str.maketrans("./", "/.")))
+    assert ".." not in path.parts
+    assert path.parts[:3] == ("/", "proc", "sys")
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"), [("net.ipv4.ip_forward", "network"), ("kernel.sem", "ipc"), ("kernel.domainname", "uts")]
+)
+def test_sysctls_need_their_namespace(name: str, lacking: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="namespace"):
+        pod_sysctls.checked({name: "1"}, **{**ALL, lacking: False})
+
+
+def test_sysctl_defaults_are_those_of_a_network_namespace() -> None:
+    assert pod_sysctls.with_defaults({}, network=False) == {}
+    mine = {"net.ipv4.ip_unprivileged_port_start": "1024"}
+    assert pod_sysctls.with_defaults(mine, network=True) == {**mine, "net.ipv4.ping_group_range": "0 2147483647"}
+
+
+def test_resolv_conf() -> None:
+    dns = DNSConfig(servers=("10.0.0.1", "10.0.0.2"), searches=("a.b", "c"), options=("ndots:5",))
+    expected = b"search a.b c\nnameserver 10.0.0.1\nnameserver 10.0.0.2\noptions ndots:5\n"
+    assert pod_files.resolv_conf(dns) == expected
+    assert pod_files.resolv_conf(DNSConfig()) == b""
+
+
+def test_pod_files_without_shm_come_and_go(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    pod_files.create(folder, PodConfig(hostname="h"), shm=False)
+    pod_files.create(folder, PodConfig(hostname="h", dns_config=DNSConfig()), shm=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["hostname", "hosts", "resolv.conf"]
+    assert (folder / "hostname").read_text() == "h\n"
+    assert (folder / "resolv.conf").read_bytes() == b""
+    assert (folder / "hosts").stat().st_mode & 0o777 == 0o644
+    pod_files.remove(folder)
+    pod_files.remove(folder)
+    assert not folder.exists()
+
+
+def test_pod_files_of_others_stay(tmp_path: Path) -> None:
+    pod_files.create(tmp_path, PodConfig(), shm=False)
+    (tmp_path / "mine").write_text("x")
+    pod_files.remove(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_pod_limits_are_the_sum_and_the_overhead() -> None:
+    resources = LinuxContainerResources(cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=100)
+    overhead = LinuxContainerResources(cpu_quota=10_000, memory_limit_in_bytes=20, cpu_shares=2)
+    limits = pod_cgroup.limits(resources, overhead)
+    assert (limits.cpu_quota_us, limits.cpu_period_us, limits.memory_bytes) == (60_000, 100_000, 120)
+    assert limits.cpu_shares is None, "no sum, no limit"
+
+
+def test_the_init_is_an_executable_whose_sigaction_is_where_the_code_looks() -> None:
+    program = pod_init.program()
+    assert program[:4] == b"\x7fELF"
+    code = program[120:]
+    end_of_lea = 17
+    offset = int.from_bytes(code[13:17], "little")
+    assert code[end_of_lea + offset :] == pod_init.IGNORE
+    assert len(program) < 256
