@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from atoll import errors
+from atoll.linux.cgroup import Limits
 from atoll.linux.cgroup_layout import Layout, validated
 from atoll.linux.host import HostFacts
 from atoll.oci import spec
@@ -120,3 +121,17 @@ def cgroups_path(parent: str, container: str, *, systemd: bool) -> str:
             f"cgroup_parent: {parent[:200]!r}: the systemd driver needs a name that ends in .slice"
         )
     return f"{name}:atoll:{container}"
+
+
+def limits(asked: LinuxContainerResources, host: HostFacts) -> Limits:
+    """The same request as limits of a cgroup that Atoll itself makes, such as a pod's. Errors as `resolve`."""
+    memory, cpu = _memory(asked, host) or spec.Memory(), _cpu(asked) or spec.CPU()
+    return Limits(
+        cpu_shares=cpu.shares,
+        cpu_quota_us=cpu.quota,
+        cpu_period_us=cpu.period,
+        cpuset_cpus=cpu.cpus or None,
+        cpuset_mems=cpu.mems or None,
+        memory_bytes=memory.limit,
+        memory_and_swap_bytes=memory.swap,
+    )
