@@ -1,0 +1,43 @@
+"""Root filesystems of pause containers: read-only views of the pause image."""
+
+from __future__ import annotations
+
+from atoll import errors
+from atoll.image.store import ImageStore
+from atoll.oci.builder import ImageDefaults
+from atoll.sandboxers.pause import PauseRoot
+from atoll.snapshot.snapshotter import Snapshotter
+
+KEY_PREFIX = "pause."
+"""Of a view's key in the snapshotter; the sandbox ID follows."""
+
+
+class ImageRoots:
+    """Views of the image that `reference` names, which must be in the store; implements `RootProvider`."""
+
+    def __init__(self, images: ImageStore, snapshotter: Snapshotter, reference: str) -> None:
+        self._images = images
+        self._snapshotter = snapshotter
+        self._reference = reference
+
+    async def prepare(self, sandbox_id: str) -> PauseRoot:
+        image = self._images.get(self._reference)
+        if image.top is None:
+            raise errors.FailedPrecondition(f"pause image {self._reference}: has no layers, so nothing to run")
+        mounts = await self._snapshotter.view(KEY_PREFIX + sandbox_id, image.top)
+        config = image.config
+        return PauseRoot(
+            mounts=mounts,
+            image=ImageDefaults(
+                entrypoint=config.entrypoint,
+                cmd=config.cmd,
+                env=config.env,
+                user=config.user,
+                working_dir=config.working_dir,
+            ),
+            image_name=self._reference,
+            layers=tuple(self._snapshotter.fs(chain) for chain in reversed(image.chain_ids)),
+        )
+
+    async def remove(self, sandbox_id: str) -> None:
+        await self._snapshotter.remove(KEY_PREFIX + sandbox_id)
