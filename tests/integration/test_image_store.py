@@ -189,6 +189,8 @@ async def test_builtin_images_are_quick_and_reproducible(store: Stack) -> None:
     assert busybox.chain_ids == pause.chain_ids
     assert await store.images.install_builtins() == (busybox, pause)
     assert await store.images.pull("atoll/busybox") == busybox, "it is not asked for at any registry"
+    with pytest.raises(errors.NotFound, match="built-in images are never fetched"):
+        await store.images.pull("atoll/else")
 
 
 async def test_builtin_busybox_works(store: Stack, roots: Roots) -> None:

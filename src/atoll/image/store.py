@@ -41,6 +41,7 @@ from atoll.snapshot.snapshotter import Snapshotter
 log = logging.getLogger(__name__)
 
 WRITE_TIMEOUT_S = 30.0
+BUILTINS = f"{builtin.BUSYBOX} and {builtin.PAUSE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,9 @@ class ImageStore:
         """
         reference = Reference.parse(ref)
         if reference.repository.startswith(builtin.REPOSITORY_PREFIX):
-            return self.get(str(reference))
+            if (image := self.find(str(reference))) is None:
+                raise errors.NotFound(f"{reference}: built-in images are never fetched; there are {BUILTINS}")
+            return image
         image_id = await self._puller.pull(reference, auth, on_progress)
         return self.get(image_id)
 
