@@ -63,6 +63,17 @@ async def test_every_reason_is_told_where_none_works(roots: Roots) -> None:
         await detect.choose(["no-such-runtime", str(broken)], PidfdSpawner(), cache=roots.base / "cache")
 
 
+async def test_refusal_of_a_hybrid_layout_is_explained(roots: Roots) -> None:
+    # The words of crun 1.8 where a controller is left in the version 2 hierarchy.
+    refusing = roots.base / "crun"
+    message = "cgroups in hybrid mode not supported, drop all controllers from cgroupv2"
+    refusing.write_text(f"#!/bin/sh\necho '{message}' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    report = await detect.probe(refusing, PidfdSpawner(), folder=roots.base)
+    assert not report.works
+    assert "systemd.unified_cgroup_hierarchy=1" in report.reason
+
+
 async def test_working_runtime_is_chosen_after_a_missing_one(roots: Roots) -> None:
     chosen, reports = await detect.choose(["no-such", "runc"], PidfdSpawner(), cache=roots.base / "cache")
     assert chosen == detect.find("runc")

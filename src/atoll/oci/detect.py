@@ -20,7 +20,7 @@ import msgspec
 from atoll import errors
 from atoll.linux import cgroup_layout
 from atoll.linux.cgroup import Cgroup
-from atoll.linux.cgroup_layout import Layout
+from atoll.linux.cgroup_layout import MOUNT, Layout
 from atoll.linux.process import Spawner, boot_id
 from atoll.oci import spec
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
@@ -156,15 +156,15 @@ def _host_programs(rootfs: Path) -> Iterator[spec.Mount]:
 
 
 def _explain(message: str) -> str:
-    if "hybrid mode not supported" in message:
-        layout = cgroup_layout.detect()
-        left = ", ".join(sorted(layout.unified_controllers)) or "some"
-        return (
-            f"crun refuses a hybrid cgroup layout while version 2 has controllers ({left}); boot with "
-            "systemd.unified_cgroup_hierarchy=1, or mount them as version 1: mount -t cgroup -o "
-            f"{left.split(', ', maxsplit=1)[0]} cgroup /sys/fs/cgroup/{left.split(', ', maxsplit=1)[0]}"
-        )
-    return message
+    if "hybrid mode not supported" not in message:
+        return message
+    left = sorted(cgroup_layout.detect().unified_controllers)
+    named = f" ({', '.join(left)})" if left else ""
+    mounts = "".join(f", or as root: mount -t cgroup -o {name} cgroup {MOUNT / name}" for name in left[:1])
+    return (
+        f"refuses a hybrid cgroup layout while version 2 has controllers{named}; use another runtime, boot with "
+        f"systemd.unified_cgroup_hierarchy=1{mounts}"
+    )
 
 
 def _cgroup_signature() -> str:
