@@ -371,10 +371,15 @@ def test_whatever_a_layer_says_it_stays_inside(roots: Roots, entries: list[Membe
     assert [(cage / name).read_text() for name in "abc"] == ["a", "b", "c"]
 
 
+def large_layout(path: Path) -> Path:
+    """A layout whose one layer takes a while."""
+    tar = layer(*(member(f"f{number}", os.urandom(40_000)) for number in range(1500)))
+    return write_layout(path, (image([tar], blobs=[tar]), "x:v1"))
+
+
 async def test_interrupted_unpack_leaves_nothing(store: Stack, roots: Roots) -> None:
     """Cancelled in the middle of a large layer: no process, no folder, no blob."""
-    tar = layer(*(member(f"f{number}", os.urandom(40_000)) for number in range(1500)))
-    layout = write_layout(store.root / "layout", (image([tar], blobs=[tar]), "x:v1"))
+    layout = await asyncio.to_thread(large_layout, store.root / "layout")
     async with asyncio.TaskGroup() as group:
         work = group.create_task(store.images.import_archive(layout))
         async with asyncio.timeout(20):
@@ -389,8 +394,7 @@ async def test_interrupted_unpack_leaves_nothing(store: Stack, roots: Roots) -> 
 
 
 async def test_killed_unpacker_is_an_error_and_leaves_nothing(store: Stack, roots: Roots) -> None:
-    tar = layer(*(member(f"f{number}", os.urandom(40_000)) for number in range(1500)))
-    layout = write_layout(store.root / "layout", (image([tar], blobs=[tar]), "x:v1"))
+    layout = await asyncio.to_thread(large_layout, store.root / "layout")
     async with asyncio.TaskGroup() as group:
         work = group.create_task(_expect_internal(store, layout))
         async with asyncio.timeout(20):

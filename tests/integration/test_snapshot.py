@@ -204,18 +204,23 @@ async def test_deep_and_odd_trees_are_deleted(store: Stack, roots: Roots) -> Non
     (fs / "link").symlink_to(precious)
     os.mknod(fs / "null", 0o20000, os.makedev(1, 3))
     os.mkfifo(fs / "pipe")
-    here = os.open(fs, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(1500):
-        os.mkdir("d" * 50, dir_fd=here)
-        below = os.open("d" * 50, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
-        os.symlink(precious, "out", dir_fd=below)
-        os.close(here)
-        here = below
-    os.close(here)
+    await asyncio.to_thread(dig, fs, precious)
     (fs / "locked").mkdir(mode=0)
     await store.snapshots.remove("deep")
     await emptied(store)
     assert (precious / "file").read_text() == "stay"
+
+
+def dig(folder: Path, target: Path) -> None:
+    """1,500 folders one in the other, each with a link to `target`."""
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(1500):
+        os.mkdir("d" * 50, dir_fd=here)
+        below = os.open("d" * 50, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.symlink(target, "out", dir_fd=below)
+        os.close(here)
+        here = below
+    os.close(here)
 
 
 async def emptied(store: Stack) -> None:
