@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import IN_CI
+from tests.integration.cri_client import CRI, connected
 from tests.integration.leaks import MARKER, Footprint, Machine, own_fds, wait_until
 
 BIN = Path(sys.executable).parent
@@ -217,6 +218,7 @@ def roots(request: pytest.FixtureRequest, leak_guard: Footprint) -> Iterator[Roo
     roots.write_network()
     roots.write_config()
     yield roots
+    subprocess.run(["ip", "link", "delete", roots.bridge], check=False, capture_output=True)  # no plugin ever does
     if request.node.stash.get(FAILED, False):
         keep(roots, request.node.name)
 
@@ -257,3 +259,13 @@ def daemon(roots: Roots) -> Iterator[Daemon]:
         assert daemon.stop() == 0, f"the daemon's log ends:\n{daemon.log_tail()}"
     finally:
         daemon.kill()
+
+
+@pytest.fixture
+def cri(daemon: Daemon, roots: Roots) -> Iterator[CRI]:
+    """A CRI client of the running daemon; what the test leaves of pods is removed before the daemon is judged."""
+    with connected(roots) as client:
+        yield client
+        if daemon.is_running():
+            for pod in client.list_pods():
+                client.remove_pod(pod.id)

@@ -95,7 +95,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             blocking=blocking,
         )
         ledger = await Ledger.open(db, ledger_kinds, owner)
-        engine = Engine(
+        engine = await Engine.open(
             Parts(
                 config=config,
                 paths=paths,
@@ -120,6 +120,8 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             )
         )
         stack.push_async_callback(engine.aclose)
+        # Operations end, and are undone where they were cut short, while all that they use is still there.
+        stack.push_async_callback(owner.aclose)
         yield engine
 
 

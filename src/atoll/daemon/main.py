@@ -12,8 +12,12 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
+import socket
+import stat
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -37,6 +41,8 @@ from atoll.services.runtime import RuntimeService as AtollService
 log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
+UNGATED = frozenset({"Version", "Status", "RuntimeConfig", "Info", "Check"})
+"""Methods that do not wait for the recovery of an earlier daemon's pods."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -99,8 +105,8 @@ async def _recover(engine: Engine) -> None:
 
 async def _listen(config: Config, engine: Engine, idle: Idle) -> grpc.aio.Server:
     path = config.socket_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    await _claim(path)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _claim(path)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -116,18 +122,34 @@ async def _listen(config: Config, engine: Engine, idle: Idle) -> grpc.aio.Server
         own["Runtime"]: AtollService(engine),
     }
     names = [service.full_name for service in served]
-    served[health_pb2.DESCRIPTOR.services_by_name["Health"]] = Health(names)
-    server.add_generic_rpc_handlers([rpc.handlers(service, work, idle) for service, work in served.items()])
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    served[health] = Health(names)  # pyright: ignore[reportArgumentType]  its stubs name the C class
+    server.add_generic_rpc_handlers(
+        [rpc.handlers(service, work, idle, gate=engine.ready, ungated=UNGATED) for service, work in served.items()]
+    )
     reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-    before = os.umask(0o177)  # the socket is made by gRPC, and must never be open to others
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error}") from error
-    finally:
-        os.umask(before)
+    _bind(server, path)
     await server.start()
     return server
+
+
+def _bind(server: grpc.aio.Server, path: Path) -> None:
+    """Listen on a socket that was never open to others.
+
+    gRPC makes it with the rights that the umask leaves, so it is made in a folder of root's alone, then moved. The
+    folder is named by its descriptor, so that no path is too long for the moment.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".atoll-", dir=path.parent))
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        server.add_insecure_port(f"unix:/proc/self/fd/{fd}/{folder.name}")
+        os.chmod(folder / folder.name, 0o600)
+        os.rename(folder / folder.name, path)
+    except (RuntimeError, OSError) as error:
+        raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error}") from error
+    finally:
+        os.close(fd)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Health:
@@ -136,22 +158,35 @@ class Health:
     def __init__(self, names: list[str]) -> None:
         self._names = {"", *names}
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
+    async def Check(  # noqa: N802  the name of its .proto file
+        self, request: health_pb2.HealthCheckRequest, context: object
+    ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
             raise errors.NotFound(f"service {request.service!r}: is not served here")
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _claim(path: Path) -> None:
+def _claim(path: Path) -> None:
     """Make way for our socket: a dead one is removed, a live one is another daemon's."""
-    if not path.is_socket():
-        if path.exists():
-            raise errors.FailedPrecondition(f"socket {path}: there is a file which is no socket; remove it")
+    if not _is_socket(path):
         return
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), 1.0)
-    except (ConnectionRefusedError, FileNotFoundError, TimeoutError):
-        path.unlink(missing_ok=True)
-        return
-    writer.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))  # answered by the kernel, at once
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # somebody listens, and has a full queue
     raise errors.FailedPrecondition(f"socket {path}: another daemon listens on it; choose another --socket")
+
+
+def _is_socket(path: Path) -> bool:
+    """Whether a socket is there; what is there and none is not ours to remove."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise errors.FailedPrecondition(f"socket {path}: there is a file which is no socket; remove it")
+    return True

@@ -31,20 +31,38 @@ class Activity(Protocol):
     def end(self) -> None: ...
 
 
-def handlers(service: ServiceDescriptor, implementation: object, activity: Activity) -> grpc.GenericRpcHandler:
+Gate = Callable[[], Awaitable[None]]
+"""Awaited before a call, such as until the daemon knows what an earlier one left."""
+
+
+async def _open() -> None:
+    """A gate that is never shut."""
+
+
+def handlers(
+    service: ServiceDescriptor,
+    implementation: object,
+    activity: Activity,
+    *,
+    gate: Gate = _open,
+    ungated: frozenset[str] = frozenset(),
+) -> grpc.GenericRpcHandler:
     """The methods of `service` that `implementation` has; gRPC itself answers Unimplemented for the others.
 
-    A unary method is `async def Name(self, request, context)`, a streaming one an async generator.
+    Every call but of the `ungated` methods waits for the `gate`. A unary method is
+    `async def Name(self, request, context)`, a streaming one an async generator.
     """
     found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         work = getattr(implementation, method.name, None)
         if work is not None:
-            found[method.name] = _handler(method, work, activity)
+            found[method.name] = _handler(method, work, activity, _open if method.name in ungated else gate)
     return grpc.method_handlers_generic_handler(service.full_name, found)
 
 
-def _handler(method: MethodDescriptor, work: Callable[..., Any], activity: Activity) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    method: MethodDescriptor, work: Callable[..., Any], activity: Activity, gate: Gate
+) -> grpc.RpcMethodHandler[Any, Any]:
     decode: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
     streams = inspect.isasyncgenfunction(work)
     if streams != method.server_streaming:
@@ -53,21 +71,22 @@ def _handler(method: MethodDescriptor, work: Callable[..., Any], activity: Activ
         make = (
             grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(_streaming(method.full_name, work, activity), decode, _encode)
+        return make(_streaming(method.full_name, work, activity, gate), decode, _encode)
     make_unary = (
         grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
     )
-    return make_unary(_unary(method.full_name, work, activity), decode, _encode)
+    return make_unary(_unary(method.full_name, work, activity, gate), decode, _encode)
 
 
 def _encode(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _unary(name: str, work: Callable[..., Awaitable[Message]], activity: Activity) -> Callable[..., Any]:
+def _unary(name: str, work: Callable[..., Awaitable[Message]], activity: Activity, gate: Gate) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Message:
         activity.begin()
         try:
+            await gate()
             return await work(request, context)
         except Exception as error:  # noqa: BLE001  the one boundary where errors become statuses
             return await _abort(name, error, context)
@@ -77,10 +96,13 @@ def _unary(name: str, work: Callable[..., Awaitable[Message]], activity: Activit
     return call
 
 
-def _streaming(name: str, work: Callable[..., AsyncIterator[Message]], activity: Activity) -> Callable[..., Any]:
+def _streaming(
+    name: str, work: Callable[..., AsyncIterator[Message]], activity: Activity, gate: Gate
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Message]:
         activity.begin()
         try:
+            await gate()
             async for message in work(request, context):
                 yield message
         except Exception as error:  # noqa: BLE001  the one boundary where errors become statuses

@@ -23,14 +23,15 @@ from atoll import errors
 from atoll.api import atoll_shim_v1_pb2 as shim_wire
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
 from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
-from atoll.concurrency import SingleFlight
+from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.container.config import ContainerConfig
 from atoll.container.metadata import Metadata
 from atoll.container.status import ContainerResources, State, Status
 from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
-from atoll.engine import kinds, specs
+from atoll.engine import kinds, lines, specs
 from atoll.engine.events import Event, EventType
+from atoll.engine.lines import tasks_of
 from atoll.engine.parts import NAMESPACE, Parts
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
@@ -40,7 +41,7 @@ from atoll.oci import resources
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.runtime.bundle import Bundle
-from atoll.runtime.task import StdioPaths, TaskClient
+from atoll.runtime.task import StdioPaths
 from atoll.sandbox.controller import ExitStatus, TypedAny
 from atoll.sandbox.controller import State as PodState
 from atoll.shim.stdio.request import cri_uri
@@ -51,6 +52,8 @@ START_ERROR_CODE = 128
 KILL_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 60.0
 REOPEN_TIMEOUT_S = 10.0
+ASK_AGAIN_S = 1.0
+"""Pause between questions to a shim that lives and does not answer."""
 SIGKILLED = 128 + signal.SIGKILL
 
 
@@ -62,7 +65,8 @@ class Containers:
         self._creates: SingleFlight[str, Container] = SingleFlight(parts.owner)
         self._starts: SingleFlight[str, None] = SingleFlight(parts.owner)
         self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
-        self._watched: set[str] = set()
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._busy: set[str] = set()
 
     def get(self, container_id: str) -> Container:
         """By ID or unique prefix; raises `NotFound` or `InvalidArgument`."""
@@ -70,6 +74,14 @@ class Containers:
 
     def list(self, pod_id: str | None = None) -> tuple[Container, ...]:
         return self._parts.containers.list(pod_id)
+
+    def is_busy(self, container_id: str) -> bool:
+        """Whether the container is being made or removed."""
+        return container_id in self._busy
+
+    def owners(self) -> frozenset[str]:
+        """Whose ledger entries are in order: containers, also those being made."""
+        return frozenset(container.id for container in self.list()) | self._busy
 
     # --- create ---
 
@@ -149,6 +161,7 @@ class Containers:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
         parent = image.chain_ids[-1]
+        self._busy.add(record.id)
         try:
             async with parts.snapshotter.preparing(record.id, parent) as prepared:
                 with story.step("record", "disk"):
@@ -163,10 +176,18 @@ class Containers:
         except BaseException:
             await self._release(record.id)
             raise
+        finally:
+            self._busy.discard(record.id)
         return container
 
     def _bundle(self, container_id: str) -> Bundle:
         return Bundle(id=container_id, namespace=NAMESPACE, path=self._parts.paths.bundles / container_id)
+
+    async def remake_bundle(self, container: Container) -> None:
+        """Make the bundle of a CREATED container whole: a crash may have left none, or half of one."""
+        bundle = self._bundle(container.id)
+        await self._parts.blocking.run(bundle.delete)
+        await self._parts.blocking.run(bundle.create, container.record.spec)
 
     # --- start ---
 
@@ -175,7 +196,8 @@ class Containers:
         container = self.get(container_id)
         if pod.state is not PodState.READY:
             raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, nothing can be started in it")
-        await container.status.update(lambda status: status.begin_start())
+        if self._starts.running(container.id) is None:
+            await container.status.update(lambda status: status.begin_start())
         await self._starts.run(
             container.id, lambda: self._start(pod, container), name=f"pod/{pod.id}/start/{container.id}"
         )
@@ -183,8 +205,8 @@ class Containers:
     async def _start(self, pod: Pod, container: Container) -> None:
         parts = self._parts
         story = parts.stories.begin(pod.id, "start", container.id)
-        tasks = tasks_of(pod)
         try:
+            tasks = await tasks_of(pod)
             mounts = await parts.snapshotter.mounts(container.record.snapshot_key)
             with story.step("create task", "OCI runtime"):
                 pid = await tasks.create(
@@ -198,20 +220,27 @@ class Containers:
             with story.step("checkpoint", "disk"):
                 await container.status.update_sync(lambda status: status.started(pid=pid, at=time.time_ns()))
         except BaseException as error:
-            await self._start_failed(container, tasks, error)
+            await run_to_completion(self._start_failed(pod, container, error), within=TEARDOWN_TIMEOUT_S)
             raise
         self.watch(pod, container)
         self._publish(EventType.STARTED, container)
 
-    async def _start_failed(self, container: Container, tasks: TaskClient, error: BaseException) -> None:
+    async def _start_failed(self, pod: Pod, container: Container, error: BaseException) -> None:
         with contextlib.suppress(errors.AtollError):
-            await tasks.kill(container.id, signal.SIGKILL, all_processes=True)
+            await (await tasks_of(pod)).kill(container.id, signal.SIGKILL, all_processes=True)
         with contextlib.suppress(errors.AtollError):
-            await tasks.delete(container.id)
+            await (await tasks_of(pod)).delete(container.id)
         message = str(error) or type(error).__name__
-        await container.status.update_sync(
-            lambda status: status.exited(code=START_ERROR_CODE, at=time.time_ns(), reason="StartError", message=message)
-        )
+
+        def failed(status: Status) -> Status:
+            return status.exited(code=START_ERROR_CODE, at=time.time_ns(), reason="StartError", message=message)
+
+        try:
+            await container.status.update_sync(failed)
+        except errors.AtollError as unwritten:
+            # The shim knows of no such task, so the next daemon finds a container that was never started.
+            log.error("container %s: its failed start is not on disk: %s", container.id[:13], unwritten)
+            await container.status.update(failed)
 
     def _stdio(self, container: Container) -> StdioPaths:
         config = container.metadata.config
@@ -229,22 +258,32 @@ class Containers:
 
     def watch(self, pod: Pod, container: Container) -> None:
         """See to the container's exit; one watch a container."""
-        if container.id not in self._watched:
-            self._watched.add(container.id)
-            self._parts.owner.spawn(self._await_exit(pod, container), name=f"pod/{pod.id}/wait/{container.id}")
+        if container.id not in self._watches:
+            self._watches[container.id] = self._parts.owner.spawn(
+                self._await_exit(pod, container), name=f"pod/{pod.id}/wait/{container.id}"
+            )
 
     async def _await_exit(self, pod: Pod, container: Container) -> None:
         try:
             end = await self._exit_of(pod, container)
             await self.settle_exit(pod, container, end)
         finally:
-            self._watched.discard(container.id)
+            del self._watches[container.id]
 
     async def _exit_of(self, pod: Pod, container: Container) -> ExitStatus:
-        try:
-            return await tasks_of(pod).wait(container.id)
-        except (errors.NotFound, errors.Unavailable):
-            return await self._parts.orphans.ended(self._bundle(container.id).path)
+        bundle = self._bundle(container.id).path
+        while True:
+            try:
+                return await (await tasks_of(pod)).wait(container.id)
+            except errors.NotFound:
+                return await self._parts.orphans.ended(bundle)
+            except errors.Unavailable as error:
+                if await lines.is_gone(pod):
+                    log.info("container %s: is watched without its shim: %s", container.id[:13], error)
+                    return await self._parts.orphans.ended(bundle)
+            except errors.AtollError as error:
+                log.warning("container %s: cannot be watched now: %s", container.id[:13], error)
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def settle_exit(self, pod: Pod, container: Container, end: ExitStatus) -> None:
         """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""
@@ -255,7 +294,7 @@ class Containers:
         await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at, reason=reason))
         self._publish(EventType.STOPPED, container)
         try:
-            await tasks_of(pod).delete(container.id)
+            await (await tasks_of(pod)).delete(container.id)
         except errors.NotFound:
             return
         except errors.AtollError as error:
@@ -263,7 +302,7 @@ class Containers:
 
     async def _was_oom_killed(self, pod: Pod, container: Container) -> bool:
         try:
-            metrics = await tasks_of(pod).stats(container.id)
+            metrics = await (await tasks_of(pod)).stats(container.id)
         except errors.AtollError:
             return False
         return _oom_kills(metrics) > 0
@@ -298,20 +337,26 @@ class Containers:
             container.stop_signalled = True
             config = container.metadata.config
             number = resolve(config.stop_signal if config is not None else 0, container.metadata.stop_signal)
-            with contextlib.suppress(errors.NotFound):
-                await tasks_of(pod).kill(container.id, number)
+            try:
+                await (await tasks_of(pod)).kill(container.id, number)
+            except errors.NotFound:
+                log.debug("container %s: ended before its stop signal", container.id[:13])
+            except errors.Unavailable as error:
+                log.warning("container %s: signalled without its shim: %s", container.id[:13], error)
+                await self._parts.orphans.signal(self._bundle(container.id).path, number)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(container.stopped.wait(), timeout_s)
         return container.stopped.is_set
 
     async def _kill(self, pod: Pod, container: Container) -> None:
         try:
-            await tasks_of(pod).kill(container.id, signal.SIGKILL, all_processes=True)
+            await (await tasks_of(pod)).kill(container.id, signal.SIGKILL, all_processes=True)
         except errors.NotFound:
             log.debug("container %s: ended before SIGKILL", container.id[:13])
         except errors.Unavailable as error:
             log.warning("container %s: killed by its cgroup: %s", container.id[:13], error)
             await self._parts.orphans.kill(self._bundle(container.id).path)
+        self.watch(pod, container)  # one recovered as unknown has none yet
         try:
             await asyncio.wait_for(container.stopped.wait(), KILL_TIMEOUT_S)
         except TimeoutError:
@@ -322,9 +367,15 @@ class Containers:
     async def kill_all(self, pod: Pod) -> None:
         """SIGKILL every running container of the pod and wait for their ends."""
         running = [one for one in self.list(pod.id) if one.status.get().can_stop]
-        async with asyncio.TaskGroup() as group:
-            for container in running:
-                group.create_task(self._kill(pod, container), name=f"pod/{pod.id}/kill/{container.id}")
+        await wait_all([self._kill(pod, container) for container in running])
+
+    async def end_orphans(self, pod: Pod) -> None:
+        """SIGKILL what is left of a pod whose shim is gone: nobody reads its output any more, nor can it be joined."""
+        if await lines.is_gone(pod):
+            for container in self.list(pod.id):
+                if container.status.get().can_stop:
+                    log.warning("container %s: killed, for its shim is gone", container.id[:13])
+                    await self._parts.orphans.kill(self._bundle(container.id).path)
 
     # --- while it runs ---
 
@@ -348,7 +399,9 @@ class Containers:
 
         async def change(now: Status) -> Status:
             if now.state is State.RUNNING:
-                await tasks_of(pod).update(container.id, oci.encode(msgspec.structs.replace(wanted, devices=())))
+                await (await tasks_of(pod)).update(
+                    container.id, oci.encode(msgspec.structs.replace(wanted, devices=()))
+                )
             else:
                 await self._parts.blocking.run(self._bundle(container.id).write_spec, spec)
             return dataclasses.replace(now, resources=ContainerResources(linux=merged))
@@ -360,10 +413,9 @@ class Containers:
         """Go on in a new file at the log's path, after a rotation; raises `FailedPrecondition` unless it runs."""
         if container.status.get().state is not State.RUNNING:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, it writes no log")
-        if pod.shim is None:
-            raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
+        shim = await lines.shim_of(pod)
         request = shim_wire.ReopenLogRequest(container_id=container.id)
-        await pod.shim.client.call(
+        await shim.client.call(
             "atoll.shim.v1.Shim", "ReopenLog", request, shim_wire.ReopenLogResponse, timeout=REOPEN_TIMEOUT_S
         )
 
@@ -380,8 +432,18 @@ class Containers:
         )
 
     async def _remove(self, pod: Pod | None, container: Container) -> None:
+        self._busy.add(container.id)
+        try:
+            await self._remove_busy(pod, container)
+        finally:
+            self._busy.discard(container.id)
+
+    async def _remove_busy(self, pod: Pod | None, container: Container) -> None:
         if pod is not None and container.status.get().can_stop:
             await self._kill(pod, container)
+        if (watch := self._watches.get(container.id)) is not None:
+            # The exit is known; its task is being deleted, which the walk must not do at the same time.
+            await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
         await container.status.update(lambda status: status.begin_removal())
         story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
         with story.step("release", "ledger"):
@@ -390,22 +452,13 @@ class Containers:
 
     async def remove_all(self, pod: Pod) -> None:
         """Remove every container of a stopped pod."""
-        async with asyncio.TaskGroup() as group:
-            for container in self.list(pod.id):
-                group.create_task(self.remove(pod, container.id), name=f"pod/{pod.id}/remove/{container.id}")
+        await wait_all([self.remove(pod, container.id) for container in self.list(pod.id)])
 
     async def _release(self, container_id: str) -> None:
         debts = await self._parts.ledger.release_all(container_id, within=TEARDOWN_TIMEOUT_S)
         for debt in debts:
             log.error("container %s: not freed yet, will be retried: %s", container_id[:13], debt)
         await self._parts.containers.delete(container_id)
-
-
-def tasks_of(pod: Pod) -> TaskClient:
-    """The Task API of a pod's shim; raises `Unavailable` where the shim is gone."""
-    if pod.shim is None or pod.shim.client.is_closed:
-        raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
-    return pod.shim.tasks
 
 
 def _merge(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:

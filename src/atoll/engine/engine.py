@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import logging
 import time
 
-from atoll.concurrency import SingleFlight, wait_all
-from atoll.engine import kinds
+from atoll import errors
+from atoll.concurrency import SingleFlight
+from atoll.engine import kinds, recovery
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
-from atoll.engine.recovery import Recovery, recover
+from atoll.engine.recovery import Recovery
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Findings
+from atoll.linux.cgroup import Cgroup
+from atoll.network.model import Attachment
+
+log = logging.getLogger(__name__)
 
 SETTLE_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 10.0
+"""How long a request waits for the recovery of what an earlier daemon left."""
 
 
 class Engine:
     """Pods, containers, execs, images and the ledger of one daemon.
 
-    Make it, `recover` it in the background, serve meanwhile; `aclose` lets go of everything and ends nothing.
+    Made by `open`, it serves at once; `recover` runs in the background, and `ready` waits for it. `aclose` lets go of
+    everything and ends nothing.
     """
 
     def __init__(self, parts: Parts) -> None:
+        """Not for callers: use `open`."""
         self.parts = parts
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
         self.started_at_ns = time.time_ns()
         self._collections: SingleFlight[str, Collected] = SingleFlight(parts.owner)
+        self._recovered = asyncio.Event()
+
+    @classmethod
+    async def open(cls, parts: Parts) -> Engine:
+        """An engine that knows every recorded pod, and whose network knows what is taken."""
+        engine = cls(parts)
+        recovery.load(parts, engine.pods)
+        entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
+        decoded = [kinds.NetworkKind.decode(entry) for entry in entries]
+        live = {sandbox.id for sandbox in parts.sandboxes.list()} | {entry.key for entry in entries}
+        await parts.network.start([one for one in decoded if isinstance(one, Attachment)], live)
+        return engine
 
     async def recover(self) -> Recovery:
-        """Take up what an earlier daemon left: pods, containers, debts."""
-        return await recover(self.parts, self.pods, self.containers)
+        """Take up what an earlier daemon left: pods and containers, then half-made things and debts."""
+        try:
+            recovered = await recovery.recover(self.parts, self.pods, self.containers)
+        finally:
+            self._recovered.set()
+        await recovery.free_unfinished(self.parts, self.pods, self.containers)
+        return recovered
+
+    async def ready(self) -> None:
+        """Wait until every pod was asked about after a start, at most `READY_TIMEOUT_S`: what is late is UNKNOWN."""
+        if not self._recovered.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._recovered.wait(), READY_TIMEOUT_S)
 
     def pod_of(self, container_id: str) -> Pod:
         """The pod of a container; raises `NotFound`."""
@@ -43,10 +79,11 @@ class Engine:
 
     def owners(self) -> frozenset[str]:
         """Everybody whose ledger entries are in order: pods, their networks, containers."""
-        pods = {pod.id for pod in self.pods.list()}
-        networks = {kinds.NETWORK_OWNER + pod.id for pod in self.pods.list() if pod.netns_path}
-        containers = {container.id for container in self.containers.list()}
-        return frozenset(pods | networks | containers)
+        return self.pods.owners() | self.containers.owners() | recovery.quarantined(self.parts)
+
+    def is_busy(self, owner: str) -> bool:
+        """Whether an operation on what `owner` has is under way."""
+        return self.pods.is_busy(owner) or self.containers.is_busy(owner)
 
     async def remove_image(self, ref_or_id: str) -> None:
         """Remove a name or an image and give its disk space back; what containers rest on stays. Idempotent."""
@@ -57,10 +94,29 @@ class Engine:
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""
         await self.pods.settle(SETTLE_TIMEOUT_S)
-        found = await fsck.plan(self.parts.ledger, self.owners, busy=self.pods.is_busy)
+        found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
         if not repair:
             return found, found
         return found, await fsck.repair(self.parts.ledger, found)
 
     async def aclose(self) -> None:
-        await wait_all([self.pods.aclose()])
+        """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""
+        await self.pods.settle(SETTLE_TIMEOUT_S)
+        await self.pods.aclose()
+        if not self.parts.sandboxes.list() and not self.parts.ledger.entries():
+            try:
+                await self.parts.network.retire()
+                await self.parts.blocking.run(self._remove_cgroup)
+            except (errors.AtollError, OSError) as error:
+                log.warning("what served the pods stays: %s", error)
+
+    def _remove_cgroup(self) -> None:
+        """Our own cgroup, then each parent of it that nobody else is in, the configured one at most."""
+        for path in (self.parts.cgroup_parent, self.parts.config.cgroup_parent):
+            for folder in Cgroup(path, self.parts.host.hierarchies).folders:
+                with contextlib.suppress(FileNotFoundError):
+                    try:
+                        folder.rmdir()
+                    except OSError as error:
+                        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                            raise

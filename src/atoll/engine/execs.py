@@ -23,10 +23,11 @@ from atoll.concurrency import run_to_completion
 from atoll.container.status import State
 from atoll.container.store import Container
 from atoll.engine import specs
-from atoll.engine.containers import tasks_of
+from atoll.engine.lines import shim_of, tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.oci import spec as oci
+from atoll.runtime.shim import Shim
 from atoll.runtime.streams import Capture, ProcessIO, open_process
 from atoll.runtime.task import StdioPaths, TaskClient
 from atoll.sandbox.controller import ExitStatus
@@ -124,10 +125,9 @@ class Execs:
         if self._running.get(container.id, 0) >= MAX_EXECS:
             raise errors.ResourceExhausted(f"container {container.id[:13]}: has {MAX_EXECS} execs already")
         self._running[container.id] = self._running.get(container.id, 0) + 1
-        tasks = tasks_of(pod)
         exec_id = secrets.token_hex(16)
         try:
-            started = await self._start(pod, container, request, tasks, exec_id)
+            started = await self._start(await shim_of(pod), container, request, exec_id)
             try:
                 yield started
             finally:
@@ -138,15 +138,13 @@ class Execs:
             if not self._running[container.id]:
                 del self._running[container.id]
 
-    async def _start(
-        self, pod: Pod, container: Container, request: ExecRequest, tasks: TaskClient, exec_id: str
-    ) -> Exec:
-        assert pod.shim is not None
+    async def _start(self, shim: Shim, container: Container, request: ExecRequest, exec_id: str) -> Exec:
+        tasks = shim.tasks
         user = None
         if request.user:
             user = await self._parts.blocking.run(specs.exec_user, self._parts, container, request.user)
         process = exec_process(oci.decode(container.record.spec), request, user)
-        address = pod.shim.bootstrap.address
+        address = shim.bootstrap.address
         names = {"stdout": f"{exec_id}-stdout"}
         if not request.tty:
             names["stderr"] = f"{exec_id}-stderr"
@@ -157,7 +155,7 @@ class Execs:
         try:
             pid = await tasks.start(container.id, exec_id)
             io = await open_process(
-                pod.shim.client,
+                shim.client,
                 stdin=names.get("stdin", ""),
                 stdout=names["stdout"],
                 stderr=names.get("stderr", ""),
@@ -179,17 +177,17 @@ class Execs:
         Raises `FailedPrecondition` where it does not run, or has no stdin and one is asked for.
         """
         config = container.metadata.config
-        if config is None or container.status.get().state is not State.RUNNING or pod.shim is None:
+        if config is None or container.status.get().state is not State.RUNNING:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, nothing to attach to")
         if stdin and not config.stdin:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: was made without stdin")
-        tasks = tasks_of(pod)
+        shim = await shim_of(pod)
 
         async def close_stdin() -> None:
-            await tasks.close_io(container.id)
+            await shim.tasks.close_io(container.id)
 
         return await open_process(
-            pod.shim.client,
+            shim.client,
             stdin=f"{container.id}-stdin" if stdin else "",
             stdout=f"{container.id}-stdout",
             stderr="" if config.tty else f"{container.id}-stderr",
@@ -198,7 +196,7 @@ class Execs:
 
     async def resize(self, pod: Pod, container: Container, width: int, height: int) -> None:
         """Set the size of a container's terminal, in cells."""
-        await tasks_of(pod).resize_pty(container.id, width=width, height=height)
+        await (await tasks_of(pod)).resize_pty(container.id, width=width, height=height)
 
     async def sync(self, pod: Pod, container: Container, request: ExecRequest) -> ExecResult:
         """Run to the end and give all of the output.

@@ -7,6 +7,7 @@ kernel: the cgroups and the init process named there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,13 @@ class Orphans:
         if task is not None and task.pid and _is_of(task):
             await _gone(task.pid)
         return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+
+    async def signal(self, bundle: Path, number: int) -> None:
+        """Send a signal to the container's init, where it still runs."""
+        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        if task is not None and task.pid and await self._blocking.run(_is_of, task):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(task.pid, number)
 
     async def kill(self, bundle: Path) -> None:
         """SIGKILL every process of the container, by its cgroups."""

@@ -37,6 +37,7 @@ class Pod:
     shim: Shim | None = None
     ended: Latch[ExitStatus] = field(default_factory=Latch[ExitStatus])
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     containers: dict[str, Container] = field(default_factory=dict[str, Container])
 
     @property

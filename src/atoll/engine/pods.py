@@ -8,11 +8,13 @@ remove  stop; then the ledger walk of every container and of the pod; the record
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -22,24 +24,22 @@ from atoll.api.codec import to_message
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
-from atoll.engine import kinds, specs
+from atoll.engine import kinds, lines, specs
 from atoll.engine.containers import Containers
 from atoll.engine.events import Event, EventType
-from atoll.engine.parts import NAMESPACE, Parts
+from atoll.engine.parts import Parts
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name
 from atoll.ledger.kind import Entry
 from atoll.network.model import Attachment
 from atoll.network.result import to_containerd_json
-from atoll.runtime.bootstrap import Bootstrap
-from atoll.runtime.shim import Shim
 from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
+    UNKNOWN_EXIT_STATUS,
     CleanupFailed,
     Controller,
-    ControllerInstance,
     CreateOptions,
     ExitStatus,
     Runtime,
@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
 
 TEARDOWN_TIMEOUT_S = 60.0
 CONFIG_TYPE = "runtime.v1.PodSandboxConfig"
+MADE = "io.atoll.sandbox.made"
+"""The extension of a record whose pod was READY once; without it nobody was ever told of the pod."""
+FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 0.1, 10.0
+"""Pauses between questions to a shim that does not answer."""
 MAX_LEAVING = 16
 """Pods whose network may be given back behind the answer to stop."""
 
@@ -64,6 +68,7 @@ class Pods:
         self._parts = parts
         self._containers = containers
         self._pods: dict[str, Pod] = {}
+        self._making: dict[str, Pod] = {}
         self._runs: SingleFlight[str, Pod] = SingleFlight(parts.owner)
         self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
         self._leaving = asyncio.Semaphore(MAX_LEAVING)
@@ -89,15 +94,24 @@ class Pods:
         return tuple(self._pods.values())
 
     def adopt(self, pod: Pod) -> None:
-        """Take in a pod that recovery has rebuilt, and watch it."""
+        """Take in a pod that recovery has rebuilt from its record."""
         self._pods[pod.id] = pod
-        if pod.state is State.READY:
-            self._watch(pod)
+
+    def watch(self, pod: Pod) -> None:
+        """See to the end of a pod's sandbox, once it is known to be READY."""
+        self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
+
+    def owners(self) -> frozenset[str]:
+        """Whose ledger entries are in order: pods, also those being made, and their networks."""
+        pods = {**self._making, **self._pods}
+        networks = {kinds.NETWORK_OWNER + pod.id for pod in pods.values() if pod.netns_path}
+        return frozenset(pods) | networks
 
     def is_busy(self, owner: str) -> bool:
         """Whether an operation of the pod, or of the owner of its network, is under way."""
-        pod = self._pods.get(owner.removeprefix(kinds.NETWORK_OWNER))
-        return owner in self._left or (pod is not None and pod.lock.locked())
+        pod_id = owner.removeprefix(kinds.NETWORK_OWNER)
+        pod = self._pods.get(pod_id)
+        return owner in self._left or pod_id in self._making or (pod is not None and pod.lock.locked())
 
     async def settle(self, within: float) -> None:
         """Wait until no network is being given back behind an answer, at most so many seconds."""
@@ -131,11 +145,13 @@ class Pods:
         if problem := self._parts.problems.get(chosen):
             raise errors.FailedPrecondition(f"runtime handler {chosen!r}: {problem}")
         holder = self._parts.sandboxes.named(name)
-        if holder is not None and self._runs.running(name) is None:
-            pod = self._pods.get(holder)
-            if pod is not None and pod.state is State.READY and pod.config == config:
+        if holder is not None:
+            pod = self._making.get(holder) or self._pods.get(holder)
+            is_same = pod is not None and pod.config == config and pod.handler_name == chosen
+            if pod is not None and is_same and pod.state is State.READY:
                 return pod
-            raise errors.AlreadyExists(f"pod {name}: is there as {holder[:13]}; stop and remove it first")
+            if not is_same or self._runs.running(name) is None:
+                raise errors.AlreadyExists(f"pod {name}: is there as {holder[:13]}; stop and remove it first")
         return await self._runs.run(name, lambda: self._run(name, config, chosen, handler), name=f"pod/{name}/run")
 
     async def _run(self, name: str, config: PodConfig, handler_name: str, handler: RuntimeHandler) -> Pod:
@@ -164,28 +180,32 @@ class Pods:
         )
         request = attach_request(pod_id, config, netns_path) if netns_path else None
         intents = kinds.pod_intents(pod_id, handler_name, request, own_cgroup=not config.cgroup_parent)
-        with story.step("record", "disk"):
-            await parts.db.commit(
-                parts.sandboxes.plan_create(sandbox, name=name),
-                parts.ledger.plan_enter(*intents),
-            )
-        self._pods[pod_id] = pod
+        self._making[pod_id] = pod
         try:
-            await self._bring_up(pod, options, story)
-        except BaseException as error:
-            await self._take_down_failed(pod, story, error)
-            raise
-        pod.state = State.READY
+            with story.step("record", "disk"):
+                await parts.db.commit(
+                    parts.sandboxes.plan_create(sandbox, name=name),
+                    parts.ledger.plan_enter(*intents),
+                )
+            try:
+                await self._bring_up(pod, options, story)
+            except BaseException as error:
+                await self._take_down_failed(pod, story, error)
+                raise
+            pod.state = State.READY
+            self._pods[pod_id] = pod
+        finally:
+            del self._making[pod_id]
         self._publish(EventType.CREATED, pod)
         self._publish(EventType.STARTED, pod)
-        self._watch(pod)
+        self.watch(pod)
         log.info("pod %s run: %s, %s, ip %s", pod_id[:13], name, handler_name, pod.ip or "none")
         return pod
 
     async def _bring_up(self, pod: Pod, options: TypedAny, story: Story) -> None:
         parts = self._parts
         with story.step("files"):
-            await parts.blocking.run((parts.paths.pods / pod.id).mkdir, 0o711)
+            await parts.blocking.run(_make_folder, parts.paths.pods / pod.id)
         if not pod.netns_path:
             await self._start(pod, options, story)
         elif pod.config.annotations.get(annotations.NO_NETWORK) == "true" or parts.network.pool_stats.ready:
@@ -235,14 +255,7 @@ class Pods:
         with story.step("start sandbox", f"sandboxer {pod.handler.sandboxer}"):
             pod.instance = await controller.start(pod.id)
         with story.step("connect tasks", "shim"):
-            pod.shim = await self.connect(pod, pod.instance)
-
-    async def connect(self, pod: Pod, instance: ControllerInstance) -> Shim | None:
-        """A connection to the Task API of a sandbox; none where its controller named no address."""
-        if not instance.address:
-            return None
-        bootstrap = Bootstrap.from_endpoint(instance.address, instance.version)
-        return await Shim.connect(id=pod.id, namespace=NAMESPACE, bootstrap=bootstrap)
+            await lines.connect(pod)
 
     async def _commit(self, pod: Pod) -> None:
         instance = pod.instance
@@ -251,7 +264,10 @@ class Pods:
             pod.sandbox,
             labels=labels,
             spec=instance.spec if instance is not None else None,
-            extensions=_extensions(pod.id, pod.name, pod.config, pod.handler_name, pod.netns_path, pod.attachment),
+            extensions={
+                **_extensions(pod.id, pod.name, pod.config, pod.handler_name, pod.netns_path, pod.attachment),
+                MADE: TypedAny(type_url=MADE, value=b"{}"),
+            },
         )
         parts = self._parts
         plans: list[Plan[Entry]] = []
@@ -265,41 +281,60 @@ class Pods:
         """Undo a run that failed; where that is not all done the pod stays, UNKNOWN, with its debts."""
         log.warning("pod %s run failed: %s", pod.id[:13], cause)
         with story.step("undo", "ledger"):
-            left = await run_to_completion(self._release(pod), within=TEARDOWN_TIMEOUT_S)
+            try:
+                left = await run_to_completion(self._release(pod), within=2 * TEARDOWN_TIMEOUT_S)
+            except errors.AtollError as error:
+                left = [str(error)]
+        if left:
+            pod.state = State.UNKNOWN
+            pod.reason = "; ".join(left)
+            self._pods[pod.id] = pod
+        if isinstance(cause, CleanupFailed):
+            cause = cause.cause  # what its sandboxer could not undo the walk has tried again
         if left and isinstance(cause, errors.AtollError):
             raise CleanupFailed(cause, tuple(left)) from cause
+        raise cause
 
     async def _release(self, pod: Pod) -> list[str]:
         """Walk the pod's ledger in reverse; the record goes where nothing is left. What is left, in words."""
-        await _hang_up(pod)
+        await lines.hang_up(pod)
+        return await self.release_recorded(pod.id)
+
+    async def release_recorded(self, pod_id: str) -> list[str]:
+        """Free everything of a pod that was never READY, its record included; what could not be freed, in words."""
         ledger = self._parts.ledger
-        debts = await ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
-        debts += await ledger.release_all(kinds.NETWORK_OWNER + pod.id, within=TEARDOWN_TIMEOUT_S)
+        debts = await ledger.release_all(pod_id, within=TEARDOWN_TIMEOUT_S)
+        debts += await ledger.release_all(kinds.NETWORK_OWNER + pod_id, within=TEARDOWN_TIMEOUT_S)
         if debts:
-            pod.state = State.UNKNOWN
-            pod.reason = "; ".join(str(debt) for debt in debts)
             return [str(debt) for debt in debts]
-        self._pods.pop(pod.id, None)
         try:
-            await self._parts.sandboxes.delete(pod.id)
+            await self._parts.sandboxes.delete(pod_id)
         except errors.NotFound:
-            log.debug("pod %s: its record is gone already", pod.id[:13])
+            log.debug("pod %s: its record is gone already", pod_id[:13])
         return []
 
     # --- the end of a sandbox ---
 
-    def _watch(self, pod: Pod) -> None:
-        self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
-
     async def _await_end(self, pod: Pod) -> None:
-        try:
-            end = await self.controller(pod).wait(pod.id)
-        except errors.NotFound:
-            end = ExitStatus(exit_status=255, exited_at=datetime.now(UTC))
+        end = await self._end_of(pod)
         if pod.ended.set(end):
             log.info("pod %s ended: exit status %d", pod.id[:13], end.exit_status)
             pod.state = State.NOTREADY
             self._publish(EventType.STOPPED, pod)
+            await self._containers.end_orphans(pod)
+
+    async def _end_of(self, pod: Pod) -> ExitStatus:
+        """Asked until there is an answer: a shim that cannot be asked now may well live."""
+        pause = FIRST_ASK_AGAIN_S
+        while True:
+            try:
+                return await self.controller(pod).wait(pod.id)
+            except errors.NotFound:
+                return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+            except errors.AtollError as error:
+                log.warning("pod %s: cannot be watched now: %s", pod.id[:13], error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_ASK_AGAIN_S)
 
     def _publish(self, kind: EventType, pod: Pod) -> None:
         self._parts.events.publish(Event(type=kind, pod_id=pod.id, container_id=pod.id, at_ns=time.time_ns()))
@@ -373,7 +408,7 @@ class Pods:
             with story.step("remove containers", "ledger"):
                 await self._containers.remove_all(pod)
             with story.step("release", "ledger"):
-                await _hang_up(pod)
+                await lines.hang_up(pod)
                 debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
             for debt in debts:
                 log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
@@ -386,8 +421,7 @@ class Pods:
     async def aclose(self) -> None:
         """Let go of the connections; the pods live on."""
         for pod in self._pods.values():
-            if pod.shim is not None:
-                await pod.shim.aclose()
+            await lines.hang_up(pod)
 
 
 def _extensions(
@@ -407,7 +441,9 @@ def _extensions(
     return {EXTENSION: encode_metadata(metadata)}
 
 
-async def _hang_up(pod: Pod) -> None:
-    if pod.shim is not None:
-        await pod.shim.aclose()
-        pod.shim = None
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(0o711)
+    except OSError as error:
+        kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
+        raise kind(f"{path}: cannot be made: {error.strerror}") from error

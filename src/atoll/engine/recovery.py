@@ -8,7 +8,9 @@ that cannot be asked is UNKNOWN with the reason, and is served as that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +23,12 @@ from atoll.concurrency import wait_all
 from atoll.config import RuntimeHandler
 from atoll.container.status import State, Status, unknown_status
 from atoll.container.store import Container
-from atoll.engine import kinds
+from atoll.engine import kinds, lines
 from atoll.engine.containers import Containers
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
-from atoll.engine.pods import Pods
+from atoll.engine.pods import MADE, TEARDOWN_TIMEOUT_S, Pods
+from atoll.ledger.kind import Intent
 from atoll.network.model import Attachment
 from atoll.runtime.task import TaskStatus
 from atoll.sandbox.config import PodConfig
@@ -61,43 +64,92 @@ class Recovery:
     duration_s: float
 
 
+def load(parts: Parts, pods: Pods) -> None:
+    """Take in every recorded pod, UNKNOWN until `recover` has asked about it; nothing is waited for."""
+    for sandbox in parts.sandboxes.list():
+        if MADE in sandbox.extensions:
+            pods.adopt(_rebuild(parts, sandbox))
+
+
 async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
-    """Take up every recorded pod; never fails for one of them."""
+    """Settle what `load` took in, then free what nobody has any more; never fails for one of them."""
     begun = time.monotonic()
     gate = asyncio.Semaphore(CONCURRENCY)
-    sandboxes = parts.sandboxes.list()
+    loaded = pods.list()
 
-    async def one(sandbox: Sandbox) -> None:
+    async def one(pod: Pod) -> None:
         async with gate:
-            await _recover_pod(parts, pods, containers, sandbox)
+            await _recover_pod(parts, pods, containers, pod)
 
-    await wait_all([one(sandbox) for sandbox in sandboxes])
+    await wait_all([one(pod) for pod in loaded])
     duration = time.monotonic() - begun
     count = len(containers.list())
-    log.info("recovered %d pods and %d containers in %.3f s", len(sandboxes), count, duration)
-    return Recovery(pods=len(sandboxes), containers=count, duration_s=duration)
+    log.info("recovered %d pods and %d containers in %.3f s", len(loaded), count, duration)
+    return Recovery(pods=len(loaded), containers=count, duration_s=duration)
 
 
-async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, sandbox: Sandbox) -> None:
-    pod = _rebuild(parts, sandbox)
-    try:
-        async with asyncio.timeout(POD_TIMEOUT_S):
-            await _ask(pods, pod)
-    except TimeoutError:
-        pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
-    except errors.AtollError as error:
-        pod.reason = str(error)
-    if pod.reason:
-        log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
-    pods.adopt(pod)
-    for container in containers.list(pod.id):
+async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> None:
+    """Free what a crash cut short, as far as nobody was ever told of it, and take up the debts.
+
+    A run that never came to READY has told nobody its ID, so it goes as if it had failed. So do the containers
+    of a pod whose record is gone, and checkpoints that were written before their container's record.
+    """
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def free(pod_id: str) -> None:
+        async with gate:
+            log.warning("pod %s: its run was cut short, it is undone", pod_id[:13])
+            try:
+                left = await pods.release_recorded(pod_id)
+            except errors.AtollError as error:
+                left = [str(error)]
+            for one in left:
+                log.error("pod %s: not undone yet, will be retried: %s", pod_id[:13], one)
+
+    sandboxes = parts.sandboxes.list()
+    await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
+    known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
+    await wait_all(
+        [containers.remove(None, container.id) for container in containers.list() if container.sandbox_id not in known]
+    )
+    await parts.ledger.recover(pods.owners() | containers.owners() | quarantined(parts))
+    strays = [
+        found
+        for found in await parts.ledger.kinds[kinds.CHECKPOINT].scan()
+        if parts.ledger.find(found.kind, found.key) is None and not containers.is_busy(found.owner)
+    ]
+    if strays:
+        intents = [Intent(owner=found.owner, kind=found.kind, key=found.key) for found in strays]
+        await parts.ledger.release(*await parts.ledger.enter(*intents), within=TEARDOWN_TIMEOUT_S)
+
+
+def quarantined(parts: Parts) -> frozenset[str]:
+    """Owners whose record cannot be read: what is theirs is kept for whoever mends it."""
+    ids = {one.key.rpartition("/")[2] for one in (*parts.sandboxes.quarantined(), *parts.containers.quarantined())}
+    return frozenset(ids | {kinds.NETWORK_OWNER + one for one in ids})
+
+
+async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, pod: Pod) -> None:
+    async with pod.lock:
         try:
             async with asyncio.timeout(POD_TIMEOUT_S):
-                await _recover_container(parts, containers, pod, container)
-        except (TimeoutError, errors.AtollError) as error:
-            why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
-            log.warning("container %s recovered as unknown: %s", container.id[:13], why)
-            await container.status.update(lambda status, why=why: unknown_status(status, why))
+                await _ask(pods, pod)
+        except TimeoutError:
+            pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
+        except errors.AtollError as error:
+            pod.reason = str(error)
+        if pod.reason:
+            log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
+        for container in containers.list(pod.id):
+            try:
+                async with asyncio.timeout(POD_TIMEOUT_S):
+                    await _recover_container(parts, containers, pod, container)
+            except (TimeoutError, errors.AtollError) as error:
+                why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
+                log.warning("container %s recovered as unknown: %s", container.id[:13], why)
+                await container.status.update(lambda status, why=why: unknown_status(status, why))
+    if not pod.ended.is_set:
+        pods.watch(pod)
 
 
 def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
@@ -152,8 +204,8 @@ async def _ask(pods: Pods, pod: Pod) -> None:
     if status.state is PodState.NOTREADY:
         exited_at = status.exited_at or datetime.now(UTC)
         pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=exited_at))
-    if status.address:
-        pod.shim = await pods.connect(pod, pod.instance)
+    if status.address and status.state is PodState.READY:
+        await lines.connect(pod)
 
 
 async def _recover_container(parts: Parts, containers: Containers, pod: Pod, container: Container) -> None:
@@ -161,13 +213,11 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
     before = container.status.get()
     if before.state is State.EXITED:
         return
-    if pod.shim is None:
-        await _settle_without_shim(parts, containers, pod, container, before)
-        return
     try:
-        task = await pod.shim.tasks.state(container.id)
-    except errors.NotFound:
-        await _settle_without_shim(parts, containers, pod, container, before)
+        shim = await lines.shim_of(pod)
+        task = await shim.tasks.state(container.id)
+    except (errors.NotFound, errors.Unavailable):
+        await _settle_without_task(parts, containers, pod, container, before)
         return
     if task.status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING):
         at = before.started_at or time.time_ns()
@@ -181,16 +231,18 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         )
     elif before.state is State.CREATED:
         # A start that a crash cut short: the task exists, its command never ran.
-        await pod.shim.tasks.delete(container.id)
+        with contextlib.suppress(errors.NotFound):
+            await shim.tasks.kill(container.id, signal.SIGKILL, all_processes=True)
+        await shim.tasks.delete(container.id)
     else:
         await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
 
 
-async def _settle_without_shim(
+async def _settle_without_task(
     parts: Parts, containers: Containers, pod: Pod, container: Container, before: Status
 ) -> None:
-    if before.state is State.CREATED:
-        return
-    if before.state is State.UNKNOWN and not before.started_at:
-        return
-    containers.watch(pod, container)
+    """What no shim has: not started yet, or ended and deleted, or run by a shim that is gone."""
+    if before.state is not State.CREATED:
+        containers.watch(pod, container)
+    elif pod.state is PodState.READY:
+        await containers.remake_bundle(container)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atoll.api import containerd_cgroups_v1_pb2 as v1
 from atoll.api import containerd_cgroups_v2_pb2 as v2
 from atoll.container.store import Container
-from atoll.engine.containers import tasks_of
+from atoll.engine.lines import tasks_of
 from atoll.engine.pod import Pod
 from atoll.sandbox.controller import TypedAny
 
@@ -28,7 +28,7 @@ class Usage:
 
 async def usage_of(pod: Pod, container: Container) -> Usage:
     """One sample; raises `NotFound` where the container has no task, `Unavailable` where its shim is gone."""
-    return decode(await tasks_of(pod).stats(container.id))
+    return decode(await (await tasks_of(pod)).stats(container.id))
 
 
 def decode(metrics: TypedAny) -> Usage:
