@@ -290,6 +290,14 @@ async def test_stop_asks_first_and_then_kills(shim: ShimUnderTest, network: Path
     assert (await shim.wait(stubborn)).exit_status == 137
 
 
+async def test_a_stopped_pod_holds_no_network(shim: ShimUnderTest, network: Path) -> None:
+    await shim.create_sandbox(PodSandboxConfig(linux=modes(pid=CONTAINER)), netns=str(network))
+    pid = (await shim.start_sandbox()).pid
+    assert namespace(pid, "net") == os.stat(network).st_ino
+    await shim.stop_sandbox(timeout_s=0)
+    assert namespace(pid, "net") == namespace("self", "net")
+
+
 async def test_the_end_of_its_init_is_the_end_of_the_pod(shim: ShimUnderTest, network: Path) -> None:
     await shim.create_sandbox(PodSandboxConfig(), netns=str(network))
     pid = (await shim.start_sandbox()).pid

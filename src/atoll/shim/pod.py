@@ -85,6 +85,7 @@ class Pod:
         self._made_cgroup = False
         self._created = False
         self._entered = False
+        self._home: int | None = None
         self._started = False
         self._init_pid = 0
         self._init_ended: asyncio.Future[Exit] | None = None
@@ -144,6 +145,8 @@ class Pod:
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
         self._entered = True
+        if spaces.network:
+            self._home = pod_namespaces.open_network()
         pod_namespaces.enter(spaces, request.config.hostname)
         pod_sysctls.apply(self._sysctls)
 
@@ -233,6 +236,16 @@ class Pod:
             await asyncio.wait({self._init_ended}, timeout=KILLED_TIMEOUT_S)
         if self._created and not (self._init_ended is not None and not self._init_ended.done()):
             self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
+        self._leave_network()
+
+    def _leave_network(self) -> None:
+        """Let the pod's network go with its pin: a stopped pod may wait long for its Shutdown."""
+        home, self._home = self._home, None
+        if home is not None:
+            try:
+                pod_namespaces.return_to_network(home)
+            finally:
+                os.close(home)
 
     # shutdown
 

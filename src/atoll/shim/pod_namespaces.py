@@ -5,7 +5,8 @@
     ipc      made                               unless the pod uses the host's
 
 They belong to the calling thread and are inherited by threads made later, so the shim enters them on
-its only thread (setns(2), unshare(2)). The mount, pid, cgroup and user namespaces stay the daemon's.
+its only thread (setns(2), unshare(2)). The mount, pid, cgroup and user namespaces stay the daemon's. A stopped
+pod's shim goes back to where it came from: a network namespace, and the link in it, lives for as long as a process.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class PodNamespaces:
 
 
 def enter(namespaces: PodNamespaces, hostname: str) -> None:
-    """Make and join the namespaces on the calling thread, for good; raises `OSError` naming the path."""
+    """Make and join the namespaces on the calling thread; raises `OSError` naming the path."""
     if namespaces.netns:
         fd = os.open(namespaces.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -77,3 +78,13 @@ def enter(namespaces: PodNamespaces, hostname: str) -> None:
         syscalls.unshare(flags)
     if namespaces.uts and hostname:
         syscalls.sethostname(hostname)
+
+
+def open_network() -> int:
+    """The network namespace of the calling thread, for `return_to_network`; the caller closes it."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def return_to_network(fd: int) -> None:
+    """Leave the pod's network namespace for the one that `fd` holds; raises `OSError`."""
+    syscalls.setns(fd, syscalls.CLONE_NEWNET)

@@ -1,0 +1,137 @@
+"""`make bench`: Atoll beside Debian's containerd, in one run, by one client. As root.
+
+Prints the tables and writes them to docs/benchmarks.md; judges nothing, so it gates nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import costs, host, places, report, timing
+from bench.daemons import Atoll, Containerd
+from bench.places import Places
+from bench.report import Result
+from bench.timing import Contestant
+
+REPO = Path(__file__).resolve().parents[1]
+PAGE = REPO / "docs" / "benchmarks.md"
+PARTS = ("latency", "pool", "host", "throughput", "memory", "calls")
+POOL_SIZE = 4
+TRACED_PODS = 5
+
+
+def main() -> int:
+    options = _options()
+    if os.geteuid() != 0:
+        print("bench: needs root: it runs daemons and pods (sudo make bench)", file=sys.stderr)
+        return 1
+    missing = [name for name in ("containerd", "ctr", "runc", "ip") if shutil.which(name, path=places.PATH) is None]
+    if missing:
+        print(f"bench: not installed: {', '.join(missing)} (Debian: apt-get install containerd runc)", file=sys.stderr)
+        return 1
+    result = Result(
+        at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=host.facts(),
+        load_before=os.getloadavg(),
+        commit=_commit(),
+        n=options.n,
+    )
+    with places.prefix() as prefix:
+        measure(result, prefix, options)
+    result.load_after = os.getloadavg()
+    table = report.markdown(result)
+    print(table)
+    if options.json:
+        options.json.write_bytes(result.to_json())
+    if options.write:
+        report.write_page(PAGE, table)
+    return 0
+
+
+def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
+    """Run the parts that were asked for; every daemon is there only while it is needed."""
+    wanted: set[str] = set(options.only)
+    has_crun = shutil.which("crun", path=places.PATH) is not None
+    runtimes = ("runc", "crun") if has_crun else ("runc",)
+    with ExitStack() as stack:
+        base = stack.enter_context(Containerd(Places(prefix=prefix, name="containerd", number=0)))
+        atoll = stack.enter_context(Atoll(Places(prefix=prefix, name="atoll", number=1), runtimes=runtimes))
+        containerd = Contestant(name=report.BASE, daemon=base)
+        own = [Contestant(name=f"atoll/{name}", daemon=atoll, handler=name) for name in runtimes]
+        all_ = [containerd, *own]
+        if "latency" in wanted:
+            _say("latency")
+            result.latencies["main"] = timing.latencies(all_, n=options.n, warm_up=options.warm_up)
+        if "host" in wanted:
+            _say("pods on the host's network")
+            on_host = [
+                Contestant(name=one.name, daemon=one.daemon, handler=one.handler, host_network=True) for one in all_[:2]
+            ]
+            result.latencies["host"] = timing.latencies(
+                on_host, n=options.n, warm_up=options.warm_up, containers=False
+            )
+        if "pool" in wanted:
+            _say("pool")
+            _pool(result, containerd, prefix, options)
+        if "throughput" in wanted:
+            for callers in options.callers:
+                _say(f"throughput, {callers} callers")
+                result.throughput[callers] = timing.throughput(all_, callers=callers, pods=options.block, blocks=4)
+        if "memory" in wanted:
+            _say("memory")
+            result.memory = costs.memory(all_, pods=options.pods, times=2)
+            result.memory_pods = options.pods
+        if "calls" in wanted and shutil.which("strace", path=places.PATH):
+            _say("system calls")
+            result.calls_pods = TRACED_PODS
+            for one in all_:
+                result.calls[one.name] = costs.system_calls(one, pods=TRACED_PODS, folder=one.daemon.places.base)
+
+
+def _pool(result: Result, containerd: Contestant, prefix: str, options: argparse.Namespace) -> None:
+    daemon = Atoll(Places(prefix=prefix, name="pool", number=2), pool_size=POOL_SIZE)
+    with daemon:
+        pooled = Contestant(name="atoll/runc, pool", daemon=daemon, handler="runc", idle=POOL_SIZE)
+        pooled.settle()
+        result.latencies["pool"] = timing.latencies(
+            [containerd, pooled], n=options.n, warm_up=options.warm_up, containers=False
+        )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure Atoll beside containerd, in one run.")
+    parser.add_argument("-n", type=int, default=30, help="pods a latency (default %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=3, help="unmeasured pods before them (default %(default)s)")
+    parser.add_argument("--pods", type=int, default=30, help="pods of the memory figures (default %(default)s)")
+    parser.add_argument("--block", type=int, default=16, help="pods a block of throughput (default %(default)s)")
+    parser.add_argument("--callers", type=int, nargs="*", default=[1, 4], help="callers of throughput")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the parts to run (default all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample as JSON")
+    parser.add_argument(
+        "--no-write", dest="write", action="store_false", help="leave docs/benchmarks.md as it is"
+    )
+    return parser.parse_args()
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"]
+    told = subprocess.run(git, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
