@@ -15,6 +15,8 @@ QUICK = (["version"], ["--version"])
 
 def main() -> None:
     """Run the command line of this process and exit; no traceback for an error that has a name."""
+    # gRPC's own log lines are no errors of ours, and would stand between them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))
 
 

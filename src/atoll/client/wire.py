@@ -49,6 +49,7 @@ _TRANSPORT = (
     "endpoint closing",
     "received rst_stream",
     "channel is closed",
+    "cancelling all calls",
 )
 
 
@@ -194,7 +195,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, socket: Path, late: str = "") ->
     code: int = error.code().value[0]
     details = error.details() or ""
     lowered = details.lower()
-    if code in (1, 2, 13, 14) and lowered.startswith(_TRANSPORT):
+    # A server that stops cancels what it serves, with the name of the status for a text.
+    if (code in (1, 2, 13, 14) and lowered.startswith(_TRANSPORT)) or (code == 1 and details in ("", "CANCELLED")):
         return gone(socket, broke=not lowered.startswith("failed to connect"))
     if code == errors.Unimplemented.code and details in ("Method not found!", ""):
         return errors.Unimplemented(f"{socket}: the runtime there does not serve this; is it an atoll of this version?")
