@@ -41,7 +41,7 @@ async def kill(pidfd: int, shim_id: str) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         return
-    log.warning("shim %s: still ran, killed", shim_id)
+    log.debug("shim %s: still ran, killed", shim_id)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(pidfd, ended.set)
