@@ -60,12 +60,12 @@ class SkipAccount:
 class LoopWatch:
     """Sees when one callback of an event loop runs for too long, and notes the stack it then had.
 
-    It counts its own ticks while the same callback runs, so a machine that stands still blames nobody.
+    It counts its own ticks while the same callback runs in a thread, so a machine that stands still blames nobody.
     """
 
     def __init__(self) -> None:
         self._callbacks = 0
-        self._running_in: int | None = None
+        self._running: dict[int, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="loop-watch", daemon=True)
         self.longest_s = 0.0
@@ -75,13 +75,17 @@ class LoopWatch:
         run = asyncio.Handle._run
 
         def watched(handle: asyncio.Handle) -> None:
-            outer = self._running_in
+            thread = threading.get_ident()
+            outer = self._running.get(thread)
             self._callbacks += 1
-            self._running_in = threading.get_ident()
+            self._running[thread] = self._callbacks
             try:
                 run(handle)
             finally:
-                self._running_in = outer
+                if outer is None:
+                    del self._running[thread]
+                else:
+                    self._running[thread] = outer
 
         self._original = run
         setattr(asyncio.Handle, "_run", watched)  # noqa: B010 - its parameter is called self
@@ -96,17 +100,17 @@ class LoopWatch:
         self.longest_s, self.stack = 0.0, ""
 
     def _watch(self) -> None:
-        seen, ticks = -1, 0
+        seen: dict[int, int] = {}
+        ticks: dict[int, int] = {}
         while not self._ended.wait(TICK_S):
-            thread = self._running_in
-            if thread is None or self._callbacks != seen:
-                seen, ticks = self._callbacks, 0
-                continue
-            ticks += 1
-            if ticks * TICK_S > self.longest_s:
-                self.longest_s = ticks * TICK_S
-                frame = sys._current_frames().get(thread)
-                self.stack = "".join(traceback.format_stack(frame)[-8:]) if frame else "(its thread has ended)"
+            running = dict(self._running)
+            ticks = {thread: ticks.get(thread, 0) + 1 for thread, at in running.items() if seen.get(thread) == at}
+            seen = running
+            for thread, count in ticks.items():
+                if count * TICK_S > self.longest_s:
+                    self.longest_s = count * TICK_S
+                    frame = sys._current_frames().get(thread)
+                    self.stack = "".join(traceback.format_stack(frame)[-8:]) if frame else "(its thread has ended)"
 
 
 @pytest.fixture(scope="session")

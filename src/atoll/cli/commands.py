@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Options end at the image or the container: what follows belongs to the command that is run there.
-COMMAND_LINE = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+COMMAND_LINE = {"allow_interspersed_args": False}
 
 
 class NetworkChoice(StrEnum):
@@ -152,6 +152,8 @@ def run(
         pull=pull.value,
         quiet=quiet,
     )
+
+    options.check()
 
     async def report(pod: Pod, container: Container) -> None:
         if detach:

@@ -18,7 +18,15 @@ from atoll.client import Client, Container, Exit, Pod
 from atoll.client.container import STOP_GRACE_S
 from atoll.client.pod import Pull
 from atoll.client.process import AttachedProcess, ExecProcess
-from atoll.client.request import ContainerOptions, Network, Publish, new_name, require_name
+from atoll.client.request import (
+    ContainerOptions,
+    Network,
+    PodOptions,
+    Publish,
+    container_config,
+    new_name,
+    pod_config,
+)
 from atoll.concurrency import TaskOwner, run_to_completion
 
 KIND = "io.atoll.run"
@@ -42,6 +50,13 @@ class RunOptions:
     keep: bool
     pull: Pull
     quiet: bool
+
+    def check(self) -> None:
+        """Raise `InvalidArgument` for what can never work, before a daemon is asked or started."""
+        container_config(self.container)
+        pod_config(PodOptions(name=self.container.name, network=self.network, ports=self.ports))
+        if self.container.tty and not self.detach:
+            require_terminal()
 
 
 class Signals:
@@ -121,9 +136,7 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
 
     Whatever happens before it is detached, or at the end unless it is kept, the pod is removed.
     """
-    name = require_name(options.container.name, "container") if options.container.name else new_name("run")
-    if options.container.tty and not options.detach:
-        require_terminal()
+    name = options.container.name or new_name("run")
     async with interruptible() as signals, AsyncExitStack() as undo:
         await _have_image(client, options)
         pod = await client.run_pod(

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atoll import errors
+from atoll.client.places import DEFAULT_SOCKET
 
 START_TIMEOUT_S = 30.0
 IDLE_EXIT_S = 60.0
@@ -54,6 +55,8 @@ async def ensure_daemon(path: Path, config: Path | None) -> None:
         raise errors.PermissionDenied(
             f"no daemon answers at {path}, and only root can start one; run with sudo, or have root run `atoll serve`"
         )
+    if path != DEFAULT_SOCKET and not path.parent.is_dir():
+        raise errors.NotFound(f"no daemon answers at {path}, and there is no folder {path.parent} to start one in")
     async with asyncio.timeout(START_TIMEOUT_S + 5):
         await asyncio.to_thread(_start, path, config)
 

@@ -1,0 +1,85 @@
+"""Errors are one line that names the thing and the way out; nothing is done then."""
+
+from __future__ import annotations
+
+import pytest
+
+from atoll import errors
+from atoll.cli import main, outcome
+from atoll.cli.commands import app, moment_ns
+from atoll.client import CommandFailed
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused must be refused before a daemon is asked, and none can be started here."""
+    monkeypatch.setenv("ATOLL_SOCKET", "/nonexistent/atoll.sock")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], ["missing argument 'IMAGE'", "atoll run --help"]),
+        (["nope"], ["no such command 'nope'", "atoll --help"]),
+        (["run", "--nope", "x"], ["--nope"]),
+        (["logs", "--tail", "x", "a"], ["'--tail'", "atoll logs --help"]),
+        (["rm"], ["--all"]),
+        (["rm", "-a", "x"], ["--all"]),
+    ],
+)
+def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == outcome.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("atoll: ")
+    assert [word for word in words if word not in said.err] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "-p", "99999:1", "x"], ["99999", "1 to 65535"]),
+        (["run", "-m", "12q", "x"], ["12q", "64MiB"]),
+        (["run", "-v", "x", "x"], ["mount 'x'", "must be like"]),
+        (["logs", "--since", "yesterday", "x"], ["yesterday", "10m"]),
+        (["serve", "--config", "/nope.toml"], ["/nope.toml", "no such config file"]),
+        (["serve", "--socket", "/" + "x" * 120], ["longer than 107"]),
+    ],
+)
+def test_bad_value(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == outcome.FAILED
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert [word for word in words if word not in said.err] == []
+
+
+def test_socket_in_no_folder_is_told_and_no_daemon_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["ps", "--socket", "/nonexistent/atoll.sock"]) == outcome.FAILED
+    assert "/nonexistent" in capsys.readouterr().err
+
+
+def test_every_command_has_help_and_takes_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (command.name for command in app.registered_commands):
+        assert name is not None
+        assert main.run([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert name in text
+        assert name == "doctor" or "--socket" in text
+
+
+def test_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome.say("a\nb\x1b[31m\tc")
+    assert capsys.readouterr().err == "atoll: a b [31m c\n"
+
+
+def test_exit_codes_of_errors() -> None:
+    assert outcome.code_of(errors.NotFound("x")) == 125
+    assert outcome.code_of(CommandFailed("x", 127)) == 127
+
+
+def test_since_is_a_duration_or_a_time() -> None:
+    assert moment_ns("1970-01-01T00:00:01Z") == 1_000_000_000
+    assert moment_ns("1970-01-01T01:00:00+01:00") == 0
+    assert moment_ns("2h") < moment_ns("1h")
