@@ -86,8 +86,10 @@ class Roots:
 
     def write_config(self, extra: str = "") -> None:
         """A config file of these roots; `extra` is TOML that is put before its tables."""
+        bin_dirs = [str(self.base / "bin"), "/opt/cni/bin", "/usr/lib/cni"]
         self.config.write_text(
             f'cgroup_parent = "/{self.prefix}"\n{extra}\n[network]\nconf_dir = {json.dumps(str(self.conf_dir))}\n'
+            f"bin_dirs = {json.dumps(bin_dirs)}\n"
         )
 
 
