@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from atoll import errors
+from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 from atoll.linux import cgroup_layout, syscalls
 from atoll.linux.cgroup import Cgroup
 from atoll.linux.process import PidfdSpawner
 from atoll.oci import spec
 from atoll.oci.builder import (
-    DEFAULT_MASKED_PATHS,
-    DEFAULT_READONLY_PATHS,
     ImageDefaults,
     PauseSpecRequest,
     container_spec,
@@ -158,8 +157,8 @@ async def test_paths_are_masked_and_read_only(workshop: Workshop) -> None:
     security = LinuxContainerSecurityContext(
         namespace_options=OWN_PID,
         readonly_rootfs=True,
-        masked_paths=(*DEFAULT_MASKED_PATHS, "/etc/passwd"),
-        readonly_paths=DEFAULT_READONLY_PATHS,
+        masked_paths=(*MASKED_PATHS, "/etc/passwd"),
+        readonly_paths=READONLY_PATHS,
     )
     script = "cat /etc/passwd | wc -c; echo 1 > /proc/sys/kernel/domainname; echo $?; echo > /x; echo $?"
     request = workshop.request("sh", "-c", script, security=security)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 
 Network = Literal["default", "host", "none"]
 
@@ -229,7 +230,11 @@ def container_config(options: ContainerOptions) -> cri.ContainerConfig:
         raise errors.InvalidArgument("image: is empty; name one, as in atoll/busybox")
     linux = cri.LinuxContainerConfig(
         security_context=cri.LinuxContainerSecurityContext(
-            namespace_options=_namespaces(options.network, options.share_pid), readonly_rootfs=options.read_only
+            namespace_options=_namespaces(options.network, options.share_pid),
+            readonly_rootfs=options.read_only,
+            masked_paths=MASKED_PATHS,
+            readonly_paths=READONLY_PATHS,
+            seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault),
         )
     )
     _set_user(linux.security_context, options.user)

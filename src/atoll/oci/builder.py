@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll import errors
+from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
 from atoll.oci import bpf, capabilities, devices, mounts, resources, seccomp, security, spec, sysctls, user
@@ -33,22 +34,6 @@ from atoll.oci.features import RuntimeFeatures
 from atoll.oci.rootfs import RootfsView
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What to hide from a container that asks for nothing itself; a CRI client sends its own lists.
-DEFAULT_MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 PAUSE_CPU_SHARES = 2
 PAUSE_OOM_SCORE_ADJ = -998
 
@@ -376,8 +361,8 @@ def pause_spec(request: PauseSpecRequest) -> spec.Spec:
             cgroups_path=request.cgroups_path,
             namespaces=_pause_namespaces(request),
             seccomp=filtered.profile,
-            masked_paths=DEFAULT_MASKED_PATHS,
-            readonly_paths=DEFAULT_READONLY_PATHS,
+            masked_paths=MASKED_PATHS,
+            readonly_paths=READONLY_PATHS,
             mount_label=labels.mount,
         ),
     )
