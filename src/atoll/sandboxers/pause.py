@@ -267,7 +267,7 @@ def _raw(value: TypedAny | None) -> msgspec.Raw | None:
 
 
 class _Inner(msgspec.Struct):
-    cni_result: msgspec.Raw | None = msgspec.field(default=None, name="CNIResult")
+    cni_result: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="CNIResult")
 
 
 class _Outer(msgspec.Struct):

@@ -247,7 +247,7 @@ class ShimController(Controller):
                 raise errors.NotFound(f"sandbox {sandbox.id}: has no bundle at {held.request.bundle.path}")
             self._held[sandbox.id] = held
         status = await self.status(sandbox.id)
-        if held.instance is None and (status.pid or status.exited_at):
+        if held.instance is None and (status.state is State.READY or status.exited_at is not None):
             held.instance = ControllerInstance(
                 sandbox_id=sandbox.id,
                 pid=status.pid,

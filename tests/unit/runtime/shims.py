@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from atoll import errors
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as pb
 from atoll.api import containerd_task_v3_pb2 as task
-from atoll.concurrency import Blocking
+from atoll.concurrency import TaskOwner
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.shim import LaunchRequest, Shim
@@ -43,7 +43,7 @@ class SandboxService:
     async def StartSandbox(self, request: pb.StartSandboxRequest, context: CallContext) -> pb.StartSandboxResponse:  # noqa: N802
         await self._faults.reach("shim.start")
         self.state = "SANDBOX_READY"
-        return pb.StartSandboxResponse(pid=os.getpid())
+        return pb.StartSandboxResponse(pid=7)
 
     async def StopSandbox(self, request: pb.StopSandboxRequest, context: CallContext) -> pb.StopSandboxResponse:  # noqa: N802
         await self._faults.reach("shim.stop")
@@ -59,7 +59,8 @@ class SandboxService:
         await self._faults.reach("shim.status")
         if not self.state:
             raise errors.NotFound("no such sandbox")
-        return pb.SandboxStatusResponse(sandbox_id=request.sandbox_id, state=self.state)
+        pid = 7 if self.state == "SANDBOX_READY" else 0
+        return pb.SandboxStatusResponse(sandbox_id=request.sandbox_id, state=self.state, pid=pid)
 
     async def PingSandbox(self, request: pb.PingRequest, context: CallContext) -> pb.PingResponse:  # noqa: N802
         return pb.PingResponse()
@@ -86,13 +87,13 @@ class OldTaskService:
 class LocalLauncher:
     """Shims in this process; implements `Launcher`. Points: `launcher.launch`, `.reconnect`, `.delete`."""
 
-    def __init__(self, faults: FaultPlan | None = None, blocking: Blocking | None = None) -> None:
+    def __init__(self, faults: FaultPlan | None = None) -> None:
         self.faults = faults or FaultPlan()
         self.servers: dict[str, Server] = {}
         self.services: dict[str, SandboxService] = {}
         self.recorded: ExitStatus | None = None
         self.deleted: list[str] = []
-        self.blocking = blocking
+        self._owner = TaskOwner("local shims")
 
     async def serve(self, request: LaunchRequest) -> None:
         """Serve at the socket of the bundle, with what the sandbox was before."""
@@ -100,10 +101,16 @@ class LocalLauncher:
         server = self.servers[request.id] = Server()
         server.add_service(pb.DESCRIPTOR.services_by_name["Sandbox"], service)
         await server.serve(request.bundle.path / "sock")
+        self._owner.spawn(self._end_when_told(request.id, server, service), name=f"shim {request.id}")
+
+    async def _end_when_told(self, shim_id: str, server: Server, service: SandboxService) -> None:
+        await service.shut_down.wait()
+        if self.servers.get(shim_id) is server:
+            await self.hang_up(shim_id)
 
     async def hang_up(self, shim_id: str) -> None:
         """End the server, its connections with it."""
-        await self.servers.pop(shim_id).shutdown(within=0.2)
+        await self.servers.pop(shim_id).shutdown(within=0.05)
 
     async def launch(self, request: LaunchRequest) -> Shim:
         await self.faults.reach("launcher.launch")
@@ -128,5 +135,6 @@ class LocalLauncher:
         return None
 
     async def aclose(self) -> None:
+        await self._owner.aclose()
         for shim_id in list(self.servers):
             await self.hang_up(shim_id)
