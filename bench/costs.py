@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -111,7 +112,7 @@ def system_calls(contestant: Contestant, *, pods: int, folder: Path) -> dict[str
             times.append(_pause())
             marks.append(times)
     counted = [Counter[str]() for _ in range(pods * len(STAGES))]
-    spans = [(begin, end) for times in marks for begin, end in zip(times, times[1:], strict=False)]
+    spans = [(begin, end) for times in marks for begin, end in itertools.pairwise(times)]
     for at, kind in events(output):
         for index, (begin, end) in enumerate(spans):
             if begin <= at < end:

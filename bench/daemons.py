@@ -53,6 +53,7 @@ class Daemon(ABC):
     def prepare(self) -> None:
         """Write the configuration."""
 
+    @abstractmethod
     def equip(self) -> None:
         """Give it the images, once it answers."""
 
@@ -198,6 +199,9 @@ pool_size = {self.pool_size}
 pool_networks = ["{places.network}"]
 """
         )
+
+    def equip(self) -> None:
+        """Nothing to do: the image is built in."""
 
     def command(self) -> list[str]:
         places = self.places

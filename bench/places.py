@@ -1,7 +1,7 @@
 """Where a run keeps its things: private folders, bridges, subnets and cgroups, all named after one prefix.
 
-    /var/tmp/<prefix>/<daemon>/root, net.d, ipam, config.toml, daemon.log
-    /run/<prefix>/<daemon>/                state and socket
+/var/tmp/<prefix>/<daemon>/root, net.d, ipam, config.toml, daemon.log
+/run/<prefix>/<daemon>/                state and socket
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.network.default import bridge_name
 from bench import host
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -159,8 +160,6 @@ def take_away(name: str) -> None:
 
 def _remove_masquerading(name: str) -> None:
     """Atoll's rule for a configured network outlives its daemon; its label derives from the root folder."""
-    from atoll.network.default import bridge_name
-
     nft = shutil.which("nft", path=PATH)
     roots = list(Path("/var/tmp", name).glob("*/root"))
     if nft is None or not roots:

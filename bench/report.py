@@ -160,8 +160,7 @@ def _calls_table(found: Mapping[str, Mapping[str, Calls]], pods: int) -> str:
         _row(["stage", *names]),
     ]
     lines.append(_rule(lines[-1]))
-    for stage in STAGES:
-        lines.append(_row([stage, *(_calls(found[name][stage]) for name in names)]))
+    lines += [_row([stage, *(_calls(found[name][stage]) for name in names)]) for stage in STAGES]
     total = [
         Calls(**{kind: sum(getattr(one, kind) for one in found[name].values()) for kind in Calls.__slots__})
         for name in names

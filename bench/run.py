@@ -77,9 +77,7 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
             on_host = [
                 Contestant(name=one.name, daemon=one.daemon, handler=one.handler, host_network=True) for one in all_[:2]
             ]
-            result.latencies["host"] = timing.latencies(
-                on_host, n=options.n, warm_up=options.warm_up, containers=False
-            )
+            result.latencies["host"] = timing.latencies(on_host, n=options.n, warm_up=options.warm_up, containers=False)
         if "pool" in wanted:
             _say("pool")
             _pool(result, containerd, prefix, options)
@@ -117,9 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 4], help="callers of throughput")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the parts to run (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample as JSON")
-    parser.add_argument(
-        "--no-write", dest="write", action="store_false", help="leave docs/benchmarks.md as it is"
-    )
+    parser.add_argument("--no-write", dest="write", action="store_false", help="leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
 
