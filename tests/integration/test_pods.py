@@ -202,8 +202,19 @@ def test_containers_of_a_pod_share_net_ipc_and_uts_but_not_pid_by_default(cri: C
 
     for name in ("net", "ipc", "uts"):
         assert space(one, name) == space(two, name) != os.readlink(f"/proc/self/ns/{name}")
-    assert space(one, "pid") != space(two, "pid")
+    assert len({space(one, "pid"), space(two, "pid"), os.readlink("/proc/self/ns/pid")}) == 3
     assert cri.sh(one, "cat /proc/1/cmdline").startswith("sleep")
+
+
+@pytest.mark.parametrize("asked", [POD, NODE])
+def test_a_container_never_joins_the_hosts_namespaces_by_asking(cri: CRI, asked: pb.NamespaceMode) -> None:
+    pod = cri.run_pod(cri.pod_config(namespaces=pb.NamespaceOption(pid=CONTAINER)))
+    config = cri.container_config("sleep", "1000")
+    config.linux.security_context.namespace_options.CopyFrom(pb.NamespaceOption(pid=asked, ipc=asked, network=asked))
+    container = cri.create(pod, config)
+    cri.start(container)
+    for name in ("pid", "net", "ipc", "uts"):
+        assert cri.sh(container, f"readlink /proc/self/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
 
 
 def test_containers_of_a_shared_pid_namespace_see_each_other_and_orphans_are_reaped(cri: CRI) -> None:

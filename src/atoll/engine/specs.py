@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
 from atoll.engine.parts import Parts
@@ -12,7 +14,7 @@ from atoll.engine.pod import Pod
 from atoll.image.model import Image, ImageConfig
 from atoll.oci import resources, spec, user
 from atoll.oci.builder import ContainerSpecRequest, ImageDefaults, PodContext, container_spec
-from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode
+from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode, NamespaceOption
 from atoll.oci.rootfs import RootfsView
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
@@ -41,7 +43,9 @@ def build(
             tty=config.tty,
             mounts=config.mounts,
             devices=config.devices,
-            security=config.security,
+            security=msgspec.structs.replace(
+                config.security, namespace_options=namespaces(pod.config.namespaces, config.security.namespace_options)
+            ),
             resources=config.resources,
             annotations={
                 **_allowed(config.annotations, pod.handler.container_annotations),
@@ -54,6 +58,18 @@ def build(
             privileged_without_host_devices=pod.handler.privileged_without_host_devices,
         )
     )
+
+
+def namespaces(pod: NamespaceOption, asked: NamespaceOption | None) -> NamespaceOption:
+    """The namespaces of a container in a pod: its network and ipc are the pod's whatever it asks, so is the host's pid.
+
+    In a pod that shares no pid namespace each container has its own: it can never join the host's by asking.
+    """
+    wanted = asked or NamespaceOption()
+    pid = wanted.pid
+    if pid in (NamespaceMode.POD, NamespaceMode.NODE):
+        pid = pod.pid
+    return msgspec.structs.replace(wanted, network=pod.network, ipc=pod.ipc, pid=pid)
 
 
 def pod_context(parts: Parts, pod: Pod) -> PodContext:
