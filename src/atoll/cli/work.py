@@ -221,7 +221,7 @@ async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
     if as_json:
         show.dump(report)
     elif report.clean:
-        print(f"clean: {report.checked} resources compared")
+        print(f"clean: {report.checked} resources compared" if report.checked else "clean: nothing is held")
     else:
         rows = [
             (one.kind, one.owner or "-", one.problem, "repaired" if one.repaired else one.error or one.remedy)
