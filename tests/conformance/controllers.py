@@ -105,7 +105,7 @@ class Real:
             ATOLL: AtollLauncher(zygote, sockets=sockets, runtime=choice, events_address="", blocking=blocking),
             RUNC: BinaryLauncher(daemon, PidfdSpawner(), blocking),
         }
-        self.pause_roots = FolderRoots(roots.base / "pause")
+        self.pause_roots: FolderRoots = FolderRoots(roots.base / "pause")
         self.facts = SpecFacts(
             host=read_host_facts(), features=RuntimeFeatures(name="runc", version="1.1.5"), namespace=roots.prefix
         )

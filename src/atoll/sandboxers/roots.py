@@ -1,4 +1,8 @@
-"""Root filesystems of pause containers: read-only views of the pause image."""
+"""Root filesystems of pause containers: snapshots of the pause image.
+
+They are writable, although the container sees its root read-only: an OCI runtime makes the mount points that the image
+lacks. The key of a snapshot is `snapshot_key` of its sandbox, so that no container's snapshot is ever taken for it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from atoll.oci.builder import ImageDefaults
 from atoll.sandboxers.pause import PauseRoot
 from atoll.snapshot.snapshotter import Snapshotter
 
-KEY_PREFIX = "pause."
-"""Of a view's key in the snapshotter; the sandbox ID follows."""
+
+def snapshot_key(sandbox_id: str) -> str:
+    """The key of a pause container's snapshot, which an entry in the ledger has to name."""
+    return f"pause.{sandbox_id}"
 
 
 class ImageRoots:
-    """Views of the image that `reference` names, which must be in the store; implements `RootProvider`."""
+    """Snapshots of the image that `reference` names, which must be in the store; implements `RootProvider`."""
 
     def __init__(self, images: ImageStore, snapshotter: Snapshotter, reference: str) -> None:
         self._images = images
@@ -24,7 +30,7 @@ class ImageRoots:
         image = self._images.get(self._reference)
         if image.top is None:
             raise errors.FailedPrecondition(f"pause image {self._reference}: has no layers, so nothing to run")
-        mounts = await self._snapshotter.view(KEY_PREFIX + sandbox_id, image.top)
+        mounts = await self._snapshotter.prepare(snapshot_key(sandbox_id), image.top)
         config = image.config
         return PauseRoot(
             mounts=mounts,
@@ -40,4 +46,4 @@ class ImageRoots:
         )
 
     async def remove(self, sandbox_id: str) -> None:
-        await self._snapshotter.remove(KEY_PREFIX + sandbox_id)
+        await self._snapshotter.remove(snapshot_key(sandbox_id))
