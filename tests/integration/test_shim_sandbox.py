@@ -134,7 +134,7 @@ async def test_a_shared_pid_namespace_has_a_small_init_that_reaps(shim: ShimUnde
     for kind in ("net", "ipc", "uts"):
         assert namespace(pid, kind) == namespace(shim.forked.pid, kind)
     assert os.listdir(f"/proc/{pid}/root") == []
-    assert os.listdir(f"/proc/{pid}/fd") == []
+    assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")] == []
     status = Path(f"/proc/{pid}/status").read_text()
     assert "CapPrm:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
@@ -236,6 +236,14 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(
         await shim.create_sandbox(config, netns=str(network))
     assert not (shim.bundle / "files").exists()
     assert not (shim.bundle / records.SANDBOX).exists()
+
+
+async def test_after_a_refusal_another_pod_may_be_asked_for(shim: ShimUnderTest, network: Path) -> None:
+    bad = PodSandboxConfig(linux=LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"}))
+    with pytest.raises(errors.InvalidArgument):
+        await shim.create_sandbox(bad, netns=str(network))
+    await shim.create_sandbox(PodSandboxConfig(), netns=str(network))
+    assert (await shim.start_sandbox()).pid
 
 
 async def test_a_missing_network_namespace_is_named(shim: ShimUnderTest) -> None:

@@ -107,6 +107,27 @@ async def test_an_exec_lives_its_life(shim: ShimUnderTest) -> None:
     assert (await shim.delete(name, "e1")).pid == 0
 
 
+async def test_an_exec_may_be_called_init(shim: ShimUnderTest) -> None:
+    name = await shim.run(*SLEEP)
+    await shim.exec(name, "init", "/bin/sh", "-c", "exit 2")
+    await shim.start(name, "init")
+    assert (await shim.wait(name, "init")).exit_status == 2
+    await shim.delete(name, "init")
+    assert (shim.bundle_of(name) / "init.pid").read_text() == str((await shim.state(name)).pid)
+
+
+async def test_two_deletes_at_once(shim: ShimUnderTest) -> None:
+    name = await shim.run("/bin/true")
+    await shim.wait(name)
+    request = pb.DeleteRequest(id=name)
+    async with TaskOwner("test") as tasks:
+        calls = [tasks.spawn(shim.call("Delete", request, pb.DeleteResponse), name=f"{n}") for n in range(2)]
+        await asyncio.wait(calls)
+        faults = [call.exception() for call in calls]
+    shim.containers.remove(name)
+    assert [type(fault) for fault in faults if fault is not None] == [errors.NotFound]
+
+
 async def test_many_execs_at_once_each_keep_their_exit_code(shim: ShimUnderTest) -> None:
     name = await shim.run(*SLEEP)
 
@@ -267,6 +288,7 @@ async def test_a_log_is_reopened_without_loss(shim: ShimUnderTest) -> None:
     log.rename(shim.base / f"{name}.1")
     request = own_pb2.ReopenLogRequest(container_id=name)
     await shim.client.call("atoll.shim.v1.Shim", "ReopenLog", request, own_pb2.ReopenLogResponse)
+    await until(lambda: "line 199\n" in (shim.base / f"{name}.1").read_text() + log.read_text())
     await shim.kill(name)
     await shim.wait(name)
     await shim.delete(name)

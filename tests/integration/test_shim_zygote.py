@@ -22,6 +22,7 @@ from atoll.shim.records import BootstrapRecord, ShimRecord
 from atoll.shim.request import ShimRequest
 from atoll.ttrpc.client import Client
 from tests.integration.conftest import Roots
+from tests.integration.leaks import wait_until
 
 TASK = "containerd.task.v3.Task"
 
@@ -93,6 +94,7 @@ async def test_a_socket_in_use_is_refused(zygote: Zygote, roots: Roots) -> None:
     forked = await zygote.fork(asked)
     with pytest.raises(errors.AlreadyExists):
         await zygote.fork(asked)
+    assert not os.get_inheritable(forked.pidfd)
     await end(forked, asked.socket)
     forked = await zygote.fork(asked)
     os.kill(forked.pid, signal.SIGKILL)
@@ -123,6 +125,43 @@ async def test_a_dead_zygote_is_replaced_and_its_shims_live(zygote: Zygote, root
     assert processes.is_alive(forked.identity)
     await end(forked, first.socket)
     await end(other, second.socket)
+
+
+async def test_a_killed_spare_is_replaced(zygote: Zygote, roots: Roots) -> None:
+    await end(await zygote.fork(request(roots, "first")), request(roots, "first").socket)
+    children: list[str] = []
+
+    def is_refilled() -> bool:
+        children[:] = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split()
+        return bool(children)
+
+    await asyncio.to_thread(wait_until, is_refilled)
+    os.kill(int(children[0]), signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    forked = await zygote.fork(request(roots, "second"))
+    assert forked.pid != int(children[0])
+    await end(forked, request(roots, "second").socket)
+
+
+async def test_a_missing_bundle_is_named(zygote: Zygote, roots: Roots) -> None:
+    asked = ShimRequest(id="x", namespace="test", bundle="/run/none", socket=str(roots.state / "x"))
+    with pytest.raises(errors.NotFound, match="/run/none"):
+        await zygote.fork(asked)
+    assert not Path(asked.socket).exists()
+
+
+async def test_a_relay_is_forked_too(zygote: Zygote, roots: Roots) -> None:
+    asked = request(roots)
+    forked = await zygote.fork(asked, role="relay")
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(forked.pidfd, ended.set)
+    async with await Client.connect(asked.socket) as client:
+        await client.call("atoll.relay.v1.Relay", "Shutdown", pb.ShutdownRequest(now=True), Empty)
+        async with asyncio.timeout(10):
+            await ended.wait()
+    asyncio.get_running_loop().remove_reader(forked.pidfd)
+    os.close(forked.pidfd)
+    assert (Path(asked.bundle) / records.SHIM).exists()
 
 
 async def test_a_zygote_that_dies_again_and_again_is_given_up(

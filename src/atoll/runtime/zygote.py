@@ -23,7 +23,7 @@ import msgspec
 
 from atoll import errors
 from atoll.linux.process import ProcessId, boot_id
-from atoll.shim.request import MAX_MESSAGE_BYTES, Answer, Fork, Forked, Refused, ShimRequest
+from atoll.shim.request import Answer, Fork, Forked, Refused, ShimRequest, receive, send
 
 FORK_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
@@ -89,7 +89,7 @@ class Zygote:
         answer: asyncio.Future[ForkedShim] = self._loop.create_future()
         self._asked[number] = answer
         try:
-            control.send(msgspec.json.encode(Fork(number=number, role=role, shim=request)))
+            send(control, msgspec.json.encode(Fork(number=number, role=role, shim=request)))
         except BlockingIOError:
             del self._asked[number]
             raise errors.Unavailable("zygote: its queue is full, try again") from None
@@ -161,25 +161,24 @@ class Zygote:
         if control is None:
             return
         try:
-            packet, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            packet, pidfd = receive(control)
         except BlockingIOError:
             return
         except OSError:
-            packet, fds = b"", []
+            packet, pidfd = b"", None
         if not packet:
             self._lost()
             return
-        self._answered(self._decoder.decode(packet), fds)
+        self._answered(self._decoder.decode(packet), pidfd)
 
-    def _answered(self, answer: Answer, fds: list[int]) -> None:
+    def _answered(self, answer: Answer, pidfd: int | None) -> None:
         future = self._asked.pop(answer.number, None)
-        if future is None or future.done():
-            for fd in fds:
-                os.close(fd)
-        elif isinstance(answer, Refused):
+        if isinstance(answer, Forked) and pidfd is not None and future is not None:
+            future.set_result(_forked(answer, pidfd))
+        elif isinstance(answer, Refused) and future is not None:
             future.set_exception(errors.from_status(answer.code, answer.message))
-        else:
-            future.set_result(_forked(answer, fds[0]))
+        elif pidfd is not None:
+            os.close(pidfd)
 
     def _lost(self) -> None:
         control, self._control = self._control, None

@@ -105,6 +105,7 @@ class Container:
         self._lock = asyncio.Lock()
         self._exec_ended = asyncio.Event()
         self._restore_streams = oci.NO_STDIO
+        self._deleted = False
 
     # create
 
@@ -262,7 +263,7 @@ class Container:
 
     async def _start_exec(self, process: Exec) -> None:
         streams = await process.open_stdio(self._shim)
-        pid_file = self.bundle / f"{process.request.exec_id}.pid"
+        pid_file = self.bundle / f"{process.request.exec_id}.exec.pid"
         with self._shim.reaper.expecting():
             try:
                 process.pid = await self.runtime.exec(self.id, process.spec, pid_file=pid_file, stdio=streams)
@@ -379,13 +380,16 @@ class Container:
         """Remove a container that was not started or has ended; its exit. What fails can be tried again."""
         init = self.init
         async with self._lock:
+            if self._deleted:
+                raise errors.NotFound(f"container {self.id}: not found")
             init.require(rules.can_delete(init.phase), "delete")
             return await self._delete()
 
-    async def destroy(self) -> ExitRecord:
-        """Remove the container in whatever phase: kill it first."""
+    async def destroy(self) -> None:
+        """Remove the container in whatever phase: kill it first. Idempotent."""
         async with self._lock:
-            return await self._delete()
+            if not self._deleted:
+                await self._delete()
 
     async def _delete(self) -> ExitRecord:
         init = self.init
@@ -405,6 +409,7 @@ class Container:
         unmount_root(self.bundle / "rootfs")
         (self.bundle / records.TASK).unlink(missing_ok=True)
         record = init.exited.value or ExitRecord(id=self.id, pid=init.pid, exit_status=0, exited_at_ns=0)
+        self._deleted = True
         self._publish(
             "/tasks/delete",
             events_pb2.TaskDelete(

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import atoll
 from atoll import errors
-from atoll.shim import bootstrap, cleanup, container, server, zygote
+from atoll.shim import bootstrap, cleanup, container, zygote
 from atoll.shim.bootstrap import Bootstrap, Flags
-from atoll.shim.request import RuntimeChoice, ShimRequest
+from atoll.shim.fork import fork_shim
+from atoll.shim.request import Fork, RuntimeChoice, ShimRequest
 
 NAME = "io.containerd.atoll.v1"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
@@ -72,11 +73,10 @@ def start(flags: Flags, told: Bootstrap, bundle: Path) -> str:
             ttrpc_address=told.ttrpc_address,
             runtime=_choice(told, flags.namespace),
         )
-        prepared = server.prepare()
+        part = zygote.prepare()
         zygote.freeze()
         try:
-            _, pidfd, _ = zygote.fork_shim(request, lambda asked, listener: server.run(asked, listener, prepared))
-            os.close(pidfd)
+            os.close(fork_shim(Fork(number=0, shim=request), part).pidfd)
         except errors.AlreadyExists:
             pass  # another container of the pod was faster
     if told.form == "address":

@@ -110,6 +110,11 @@ class Pod:
     def state(self) -> str:
         return READY if self._started and not self.exited.is_set else NOTREADY
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether its creation failed without a trace, so that another may be asked for."""
+        return not self._created and not self._entered
+
     def cgroup_folders(self) -> tuple[Path, ...]:
         """The pod's cgroup, for its metrics; none where it has none."""
         return self._cgroup.folders if self._cgroup is not None else ()
@@ -132,7 +137,6 @@ class Pod:
             self._created = True
             self._task.has_sandbox = True
             self.created_at_ns = time.time_ns()
-            log.info("sandbox created")
 
     def _acquire(self) -> None:
         request, spaces = self.request, self._namespaces
@@ -185,7 +189,6 @@ class Pod:
                 except (errors.AtollError, OSError) as error:
                     raise self._failed("start", error, []) from error
             self._started = True
-            log.info("sandbox ready pid=%d", self.pid)
 
     def _start_init(self) -> None:
         with self._shim.reaper.expecting():

@@ -6,6 +6,9 @@ process's pidfd (SCM_RIGHTS). `number` pairs answers with questions; roles that 
 
 from __future__ import annotations
 
+import array
+import socket
+
 import msgspec
 
 MAX_MESSAGE_BYTES = 64 << 10
@@ -61,3 +64,25 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 Answer = Forked | Refused
+
+
+def send(control: socket.socket, packet: bytes, fd: int | None = None) -> None:
+    """Send one packet, with a copy of `fd`; raises `OSError`."""
+    rights = []
+    if fd is not None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    control.sendmsg([packet], rights)
+
+
+def receive(control: socket.socket) -> tuple[bytes, int | None]:
+    """The next packet and the descriptor that came with it, which is the caller's; an empty packet is the end.
+
+    Raises `OSError`. (`socket.recv_fds` of Python 3.11 forgets its flags, so its descriptors survive exec.)
+    """
+    size = array.array("i").itemsize
+    packet, rights, _, _ = control.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(size), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in rights:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % size])
+    return packet, fds[0] if fds else None

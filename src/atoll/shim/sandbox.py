@@ -54,7 +54,7 @@ class SandboxService:
                 f"sandbox {request.sandbox_id}: this shim was started for {self._shim.request.id}"
             )
         wanted = _pod_request(request)
-        if self._pod is None:
+        if self._pod is None or self._pod.is_nothing:
             self._pod = Pod(self._shim, self._task, wanted)
         elif self._pod.request != wanted:
             raise errors.AlreadyExists(f"sandbox {request.sandbox_id}: exists, and was asked for otherwise")

@@ -9,6 +9,7 @@ connection that breaks, SIGTERM, SIGINT and SIGHUP do not.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -16,11 +17,10 @@ import signal
 import socket
 from dataclasses import dataclass
 
+import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
 
 import atoll
-from atoll import errors
 from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
@@ -35,7 +35,8 @@ from atoll.shim.sandbox import SandboxService
 from atoll.shim.shim import NOBODY, Shim
 from atoll.shim.stdio.streaming import StreamingService
 from atoll.shim.task import TaskService
-from atoll.ttrpc.client import Client
+from atoll.ttrpc import codec
+from atoll.ttrpc.calls import ServedConnection
 from atoll.ttrpc.server import Server
 from atoll.ttrpc.service import methods_of
 
@@ -50,12 +51,16 @@ REHEARSALS = 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
-    """A shim that is nobody's yet, with its services; made before the fork, so that the fork finds it made."""
+    """A shim that is nobody's yet, with its services; made before the fork, so that the fork finds it made.
+
+    `loop` is made after the fork, by `settle`.
+    """
 
     shim: Shim
     server: Server
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 def prepare() -> Prepared:
@@ -73,12 +78,22 @@ def prepare() -> Prepared:
     return Prepared(shim, server)
 
 
+def settle() -> None:
+    """Become a session and a subreaper of its own; what a new process can do before it knows who it is."""
+    os.setsid()
+    os.umask(0o022)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Handled, not ignored: programs started from here must not inherit that they are ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stay)
+    syscalls.set_child_subreaper(True)
+
+
 def run(request: ShimRequest, listener: socket.socket, prepared: Prepared) -> int:
-    """Be the shim of `request` until it ends; the exit code. Call it in a fresh process of one thread."""
-    detach(request, "atoll-shim")
+    """Be the shim of `request` until it ends; the exit code. Call it in a settled process of one thread."""
+    attend(request, "atoll-shim")
     prepared.shim.request = request
-    gc.enable()
-    loop = asyncio.new_event_loop()
+    loop = prepared.loop or asyncio.new_event_loop()
     try:
         write_records(request)
         loop.run_until_complete(_serve(prepared, listener))
@@ -90,17 +105,11 @@ def run(request: ShimRequest, listener: socket.socket, prepared: Prepared) -> in
     return 0
 
 
-def detach(request: ShimRequest, name: str) -> None:
-    """Become a session and a subreaper of its own, with a log instead of the parent's streams."""
-    os.setsid()
-    os.umask(0o022)
+def attend(request: ShimRequest, name: str) -> None:
+    """Live in the bundle, with a log instead of the parent's streams."""
+    gc.enable()
     os.chdir(request.bundle)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Handled, not ignored: programs started from here must not inherit that they are ignored.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stay)
     syscalls.set_name(name)
-    syscalls.set_child_subreaper(True)
     log_fd = logfile.configure(request.bundle, request.id, debug=request.debug)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number, source in ((0, null), (1, null), (2, log_fd)):
@@ -128,7 +137,7 @@ async def _serve(prepared: Prepared, listener: socket.socket) -> None:
 
 def write_records(request: ShimRequest) -> None:
     """Say on disk which process serves the bundle, and where; raises `OSError`."""
-    own = processes.parse_stat(records.content("/proc/self/stat").decode("utf-8", "surrogateescape"))
+    own = processes.parse_stat(own_stat())
     record = records.ShimRecord(
         pid=own.pid, start_ticks=own.start_ticks, boot_id=processes.boot_id(), version=atoll.__version__
     )
@@ -137,26 +146,44 @@ def write_records(request: ShimRequest) -> None:
     records.write(f"{request.bundle}/{records.BOOTSTRAP}", where)
 
 
+def own_stat(pid: int | str = "self") -> str:
+    """The line of /proc/<pid>/stat."""
+    return records.content(f"/proc/{pid}/stat").decode("utf-8", "surrogateescape")
+
+
 def rehearse() -> None:
     """Be a shim without a process of its own for a moment, so that what is built lazily is there before the fork."""
+    processes.boot_id()
     asyncio.run(_rehearse())
 
 
 async def _rehearse() -> None:
-    processes.boot_id()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind("")  # a free abstract name (unix(7), autobind)
-    caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     prepared = prepare()
     async with prepared.shim.tasks, prepared.server as server:
-        await server.serve(listener)
-        caller.connect(listener.getsockname())
-        async with await Client.from_socket(caller) as client:
-            for _ in range(REHEARSALS):
-                await _rehearse_calls(client)
+        await _rehearse_calls(server, REHEARSALS)
 
 
-async def _rehearse_calls(client: Client) -> None:
+def warm(prepared: Prepared) -> None:
+    """Answer some calls from nobody, so that the pages they write to are this process's own before it is needed."""
+    assert prepared.loop is not None
+    prepared.loop.run_until_complete(_rehearse_calls(prepared.server, 1))
+
+
+async def _rehearse_calls(server: Server, times: int) -> None:
+    processes.parse_stat(own_stat())
+    msgspec.json.encode(records.ShimRecord(pid=0, start_ticks=0, boot_id="", version=""))
+    caller, served = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    with caller:
+        caller.setblocking(False)
+        await loop.connect_accepted_socket(lambda: ServedConnection(server), served)
+        for number, frame in enumerate(rehearsed_frames() * times):
+            caller.send(codec.encode_frame(2 * number + 1, codec.REQUEST, 0, frame))
+            await loop.sock_recv(caller, codec.MAX_PAYLOAD_BYTES)
+
+
+@functools.cache
+def rehearsed_frames() -> tuple[bytes, ...]:
     """Calls that change nothing: each but the first is refused."""
     pod = PodSandboxConfig(hostname="rehearsal", metadata={"name": "rehearsal"}, linux={"sysctls": {"net.none": ""}})
     options = AnyMessage(type_url=pod.DESCRIPTOR.full_name, value=pod.SerializeToString())
@@ -169,8 +196,7 @@ async def _rehearse_calls(client: Client) -> None:
         (SANDBOX, "CreateSandbox", sandbox),
         (SANDBOX, "SandboxStatus", sandbox_pb2.SandboxStatusRequest(sandbox_id="none")),
     )
-    for service, method, message in calls:
-        try:
-            await client.call(service, method, message, Empty, timeout=END_TIMEOUT_S)
-        except errors.AtollError:
-            continue
+    return tuple(
+        codec.encode_request(service, method, message.SerializeToString(), timeout_s=None, metadata=None)
+        for service, method, message in calls
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Coroutine
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ from atoll.shim.request import ShimRequest
 from atoll.shim.stdio.streaming import Streams
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 NOBODY = ShimRequest(id="nobody", namespace="nobody", bundle="/", socket="")
 
 
@@ -36,15 +39,22 @@ class Shim:
         self.ended.set()
 
     async def own(self, work: Coroutine[None, None, T], *, name: str) -> T:
-        """Do `work` as a task of the shim: a caller that goes away does not stop it half-way."""
-        outcome = await asyncio.shield(self.tasks.spawn(_settled(work), name=name))
+        """Do `work` as a task of the shim: a caller that goes away does not stop it half-way. One line of the log."""
+        outcome = await asyncio.shield(self.tasks.spawn(_settled(work, name), name=name))
         if isinstance(outcome, errors.AtollError):
             raise outcome
         return outcome
 
 
-async def _settled(work: Coroutine[None, None, T]) -> T | errors.AtollError:
+async def _settled(work: Coroutine[None, None, T], name: str) -> T | errors.AtollError:
+    began = time.monotonic()
     try:
-        return await work
+        result = await work
     except errors.AtollError as error:
+        log.warning("%s failed after %.1f ms: %s", name, (time.monotonic() - began) * 1e3, error)
         return error
+    except OSError as error:
+        log.warning("%s failed after %.1f ms: %s", name, (time.monotonic() - began) * 1e3, error)
+        return errors.Internal(f"{name}: {error.filename or ''}: {error.strerror}")
+    log.info("%s done in %.1f ms", name, (time.monotonic() - began) * 1e3)
+    return result

@@ -1,37 +1,30 @@
 """`python -m atoll.shim.zygote <fd>`: the process that shims are forked from.
 
-Everything a shim needs is imported and exercised here once, so a fork has it in shared pages. The zygote has one
-thread and no event loop, holds nothing but its control socket, and ends when that socket does: the
-daemon is gone then, and the shims live on.
+Everything a shim needs is imported and exercised here once, so a fork has it in shared pages. One spare shim
+is always forked ahead of its request. The zygote has one thread and no event loop, holds nothing but its control
+socket, and ends when that socket does: the daemon is gone then, and the shims live on.
 """
 
 from __future__ import annotations
 
-import array
-import contextlib
+import asyncio
 import ctypes
 import gc
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import NoReturn, TypeAlias
 
 import msgspec
 
 from atoll import errors
-from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.shim import server
-from atoll.shim.request import MAX_MESSAGE_BYTES, ZYGOTE_FD, Answer, Fork, Forked, Refused, ShimRequest
-from atoll.shim.server import Prepared
+from atoll.shim.fork import Child, Part, Spare, fork_shim
+from atoll.shim.request import ZYGOTE_FD, Answer, Fork, Forked, Refused, receive, send
 from atoll.shim.stdio import relay
-from atoll.ttrpc import address as addresses
 
-Role: TypeAlias = Callable[[ShimRequest, socket.socket], int]
-
+ROLES = ("shim", "relay")
 # mallopt(3): one arena, so that a shim's allocations stay in few pages.
 _M_ARENA_MAX = -8
 
@@ -46,10 +39,35 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     syscalls.set_name("atoll-zygote")
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    server.rehearse()
-    prepared = server.prepare()
+    part = prepare()
     freeze()
-    serve(control, prepared)
+    Zygote(control, part).serve()
+
+
+def prepare() -> Part:
+    """Exercise everything once; what a fork does then."""
+    server.rehearse()
+    return Shims(server.prepare())
+
+
+class Shims:
+    """The part of a forked process: first ready, then a shim or a relay."""
+
+    def __init__(self, prepared: server.Prepared) -> None:
+        self._prepared = prepared
+
+    def get_ready(self) -> None:
+        server.settle()
+        self._prepared.loop = asyncio.new_event_loop()
+        server.warm(self._prepared)
+
+    def play(self, question: Fork, listener: socket.socket) -> int:
+        asked = question.shim
+        if question.role == "relay":
+            server.attend(asked, "atoll-relay")
+            server.write_records(asked)
+            return relay.run(relay.RelayConfig(id=asked.id, socket=asked.socket, namespace=asked.namespace), listener)
+        return server.run(asked, listener, self._prepared)
 
 
 def freeze() -> None:
@@ -59,107 +77,71 @@ def freeze() -> None:
     gc.freeze()
 
 
-def serve(control: socket.socket, prepared: Prepared) -> None:
-    """Answer one packet after the other; returns at the end of the socket."""
-    decoder = msgspec.json.Decoder(Fork)
-    while True:
+class Zygote:
+    """Answers the packets of the control socket, one after the other."""
+
+    def __init__(self, control: socket.socket, part: Part) -> None:
+        self._control = control
+        self._part = part
+        self._spare: Spare | None = None
+        self._decoder = msgspec.json.Decoder(Fork)
+
+    def serve(self) -> None:
+        """Return at the end of the socket; the spare ends too."""
         try:
-            packet = control.recv(MAX_MESSAGE_BYTES)
-        except ConnectionResetError:
-            return
-        if not packet:
-            return
-        try:
-            question = decoder.decode(packet)
-        except msgspec.MsgspecError as error:
-            answer, pidfd = Refused(number=0, code=errors.InvalidArgument.code, message=f"bad request: {error}"), None
-        else:
-            answer, pidfd = _answer(control, question, prepared)
-        try:
-            _send(control, answer, pidfd)
-        except OSError:
-            return
+            self._refill()
+            while packet := receive(self._control)[0]:
+                self._serve(packet)
+                self._refill()
+        except (ConnectionResetError, BrokenPipeError):
+            pass
         finally:
-            if pidfd is not None:
-                os.close(pidfd)
+            if self._spare is not None:
+                self._spare.close()
 
+    def _refill(self) -> None:
+        if self._spare is None:
+            try:
+                self._spare = Spare.fork(self._part, self._control)
+            except OSError as error:  # no memory, no pids: the next request says so
+                sys.stderr.write(f"atoll-zygote: cannot fork a spare: {error}\n")
 
-def _send(control: socket.socket, answer: Answer, pidfd: int | None) -> None:
-    rights = []
-    if pidfd is not None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
-    control.sendmsg([msgspec.json.encode(answer)], rights)
+    def _serve(self, packet: bytes) -> None:
+        number, child = 0, None
+        try:
+            question = self._decoder.decode(packet)
+            number = question.number
+            child = self._fork(question)
+            answer: Answer = Forked(number=number, pid=child.pid, start_ticks=child.start_ticks)
+        except msgspec.MsgspecError as error:
+            answer = Refused(number=number, code=errors.InvalidArgument.code, message=f"bad request: {error}")
+        except errors.AtollError as error:
+            answer = Refused(number=number, code=error.code, message=str(error))
+        except OSError as error:
+            answer = Refused(number=number, code=errors.Internal.code, message=f"cannot fork a shim: {error}")
+        try:
+            self._send(answer, child)
+        finally:
+            if child is not None:
+                os.close(child.pidfd)
 
+    def _fork(self, question: Fork) -> Child:
+        if question.role not in ROLES:
+            raise errors.Unimplemented(f"the zygote knows no role {question.role!r}")
+        spare = self._spare
+        if spare is not None:
+            try:
+                child = spare.hand_over(question)
+            except BrokenPipeError:  # somebody killed it
+                self._spare = None
+                spare.close()
+            else:
+                self._spare = None
+                return child
+        return fork_shim(question, self._part, self._control)
 
-def _answer(control: socket.socket, question: Fork, prepared: Prepared) -> tuple[Answer, int | None]:
-    try:
-        pid, pidfd, start_ticks = fork_shim(question.shim, _role(question.role, prepared), control)
-    except errors.AtollError as error:
-        return Refused(number=question.number, code=error.code, message=str(error)), None
-    except OSError as error:
-        return Refused(number=question.number, code=errors.Internal.code, message=f"cannot fork a shim: {error}"), None
-    return Forked(number=question.number, pid=pid, start_ticks=start_ticks), pidfd
-
-
-def _role(name: str, prepared: Prepared) -> Role:
-    match name:
-        case "shim":
-            return lambda request, listener: server.run(request, listener, prepared)
-        case "relay":
-            return _run_relay
-        case _:
-            raise errors.Unimplemented(f"the zygote knows no role {name!r}")
-
-
-def _run_relay(request: ShimRequest, listener: socket.socket) -> int:
-    server.detach(request, "atoll-relay")
-    server.write_records(request)
-    return relay.run(relay.RelayConfig(id=request.id, socket=request.socket, namespace=request.namespace), listener)
-
-
-def fork_shim(request: ShimRequest, role: Role, *not_its_own: socket.socket) -> tuple[int, int, int]:
-    """Bind and listen for the shim, fork it: its pid, a pidfd and its start time.
-
-    When this returns, a connect succeeds: it waits in the backlog. Whatever fails leaves nothing behind.
-    """
-    path = Path(request.socket)
-    listener = addresses.bind(path)
-    try:
-        listener.listen(addresses.LISTEN_BACKLOG)
-        pid = os.fork()
-    except BaseException:
-        listener.close()
-        path.unlink(missing_ok=True)
-        raise
-    if pid == 0:
-        _become(role, request, listener, not_its_own)
-    listener.close()
-    try:
-        pidfd = os.pidfd_open(pid)
-        seen = processes.stat(pid)
-    except ProcessLookupError:
-        seen, pidfd = None, -1
-    if seen is None:
-        if pidfd >= 0:
-            os.close(pidfd)
-        path.unlink(missing_ok=True)
-        raise errors.Internal(f"shim {request.id}: ended at once; see the log in {request.bundle}")
-    return pid, pidfd, seen.start_ticks
-
-
-def _become(
-    role: Role, request: ShimRequest, listener: socket.socket, not_its_own: tuple[socket.socket, ...]
-) -> NoReturn:
-    status = 1
-    try:
-        for other in not_its_own:
-            other.close()
-        status = role(request, listener)
-    finally:
-        # Never back into the zygote's loop, nor into its exit handlers.
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(status)
+    def _send(self, answer: Answer, child: Child | None) -> None:
+        send(self._control, msgspec.json.encode(answer), None if child is None else child.pidfd)
 
 
 if __name__ == "__main__":
