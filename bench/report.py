@@ -13,9 +13,10 @@ from bench import timing
 from bench.costs import STAGES, Calls, Memory
 from bench.timing import Samples, Throughput
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BASE = "containerd"
-BEGIN = "<!-- bench: begin (made by `make bench`; what is between the markers is replaced) -->"
-END = "<!-- bench: end -->"
+TABLES, SOAK = "tables", "soak"
+"""The parts of the page that are replaced, each between its two markers."""
 ROWS = (
     timing.RUN,
     timing.CREATE,
@@ -49,7 +50,6 @@ class Result:
     memory_pods: int = 0
     calls: dict[str, dict[str, Calls]] = field(default_factory=dict[str, dict[str, Calls]])
     calls_pods: int = 0
-    soak: str = ""
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2)
@@ -71,8 +71,6 @@ def markdown(result: Result) -> str:
         parts.append(_memory_table(result.memory, result.memory_pods))
     if result.calls:
         parts.append(_calls_table(result.calls, result.calls_pods))
-    if result.soak:
-        parts.append(result.soak)
     return "\n\n".join(parts) + "\n"
 
 
@@ -194,11 +192,11 @@ def _rule(head: str) -> str:
     return "|---|" + "---:|" * (columns - 1)
 
 
-def write_page(path: Path, table: str) -> None:
-    """Put `table` between the markers of the page; the rest of it stays as it is."""
-    page = path.read_text()
-    before, found, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+def write_page(path: Path, part: str, text: str) -> None:
+    """Put `text` between the markers of a part of the page; the rest of it stays as it is."""
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
     if not found or not ended:
-        raise ValueError(f"{path}: has no markers {BEGIN!r} and {END!r}")
-    path.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+        raise ValueError(f"{path}: has no markers {begin!r} and {end!r}")
+    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")

@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import costs, host, places, report, timing
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
-from bench.report import Result
+from bench.report import PAGE, Result
 from bench.timing import Contestant
 
 REPO = Path(__file__).resolve().parents[1]
-PAGE = REPO / "docs" / "benchmarks.md"
 PARTS = ("latency", "pool", "host", "throughput", "memory", "calls")
 POOL_SIZE = 4
 TRACED_PODS = 5
@@ -54,7 +53,7 @@ def main() -> int:
     if options.json:
         options.json.write_bytes(result.to_json())
     if options.write:
-        report.write_page(PAGE, table)
+        report.write_page(PAGE, report.TABLES, table)
     return 0
 
 
@@ -120,7 +119,7 @@ def _options() -> argparse.Namespace:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(REPO), "describe", "--always", "--dirty"]
     told = subprocess.run(git, capture_output=True, text=True, check=False)
     return told.stdout.strip()
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +25,7 @@ import msgspec
 
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
-from bench import host, places
+from bench import host, places, report
 from bench.cri import container_config, pod_request
 from bench.daemons import Atoll
 from bench.places import Places, wait_until
@@ -225,7 +226,7 @@ def sample(daemon: Atoll, pods: int) -> Sample:
 
 @dataclass(slots=True, kw_only=True)
 class Turns:
-    """Pods one after another: seconds, the samples, KiB of private memory that the daemon grew a pod, and what is wrong."""
+    """Pods one after another: seconds, the samples, KiB that the daemon's own memory grew a pod, what is wrong."""
 
     pods: int
     took_s: float = 0.0
@@ -278,17 +279,20 @@ def story(alive: Alive | None, turns: Turns | None) -> str:
     lines: list[str] = []
     if alive is not None:
         seen = alive.with_pods
-        lines.append(
-            f"{alive.pods} pods of one container alive at once: up in {alive.up_s:.1f} s, down in {alive.down_s:.1f} s, "
-            f"nothing left {alive.settle_s:.1f} s later; {alive.available_kib:,.0f} KiB of MemAvailable and "
-            f"{alive.pss_kib:,.0f} KiB PSS a pod; daemon RSS {alive.daemon_rss_kib:,} KiB with them"
-            + (f"; {seen.processes} processes, {seen.mounts} mounts, {seen.links} links" if seen else "")
-            + f". {_verdict(alive.problems)}"
-        )
+        parts = [
+            f"up in {alive.up_s:.1f} s",
+            f"down in {alive.down_s:.1f} s",
+            f"{alive.available_kib:,.0f} KiB of MemAvailable and {alive.pss_kib:,.0f} KiB PSS a pod",
+            f"daemon RSS {alive.daemon_rss_kib:,} KiB with them",
+        ]
+        if seen is not None:
+            parts.append(f"{seen.processes} processes, {seen.mounts} mounts and {seen.links} links while they lived")
+        lines.append(f"{alive.pods} pods of one container at once: {'; '.join(parts)}. {_verdict(alive.problems)}")
     if turns is not None:
+        grown = f"the daemon's own memory grew by {turns.growth_kib:.2f} KiB a pod after the first {WARM_SHARE:.0%}"
         lines += [
-            f"{turns.pods} pods one after another: {turns.took_s:.1f} s; the daemon's private memory grew by "
-            f"{turns.growth_kib:.2f} KiB a pod after the first {WARM_SHARE:.0%}. {_verdict(turns.problems)}",
+            *([""] if lines else []),
+            f"{turns.pods} pods one after another: {turns.took_s:.1f} s; {grown}. {_verdict(turns.problems)}",
             "",
             "| after pods | daemon RSS, KiB | private | zygote, private | fds | threads | files | ledger rows |",
             "|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -307,12 +311,19 @@ def _verdict(problems: Sequence[str]) -> str:
     return f"Wrong: {'; '.join(problems)}." if problems else "Verdict: nothing left, nothing grown."
 
 
+def _heading(options: argparse.Namespace) -> str:
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
+    return f"{at}, {options.runtime}, {CALLERS} callers for the pods at once; load average at the end {load}."
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Many pods at once, and many one after another.")
     parser.add_argument("--alive", type=int, default=200, help="pods at once, 0 for none (default %(default)s)")
     parser.add_argument("--pods", type=int, default=1000, help="pods in turn, 0 for none (default %(default)s)")
     parser.add_argument("--runtime", default="crun", help="OCI runtime (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples as JSON")
+    parser.add_argument("--write", action="store_true", help="put the result into docs/benchmarks.md")
     options = parser.parse_args()
     if os.geteuid() != 0:
         print("soak: needs root", file=sys.stderr)
@@ -332,6 +343,8 @@ def main() -> int:
     if options.json:
         parts = {"alive": asdict(alive) if alive else None, "turns": asdict(turns) if turns else None}
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(parts), indent=2))
+    if options.write:
+        report.write_page(report.PAGE, report.SOAK, f"{_heading(options)}\n\n{story(alive, turns)}")
     wrong = [*(alive.problems if alive else []), *(turns.problems if turns else [])]
     return 1 if wrong else 0
 
