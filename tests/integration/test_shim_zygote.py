@@ -187,6 +187,7 @@ async def test_the_shim_of_a_caller_that_went_away_is_killed(zygote: Zygote, roo
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+    assert not Path(asked.socket).exists()
     await end(await zygote.fork(request(roots, "two")), request(roots, "two").socket)
     with pytest.raises(errors.Unavailable):
         await Client.connect(asked.socket, timeout=1)

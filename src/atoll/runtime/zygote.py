@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Self
 import msgspec
 
 from atoll import errors
+from atoll.concurrency import run_to_completion
 from atoll.linux.process import ProcessId, boot_id
 from atoll.shim.request import Answer, Fork, Forked, Refused, ShimRequest, receive, send
 
@@ -76,7 +78,7 @@ class Zygote:
 
         Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
         dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller that is cancelled, or that
-        gave up, is killed.
+        gave up, is killed, and its socket removed; a cancelled call returns after that.
         """
         if self._closed:
             raise errors.Unavailable("zygote: is closed")
@@ -101,10 +103,11 @@ class Zygote:
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            answer.add_done_callback(_abandon)
+            answer.add_done_callback(functools.partial(_abandon, request.socket))
             raise errors.DeadlineExceeded(f"shim {request.id}: not forked within {FORK_TIMEOUT_S:g} s") from None
         except asyncio.CancelledError:
-            answer.add_done_callback(_abandon)
+            with contextlib.suppress(errors.DeadlineExceeded):
+                await run_to_completion(_discard(answer, request.socket), within=FORK_TIMEOUT_S)
             raise
 
     async def aclose(self) -> None:
@@ -196,26 +199,50 @@ def _forked(answer: Forked, pidfd: int) -> ForkedShim:
     return ForkedShim(pid=answer.pid, pidfd=pidfd, identity=identity)
 
 
-def _abandon(answer: asyncio.Future[ForkedShim]) -> None:
+def _abandon(path: str, answer: asyncio.Future[ForkedShim]) -> None:
     if answer.cancelled() or answer.exception() is not None:
         return
     shim = answer.result()
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(shim.pidfd, signal.SIGKILL)
+    _kill(shim, path)
     os.close(shim.pidfd)
 
 
-async def _reap(child: subprocess.Popen[bytes]) -> None:
+async def _discard(answer: asyncio.Future[ForkedShim], path: str) -> None:
+    try:
+        shim = await answer
+    except errors.AtollError:
+        return
+    try:
+        _kill(shim, path)
+        await _ended(shim.pidfd)
+    finally:
+        os.close(shim.pidfd)
+
+
+def _kill(shim: ForkedShim, path: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(shim.pidfd, signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+async def _ended(pidfd: int) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(child.pid)  # ours, and not reaped yet: it is there
     loop.add_reader(pidfd, ended.set)
     try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
+async def _reap(child: subprocess.Popen[bytes]) -> None:
+    pidfd = os.pidfd_open(child.pid)  # ours, and not reaped yet: it is there
+    try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await ended.wait()
+            await _ended(pidfd)
     except TimeoutError:
         child.kill()
     finally:
-        loop.remove_reader(pidfd)
         os.close(pidfd)
     child.wait()
