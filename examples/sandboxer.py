@@ -1,80 +1,63 @@
-"""A sandboxer in thirty lines: a sandbox is one process of this host. It keeps the whole contract of `Controller`."""
+"""A sandboxer of one's own: a sandbox is one process of this host. It keeps the whole contract of `Controller`."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from atoll import errors
-from atoll.concurrency import Latch, TaskOwner
+from atoll.concurrency import TaskOwner
 from atoll.identifiers import require_identifier
 from atoll.sandbox import controller as c
 
 
-@dataclass
-class Sleeper:
-    instance: c.ControllerInstance | None = None
-    process: asyncio.subprocess.Process | None = None
-    ended: Latch[c.ExitStatus] = field(default_factory=Latch[c.ExitStatus])
-
-
 class ProcessSandboxer(c.Controller):
-    """Runs `sleep infinity` for each sandbox; `owner` owns what watches them."""
-
     def __init__(self, owner: TaskOwner) -> None:
-        self._owner = owner
-        self._made: dict[str, Sleeper] = {}
-
-    def _get(self, sandbox_id: str) -> Sleeper:
-        if sandbox_id not in self._made:
-            raise errors.NotFound(f"sandbox {sandbox_id}: there is no such sandbox")
-        return self._made[sandbox_id]
+        self._owner = owner  # of the tasks that see each process end
+        self._known: dict[str, c.ControllerStatus] = {}
+        self._made: dict[str, tuple[asyncio.subprocess.Process, asyncio.Task[c.ExitStatus]]] = {}
 
     async def create(self, sandbox: c.Sandbox, options: c.CreateOptions) -> None:
-        if require_identifier(sandbox.id, "sandbox id") in self._made:
+        if require_identifier(sandbox.id, "sandbox id") in self._known:
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is there already")
-        self._made[sandbox.id] = Sleeper()
+        process = await asyncio.create_subprocess_exec("sleep", "infinity")
+        end = self._owner.spawn(self._end(sandbox.id, process), name=f"sandbox/{sandbox.id}/wait")
+        self._made[sandbox.id] = process, end
+        self._known[sandbox.id] = c.ControllerStatus(sandbox_id=sandbox.id, state=c.State.NOTREADY)
+
+    async def _end(self, sandbox_id: str, process: asyncio.subprocess.Process) -> c.ExitStatus:
+        code, at = await process.wait(), datetime.now(UTC)
+        self._known[sandbox_id] = replace(self._known[sandbox_id], state=c.State.NOTREADY, pid=0, exited_at=at)
+        return c.ExitStatus(exit_status=code if code >= 0 else 128 - code, exited_at=at)
 
     async def start(self, sandbox_id: str) -> c.ControllerInstance:
-        found = self._get(sandbox_id)
-        if found.process is not None or found.ended.is_set:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: was started before")
-        found.process = await asyncio.create_subprocess_exec("sleep", "infinity")
-        self._owner.spawn(self._watch(found, found.process), name=f"sandbox/{sandbox_id}/wait")
-        made = c.ControllerInstance(sandbox_id=sandbox_id, pid=found.process.pid, created_at=datetime.now(UTC))
-        found.instance = made
-        return made
-
-    async def _watch(self, found: Sleeper, process: asyncio.subprocess.Process) -> None:
-        code = await process.wait()
-        found.ended.set(c.ExitStatus(exit_status=code if code >= 0 else 128 - code, exited_at=datetime.now(UTC)))
-
-    async def platform(self, sandbox_id: str) -> c.Platform:
-        self._get(sandbox_id)
-        return c.Platform(os="linux", architecture="amd64")
+        status, at = await self.status(sandbox_id), datetime.now(UTC)
+        if status.created_at or status.exited_at:
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: was started or stopped before")
+        pid = self._made[sandbox_id][0].pid
+        self._known[sandbox_id] = replace(status, state=c.State.READY, pid=pid, created_at=at)
+        return c.ControllerInstance(sandbox_id=sandbox_id, pid=pid, created_at=at)
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
-        if (found := self._made.get(sandbox_id)) is None or found.ended.is_set:
-            return
-        if found.process is None:
-            found.ended.set(c.ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
-        else:
-            found.process.kill()
-        await found.ended.wait()
+        if sandbox_id in self._made:
+            process, end = self._made[sandbox_id]
+            if process.returncode is None:
+                process.kill()
+            await asyncio.shield(end)
 
     async def wait(self, sandbox_id: str) -> c.ExitStatus:
-        return await self._get(sandbox_id).ended.wait()
+        await self.status(sandbox_id)
+        return await asyncio.shield(self._made[sandbox_id][1])
 
     async def status(self, sandbox_id: str, verbose: bool = False) -> c.ControllerStatus:
-        found = self._get(sandbox_id)
-        end, runs = found.ended.value, found.instance is not None and not found.ended.is_set
-        return c.ControllerStatus(
-            sandbox_id=sandbox_id,
-            state=c.State.READY if runs else c.State.NOTREADY,
-            pid=found.instance.pid if found.instance and runs else 0,
-            created_at=found.instance.created_at if found.instance else None,
-            exited_at=end.exited_at if end else None,
-        )
+        if sandbox_id not in self._known:
+            raise errors.NotFound(f"sandbox {sandbox_id}: there is none")
+        return self._known[sandbox_id]
+
+    async def platform(self, sandbox_id: str) -> c.Platform:
+        await self.status(sandbox_id)
+        return c.Platform(os="linux", architecture="amd64")
 
     async def shutdown(self, sandbox_id: str) -> None:
         await self.stop(sandbox_id)
         self._made.pop(sandbox_id, None)
+        self._known.pop(sandbox_id, None)
