@@ -1,4 +1,4 @@
-"""One client, two kinds of shims: Debian's containerd-shim-runc-v2, started by its command line, and our own, by the zygote."""
+"""One client, two kinds of shims: Debian's containerd-shim-runc-v2, by its command line, and ours, by the zygote."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from google.protobuf.empty_pb2 import Empty
 from atoll import errors
 from atoll.api import containerd_runc_v1_pb2 as runc
 from atoll.api import containerd_services_events_ttrpc_v1_pb2 as forwarding
-from atoll.concurrency import Blocking
+from atoll.concurrency import Blocking, TaskOwner
 from atoll.linux.process import PidfdSpawner
 from atoll.runtime.binary import BinaryLauncher, Daemon
 from atoll.runtime.bundle import Bundle
@@ -34,7 +35,7 @@ from atoll.shim.request import RuntimeChoice
 from atoll.ttrpc.server import Server
 from atoll.ttrpc.service import CallContext
 from tests.integration.conftest import Roots
-from tests.integration.leaks import wait_until
+from tests.integration.leaks import pids, wait_until
 
 WITHIN_S = 20.0
 RUNC_ROOTS = Path("/run/containerd/runc")
@@ -210,9 +211,11 @@ async def test_delete_clears_what_a_killed_shim_left(launcher: Launcher, request
     shim = await launcher.launch(request_)
     pid = await run_container(shim, request_)
     shim_pid, _ = await shim.tasks.connect(request_.id)
-    os.kill(shim_pid, signal.SIGKILL)
+    pidfd = os.pidfd_open(shim_pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert await asyncio.to_thread(select.select, [pidfd], [], [], WITHIN_S) == ([pidfd], [], [])
+    os.close(pidfd)
     await asyncio.wait_for(shim.closed, WITHIN_S)
-    assert await asyncio.to_thread(is_gone, shim_pid)
     with pytest.raises(errors.Unavailable, match=r"ttrpc: closed$"):
         await shim.tasks.wait(request_.id)
     with pytest.raises(errors.Unavailable):
@@ -232,19 +235,28 @@ async def test_delete_of_an_idle_shim(launcher: Launcher, request_: LaunchReques
     assert not request_.bundle.path.exists()
 
 
-async def test_a_cancelled_launch_leaves_no_shim(
-    launcher: Launcher, request_: LaunchRequest, leak_guard: object
-) -> None:
-    launching = asyncio.create_task(launcher.launch(request_))
-    await asyncio.sleep(0.005)
-    launching.cancel()
-    try:
-        shim = await launching
-    except asyncio.CancelledError:
-        await launcher.delete(request_)
-        return
-    await shim.aclose()
-    await launcher.delete(request_)
+@pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.005, 0.03, 0.1])
+async def test_a_cancelled_launch_leaves_no_shim(launcher: Launcher, request_: LaunchRequest, delay_s: float) -> None:
+    async with TaskOwner("launch") as owner:
+        launching = owner.spawn(launcher.launch(request_), name="launch")
+        await asyncio.sleep(delay_s)
+        launching.cancel()
+        await asyncio.wait({launching}, timeout=WITHIN_S)
+        assert launching.done()
+        if not launching.cancelled():  # it was there already
+            await (await launching).aclose()
+            await launcher.delete(request_)
+    assert await asyncio.to_thread(wait_until, lambda: not shims_in(request_.bundle.path), within=WITHIN_S)
+
+
+def shims_in(bundle: Path) -> list[int]:
+    """The processes whose working directory is the bundle, as it is of every shim."""
+    found: list[int] = []
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/cwd").startswith(str(bundle)):
+                found.append(pid)
+    return found
 
 
 @pytest.mark.parametrize("runtime_type", ["io.containerd.runc.v2"], indirect=True)
@@ -267,7 +279,7 @@ SHIMS = {
     "that says nothing": ("#!/bin/sh\nexit 0\n", errors.Unavailable, "no address"),
     "that says nonsense": ("#!/bin/sh\necho what a day\n", errors.Unknown, "what a day"),
     "that listens nowhere": ("#!/bin/sh\necho unix:///run/nobody.sock\n", errors.Unavailable, "nobody.sock"),
-    "of the future": ('#!/bin/sh\necho \'{"version":4,"address":"unix:///x","protocol":"ttrpc"}\'\n', errors.Unimplemented, "4"),
+    "of the future": ('#!/bin/sh\necho \'{"version":4,"address":"unix:///x"}\'\n', errors.Unimplemented, "4"),
     "without its interpreter": ("#!/no/such/program\n", errors.NotFound, "cannot be run"),
 }  # fmt: skip
 

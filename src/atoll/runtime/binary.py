@@ -35,6 +35,7 @@ from atoll.shim import records
 from atoll.ttrpc import address as addresses
 
 START_TIMEOUT_S = 20.0
+REAP_MARGIN_S = 10.0
 DELETE_TIMEOUT_S = 15.0
 UNDO_TIMEOUT_S = 30.0
 HANG_UP_TIMEOUT_S = 2.0
@@ -97,19 +98,22 @@ class BinaryLauncher:
         binary = resolve(request.runtime.name, Path(self._daemon.binary).parent)
         path = request.bundle.path
         await self._blocking.run(_prepare, path, binary)
-        options = request.runtime.options
-        stdin = b"" if options is None else to_any(options).SerializeToString()
         try:
-            output = await self._run(binary, request, "start", stdin, START_TIMEOUT_S)
-            bootstrap = Bootstrap.parse(output)
-            bootstrap.store(path)
-            return await self._connect(request, bootstrap)
+            # A `start` that is cut short may have made a shim that nobody could find: it runs to its end.
+            await run_to_completion(self._start(binary, request), within=START_TIMEOUT_S + REAP_MARGIN_S)
+            return await self._connect(request, Bootstrap.load(path))
         except BaseException:
             try:
                 await run_to_completion(self._clear(request), within=UNDO_TIMEOUT_S)
             except errors.AtollError as error:
                 log.warning("shim %s: its failed start is not undone: %s", request.id, error)
             raise
+
+    async def _start(self, binary: Path, request: LaunchRequest) -> None:
+        options = request.runtime.options
+        stdin = b"" if options is None else to_any(options).SerializeToString()
+        output = await self._run(binary, request, "start", stdin, START_TIMEOUT_S)
+        Bootstrap.parse(output).store(request.bundle.path)
 
     async def _connect(self, request: LaunchRequest, bootstrap: Bootstrap) -> Shim:
         shim = await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
@@ -152,13 +156,13 @@ class BinaryLauncher:
             binary = Path((path / BINARY_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        left = await self._shutdown(request)
+        await self._shutdown(request)
         await kill_recorded(path / records.SHIM, request.id)
-        ended = await self._delete(binary, request, must=not left)
+        ended = await self._delete(binary, request)
         await self._remove_socket(path)
         return ended
 
-    async def _delete(self, binary: Path, request: LaunchRequest, *, must: bool) -> ExitStatus | None:
+    async def _delete(self, binary: Path, request: LaunchRequest) -> ExitStatus | None:
         """The `delete` call, which has to succeed where something may have been made that it alone can clear away."""
         answer = wire.DeleteResponse()
         try:
@@ -167,22 +171,22 @@ class BinaryLauncher:
         except DecodeError as error:
             log.warning("shim %s: its delete printed no answer: %s", request.id, error)
         except (errors.Unknown, errors.NotFound) as error:
-            if must and not set(os.listdir(request.bundle.path)) <= OWN_FILES:
+            if not set(os.listdir(request.bundle.path)) <= OWN_FILES:
                 raise
             log.info("shim %s: nothing to delete: %s", request.id, error)
         return None
 
-    async def _shutdown(self, request: LaunchRequest) -> bool:
-        """Tell a shim that still listens to go, which it does where it holds nothing; whether it went."""
+    async def _shutdown(self, request: LaunchRequest) -> None:
+        """Tell a shim that still listens to go, which it does where it holds nothing."""
         try:
             shim = await self.reconnect(request)
         except (errors.NotFound, errors.Unavailable, errors.DataLoss, errors.DeadlineExceeded):
-            return False
+            return
         try:
             await shim.tasks.shutdown(request.id)
-            return await shim.wait_closed(HANG_UP_TIMEOUT_S)
-        except errors.AtollError:
-            return False
+            await shim.wait_closed(HANG_UP_TIMEOUT_S)
+        except errors.AtollError as error:
+            log.info("shim %s: does not shut down: %s", request.id, error)
         finally:
             await shim.aclose()
 

@@ -1,6 +1,6 @@
 """One shim through every connection to it.
 
-connected ──connection lost──> lost ──the shim answers──> connected      at most `RECONNECTS_LIMIT` in `RECONNECTS_WINDOW_S`
+connected ──connection lost──> lost ──the shim answers──> connected
                                  └──nobody listens──> gone, for good
 
 A shim that hangs up more than `RECONNECTS_LIMIT` times in `RECONNECTS_WINDOW_S` is an error, not a loop.
