@@ -51,7 +51,8 @@ class TaskOwner:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task %s failed: %s", task.get_name(), error, exc_info=error)
+            trace = None if isinstance(error, errors.AtollError) else error  # one of ours says all there is to say
+            log.error("task %s failed: %s", task.get_name(), error, exc_info=trace)
 
     def __len__(self) -> int:
         return len(self._tasks)
