@@ -52,7 +52,7 @@ Socket = Annotated[
         "--socket",
         envvar="ATOLL_SOCKET",
         metavar="PATH",
-        help="The daemon's socket [default: /run/atoll/atoll.sock].",
+        help="The daemon's socket \\[default: /run/atoll/atoll.sock].",
         show_default=False,
     ),
 ]
@@ -79,7 +79,11 @@ def ask(socket: Path | None, work: Callable[[Client], Awaitable[int]]) -> None:
         async with connect(socket) as client:
             return await work(client)
 
-    raise typer.Exit(asyncio.run(main()))
+    try:
+        code = asyncio.run(main())
+    except BrokenPipeError:
+        raise outcome.ReaderGone from None
+    raise typer.Exit(code)
 
 
 # --- run and look ---
@@ -112,7 +116,7 @@ def run(
     user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")] = "",
     workdir: Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")] = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="In place of the image's own.")] = "",
-    hostname: Annotated[str, typer.Option("--hostname", help="[default: the name]")] = "",
+    hostname: Annotated[str, typer.Option("--hostname", help="\\[default: the name]")] = "",
     read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
     runtime: Annotated[str, typer.Option("--runtime", help="A runtime handler of the config file.")] = "",
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
@@ -377,7 +381,7 @@ def serve(
     socket: Socket = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", envvar="ATOLL_CONFIG", metavar="FILE", help="[default: /etc/atoll/config.toml]"),
+        typer.Option("--config", envvar="ATOLL_CONFIG", metavar="FILE", help="\\[default: /etc/atoll/config.toml]"),
     ] = None,
     log_level: Annotated[LogLevel | None, typer.Option("--log-level")] = None,
     idle_exit: Annotated[

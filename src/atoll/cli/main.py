@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
         return outcome.code_of(error)
     except KeyboardInterrupt:
         return outcome.INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, outcome.ReaderGone):
         # Nobody reads any more: what is buffered must not be written at exit either (Python docs, note on SIGPIPE).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return outcome.BROKEN_PIPE

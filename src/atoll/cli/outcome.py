@@ -21,6 +21,10 @@ class Ended(Exception):
         self.code = code
 
 
+class ReaderGone(Exception):
+    """Nobody reads our output any more. (No `BrokenPipeError`: the command line's parser would end with 1.)"""
+
+
 def say(message: str) -> None:
     """One line on standard error, as every error is told."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())

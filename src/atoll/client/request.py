@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -285,6 +286,9 @@ def _mount(mount: Mount) -> cri.Mount:
     for what, path in (("source", mount.source), ("target", mount.target)):
         if not PurePosixPath(path).is_absolute():
             raise errors.InvalidArgument(f"mount {what} {path!r}: must be an absolute path")
+    if not os.path.lexists(mount.source):
+        # CRI has a runtime make a missing source as a folder; a typing error would leave one behind.
+        raise errors.NotFound(f"mount source {mount.source}: is not on this host; make it first")
     return cri.Mount(
         host_path=mount.source,
         container_path=mount.target,

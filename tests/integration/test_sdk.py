@@ -1,0 +1,173 @@
+"""The SDK against a real daemon: pods, execs, logs, limits, and a daemon that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+
+import atoll
+from atoll import errors
+from tests.integration.conftest import Daemon
+
+IMAGE = "atoll/busybox"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def grpc_has_its_descriptors() -> None:
+    """gRPC makes a pair of sockets for each process, which no test leaks."""
+
+    async def start() -> None:
+        await grpc.aio.insecure_channel("unix:/nonexistent").close()
+
+    asyncio.run(start())
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
+    async with atoll.connect(daemon.roots.socket, start=False) as client:
+        yield client
+
+
+@pytest.fixture
+async def pod(client: atoll.Client) -> AsyncIterator[atoll.Pod]:
+    async with await client.run_pod(network="none") as pod:
+        yield pod
+
+
+async def test_two_containers_share_the_pods_localhost_and_a_port_is_published(client: atoll.Client) -> None:
+    async with await client.run_pod("web", ports={18081: 80}) as pod:
+        await pod.run(IMAGE, ["httpd", "-f", "-h", "/etc"], name="server", cpus=0.5, memory="64MiB")
+        fetch = "until wget -qO- http://127.0.0.1/hostname; do sleep 0.05; done 2>/dev/null"
+        side = await pod.run(IMAGE, ["sh", "-c", fetch], name="client")
+        assert (await side.wait(timeout=20)).code == 0
+        assert [line.text async for line in side.logs()] == ["web"]
+        status = await pod.status()
+        assert status.ip
+        reader, writer = await asyncio.open_connection("127.0.0.1", 18081)
+        writer.write(b"GET /hostname HTTP/1.0\r\n\r\n")
+        assert (await reader.read()).endswith(b"web\n")
+        writer.close()
+        await writer.wait_closed()
+        assert {one.operation for one in await pod.phases()} >= {"run", "create", "start"}
+
+
+async def test_exec_has_streams_stdin_env_folder_user_and_code(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    script = 'echo "$A $(pwd) $(id -u)"; echo oops >&2; cat; exit 3'
+    result = await container.exec(["sh", "-c", script], env={"A": "b"}, cwd="/tmp", user="65534", stdin=b"in")
+    assert (result.exit_code, result.cause) == (3, atoll.Cause.EXITED)
+    assert (result.text, result.error_text) == ("b /tmp 65534\nin", "oops\n")
+
+
+async def test_a_megabyte_goes_through_an_exec_unchanged(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    data = bytes(range(256)) * 8192
+    assert (await container.exec(["cat"], stdin=data, timeout=30)).stdout == data
+
+
+async def test_exec_past_its_time_is_killed_and_keeps_its_output(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    result = await container.exec(["sh", "-c", "echo so far; exec sleep 1000"], timeout=0.5)
+    assert (result.exit_code, result.cause, result.text) == (137, atoll.Cause.TIMEOUT, "so far\n")
+
+
+async def test_exec_that_is_let_go_of_ends(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    async with container.exec_stream(["sleep", "4711"]) as process:
+        await process.started()
+        assert "sleep 4711" in (await container.exec(["ps"])).text
+    async with asyncio.timeout(10):
+        while "sleep 4711" in (await container.exec(["ps"])).text:
+            pass
+
+
+@pytest.mark.parametrize(("command", "code"), [("nope", 127), ("/etc/passwd", 126)])
+async def test_command_that_cannot_be_executed_leaves_nothing(pod: atoll.Pod, command: str, code: int) -> None:
+    with pytest.raises(atoll.CommandFailed) as failure:
+        await pod.run(IMAGE, [command])
+    assert failure.value.exit_code == code
+    assert await pod.containers() == ()
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    with pytest.raises(atoll.CommandFailed) as failure:
+        await container.exec([command])
+    assert failure.value.exit_code == code
+
+
+async def test_logs_have_both_streams_whole_and_follow_to_the_end(pod: atoll.Pod) -> None:
+    script = "for n in 1 2 3; do echo out$n; echo err$n >&2; sleep 0.1; done; printf end"
+    container = await pod.run(IMAGE, ["sh", "-c", script])
+    lines = [line async for line in container.logs(follow=True)]
+    assert [line.text for line in lines if line.stream == "stdout"] == ["out1", "out2", "out3", "end"]
+    assert [line.text for line in lines if line.stream == "stderr"] == ["err1", "err2", "err3"]
+    assert [line.partial for line in lines if line.text == "end"] == [True]
+    assert [line.text async for line in container.logs(tail=1)] == ["end"]
+
+
+async def test_memory_limit_kills_and_tells(pod: atoll.Pod) -> None:
+    hog = await pod.run(IMAGE, ["sh", "-c", "exec tail /dev/zero"], memory="16MiB")
+    ended = await hog.wait(timeout=30)
+    assert (ended.code, ended.cause) == (137, atoll.Cause.OOM)
+
+
+async def test_stop_is_polite_and_idempotent(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sh", "-c", "trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done"])
+    await container.exec(["true"])
+    await container.stop(timeout=10)
+    await container.stop(timeout=10)
+    assert (await container.wait()).code == 7
+    assert [line.text async for line in container.logs()] == ["bye"]
+
+
+async def test_one_name_is_one_pod(client: atoll.Client) -> None:
+    async with await client.run_pod("web", network="none"):
+        with pytest.raises(errors.AlreadyExists, match="web"):
+            await client.run_pod("web", network="none")
+
+
+async def test_unknown_image_and_runtime_are_told_and_leave_nothing(client: atoll.Client) -> None:
+    with pytest.raises(errors.InvalidArgument, match="runtime handler 'nope'"):
+        await client.run_pod(network="none", runtime="nope")
+    async with await client.run_pod(network="none") as pod:
+        with pytest.raises(errors.AtollError, match=r"127\.0\.0\.1:1"):
+            await pod.run("127.0.0.1:1/no/such:image")
+        assert await pod.containers() == ()
+
+
+async def test_daemon_killed_in_the_middle_breaks_every_call_and_no_container(
+    client: atoll.Client, daemon: Daemon
+) -> None:
+    pod = await client.run_pod(network="none")
+    container = await pod.run(IMAGE, ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done"])
+    process = container.exec_stream(["sleep", "1000"])
+    await process.started()
+
+    async def follow() -> None:
+        async for _ in container.logs(follow=True):
+            pass
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for work in (container.wait(), follow(), process.wait()):
+            group.create_task(unavailable(work))
+        await asyncio.to_thread(daemon.kill)
+    await process.aclose()
+    await unavailable(container.status())
+    await asyncio.to_thread(daemon.start)
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                assert (await container.exec(["echo", "back"])).text == "back\n"
+                break
+            await asyncio.sleep(0.05)
+    await container.stop(timeout=0)
+    numbers = [int(line.text) async for line in container.logs()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    await pod.remove()
+
+
+async def unavailable(work: object) -> None:
+    with pytest.raises(errors.Unavailable):
+        await work  # pyright: ignore[reportGeneralTypeIssues]  # any awaitable
