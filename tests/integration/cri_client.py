@@ -142,7 +142,7 @@ class CRI:
         config.metadata.name = name
         config.image.image = image
         for key, value in (env or {}).items():
-            config.envs.add(key=key, value=value)
+            config.envs.add(key=key, value=value.encode())
         return config
 
     def create(self, pod: str, config: pb.ContainerConfig) -> str:
@@ -269,13 +269,14 @@ def content(log: bytes, stream: str = "stdout") -> bytes:
 
 
 @contextmanager
-def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
-    """The call inside must fail with this status and a one-line text that has all of these words."""
+def refused(code: grpc.StatusCode | tuple[grpc.StatusCode, ...], *words: str) -> Iterator[None]:
+    """The call inside must fail with this status, or one of these, and a one-line text that has all of these words."""
     try:
         yield
     except grpc.RpcError as error:
         said = error.details() or ""
-        assert error.code() is code, f"{error.code()}: {said}"
+        codes = code if isinstance(code, tuple) else (code,)
+        assert error.code() in codes, f"{error.code()}: {said}"
         assert "\n" not in said.strip(), said
         for word in words:
             assert word in said, f"{word!r} is missing in {said!r}"

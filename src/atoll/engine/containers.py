@@ -160,7 +160,7 @@ class Containers:
     async def _record(self, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
-        parent = image.chain_ids[-1]
+        parent = image.top
         self._busy.add(record.id)
         try:
             async with parts.snapshotter.preparing(record.id, parent) as prepared:

@@ -54,7 +54,10 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
-    """What to run. `env` is added to the container's; `user` is `uid[:gid]` or a name of the image."""
+    """What to run. `env` is added to the container's; `user` is `uid[:gid]` or a name of the image.
+
+    `width` and `height` are the terminal's, in cells; 0 where they are not known.
+    """
 
     command: tuple[str, ...]
     env: tuple[str, ...] = ()
@@ -63,6 +66,8 @@ class ExecRequest:
     tty: bool = False
     stdin: bool = False
     timeout_s: float = 0.0
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +90,12 @@ class Exec:
     io: ProcessIO
     container_id: str
     tasks: TaskClient = field(repr=False)
-    timed_out: bool = False
+    ended: bool = False
 
     async def wait(self) -> ExitStatus:
-        return await self.tasks.wait(self.container_id, self.id)
+        end = await self.tasks.wait(self.container_id, self.id)
+        self.ended = True
+        return end
 
     async def resize(self, width: int, height: int) -> None:
         await self.tasks.resize_pty(self.container_id, exec_id=self.id, width=width, height=height)
@@ -166,10 +173,14 @@ class Execs:
         return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks)
 
     async def _end(self, started: Exec) -> None:
-        await started.kill_tree()
-        with contextlib.suppress(errors.NotFound, errors.Unavailable):
-            await started.wait()
-        await _forget(started.tasks, started.container_id, started.id)
+        if not started.ended:
+            with contextlib.suppress(errors.NotFound, errors.Unavailable):
+                await started.kill_tree()
+                await started.wait()
+        # Behind the answer: it takes as long as somebody left behind holds the streams, which nobody reads any more.
+        self._parts.owner.spawn(
+            _forget(started.tasks, started.container_id, started.id), name=f"exec/{started.id}/delete"
+        )
 
     async def attach(self, pod: Pod, container: Container, *, stdin: bool) -> ProcessIO:
         """The live streams of a container's main process, from now on; close them when done.
@@ -260,6 +271,8 @@ def exec_process(spec: oci.Spec, request: ExecRequest, user: oci.User | None = N
         "env": type(base.env)(env),
         "terminal": request.tty,
     }
+    if request.tty and request.width and request.height:
+        changes["console_size"] = oci.Box(height=request.height, width=request.width)
     if request.working_dir:
         changes["cwd"] = request.working_dir
     if user is not None:

@@ -31,12 +31,13 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStat:
-    """The parts of /proc/<pid>/stat that identify a process; `start_ticks` since boot (proc(5), field 22)."""
+    """The parts of /proc/<pid>/stat that tell which process it is; `start_ticks` since boot (proc(5), field 22)."""
 
     pid: int
     command: str
     state: str
     parent: int
+    session: int
     start_ticks: int
 
 
@@ -51,7 +52,12 @@ def parse_stat(line: str) -> ProcessStat:
     if not found or not bracket or len(fields) < 20:
         raise ValueError(f"not a /proc/<pid>/stat line: {line[:80]!r}")
     return ProcessStat(
-        pid=int(pid), command=command, state=fields[0], parent=int(fields[1]), start_ticks=int(fields[19])
+        pid=int(pid),
+        command=command,
+        state=fields[0],
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start_ticks=int(fields[19]),
     )
 
 

@@ -6,10 +6,11 @@ import asyncio
 import errno
 import os
 from pathlib import Path
+from typing import Self
 
 from atoll.linux import syscalls
 
-# inotify(7)
+# The bits of inotify(7).
 _IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
 _READ_BYTES = 64 << 10
 
@@ -21,7 +22,7 @@ class Watch:
         self._folder = folder
         self._fd = -1
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         """Begin to watch; raises `OSError` where the folder is missing or the limit of watches is reached."""
         fd = syscalls.inotify_init()
         try:

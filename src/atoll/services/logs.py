@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from atoll import errors
 from atoll.concurrency import Latch
@@ -105,7 +106,7 @@ class Reader:
         self._fd = -1
         self._rest = b""
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         self._open()
         return self
 

@@ -72,10 +72,10 @@ class RuntimeService:
             tty=start.tty,
             stdin=start.stdin,
             timeout_s=start.timeout_s,
+            width=start.size.width,
+            height=start.size.height,
         )
         async with self._engine.execs.open(pod, container, request) as running, TaskOwner("exec") as tasks:
-            if start.HasField("size"):
-                await running.resize(start.size.width, start.size.height)
             yield pb.ExecResponse(started=pb.ExecStarted(pid=running.pid))
             tasks.spawn(_feed_exec(requests, running), name=f"exec/{running.id}/input")
             ending = tasks.spawn(_end_of(running, start.timeout_s), name=f"exec/{running.id}/wait")

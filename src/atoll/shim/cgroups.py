@@ -13,6 +13,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from atoll.linux import process
+
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -101,6 +103,32 @@ def kill(folders: tuple[Path, ...]) -> int:
                 os.kill(pid, signal.SIGKILL)
         killed |= fresh
     return len(killed)
+
+
+def kill_tree(folders: tuple[Path, ...], root: int) -> int:
+    """SIGKILL the process `root` and all in the cgroup that it started; how many.
+
+    Its own are the members of its session, which outlive it, and whoever descends from one of these. Rounds, for
+    those forked meanwhile, as in `kill`.
+    """
+    killed: set[int] = set()
+    for _ in range(64):
+        fresh = _tree(folders, root) - killed
+        if not fresh:
+            break
+        for pid in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= fresh
+    return len(killed)
+
+
+def _tree(folders: tuple[Path, ...], root: int) -> set[int]:
+    seen = {found.pid: found for found in map(process.stat, pids(folders)) if found is not None and found.state != "Z"}
+    members = {pid for pid, found in seen.items() if root in (pid, found.session)}
+    while more := {pid for pid, found in seen.items() if found.parent in members} - members:
+        members |= more
+    return members
 
 
 def oom_kills(folders: tuple[Path, ...]) -> int:

@@ -311,7 +311,7 @@ class Container:
     # signals, freezer, limits
 
     async def kill(self, exec_id: str, number: int, *, everything: bool) -> None:
-        """Send a signal to a process, or to every process of the container.
+        """Send a signal to a process, or to every process of the container; SIGKILL also to all that an exec started.
 
         Raises `NotFound` for a process that has ended, `FailedPrecondition` for an exec that was not started.
         """
@@ -322,6 +322,8 @@ class Container:
             raise errors.FailedPrecondition(f"{process.name}: not started")
         if everything and not exec_id:
             cgroups.signal_all(self.cgroups, number)
+        elif everything and number == signal.SIGKILL:
+            cgroups.kill_tree(self.cgroups, process.pid)
         elif not self._signal(process.pid, number):
             raise errors.NotFound(f"{process.name}: process already finished")
         if self.init.phase is Phase.PAUSED and number == signal.SIGKILL:
