@@ -21,6 +21,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Latch
+from atoll.linux import process as processes
 from atoll.sandbox.config import PodConfig
 from atoll.shim import pod_files, pod_init, pod_namespaces, pod_sysctls, records
 from atoll.shim.container import Container
@@ -88,6 +89,7 @@ class Pod:
         self._home: int | None = None
         self._started = False
         self._init_pid = 0
+        self._init_start_ticks = 0
         self._init_ended: asyncio.Future[Exit] | None = None
         self._lock = asyncio.Lock()
 
@@ -161,6 +163,7 @@ class Pod:
             cgroup=self._cgroup.path if self._cgroup is not None and self._made_cgroup else "",
             has_rootfs=bool(self.request.rootfs),
             init_pid=self._init_pid,
+            init_start_ticks=self._init_start_ticks,
             exit=self.exited.value,
         )
         records.write(self.request.bundle / records.SANDBOX, record)
@@ -193,6 +196,8 @@ class Pod:
     def _start_init(self) -> None:
         with self._shim.reaper.expecting():
             self._init_pid = pod_init.start(self.request.files)
+            seen = processes.stat(self._init_pid)
+            self._init_start_ticks = seen.start_ticks if seen is not None else 0
             self._init_ended = self._shim.reaper.watch(self._init_pid)
         self._write_record()
         self._init_ended.add_done_callback(self._on_init_ended)

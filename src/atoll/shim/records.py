@@ -89,7 +89,7 @@ class SandboxExit(Record, frozen=True, kw_only=True):
 class SandboxRecord(Record, frozen=True, kw_only=True):
     """What it takes to remove a pod without its shim, and how the pod ended once it has.
 
-    `cgroup` is set where the shim made it.
+    `cgroup` is set where the shim made it. `init_start_ticks` tells its init from a later process of the same pid.
     """
 
     id: str
@@ -97,6 +97,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     cgroup: str = ""
     has_rootfs: bool = False
     init_pid: int = 0
+    init_start_ticks: int = 0
     exit: SandboxExit | None = None
 
 
