@@ -205,6 +205,7 @@ class Containers:
     async def _start(self, pod: Pod, container: Container) -> None:
         parts = self._parts
         story = parts.stories.begin(pod.id, "start", container.id)
+        parts.expedite()
         try:
             tasks = await tasks_of(pod)
             mounts = await parts.snapshotter.mounts(container.record.snapshot_key)

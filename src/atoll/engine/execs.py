@@ -158,6 +158,7 @@ class Execs:
         if request.stdin:
             names["stdin"] = f"{exec_id}-stdin"
         stdio = StdioPaths(terminal=request.tty, **{key: stream_uri(address, name) for key, name in names.items()})
+        self._parts.expedite()
         await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=stdio)
         try:
             pid = await tasks.start(container.id, exec_id)

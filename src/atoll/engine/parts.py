@@ -15,6 +15,7 @@ from atoll.engine.paths import Paths
 from atoll.engine.phases import Stories
 from atoll.image.store import ImageStore
 from atoll.ledger.ledger import Ledger
+from atoll.linux.cgroup import expedite_attach
 from atoll.linux.host import HostFacts
 from atoll.network.service import Network
 from atoll.oci.features import RuntimeFeatures
@@ -48,6 +49,10 @@ class Parts:
     owner: TaskOwner
     events: EventBus = field(default_factory=EventBus)
     stories: Stories = field(default_factory=Stories)
+
+    def expedite(self) -> None:
+        """Pay, beside an OCI runtime that starts up, for the grace period that its move into a cgroup would wait for."""
+        self.owner.spawn(self.blocking.run(expedite_attach, self.host.hierarchies), name="expedite")
 
     @property
     def cgroup_parent(self) -> str:

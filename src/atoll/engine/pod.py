@@ -15,6 +15,7 @@ from atoll.config import RuntimeHandler
 from atoll.container.store import Container
 from atoll.network.model import Attachment
 from atoll.runtime.shim import Shim
+from atoll.sandbox.codec import to_microseconds
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import ControllerInstance, ExitStatus, Sandbox, State
 
@@ -28,7 +29,6 @@ class Pod:
     name: str
     handler_name: str
     handler: RuntimeHandler
-    created_at_ns: int
     state: State = State.UNKNOWN
     reason: str = ""
     instance: ControllerInstance | None = None
@@ -43,6 +43,11 @@ class Pod:
     @property
     def id(self) -> str:
         return self.sandbox.id
+
+    @property
+    def created_at_ns(self) -> int:
+        """As the record tells it, so that it is the same after a restart."""
+        return to_microseconds(self.sandbox.created_at) * 1000
 
     @property
     def ip(self) -> str:

@@ -175,7 +175,6 @@ class Pods:
             name=name,
             handler_name=handler_name,
             handler=handler,
-            created_at_ns=time.time_ns(),
             netns_path=netns_path,
         )
         request = attach_request(pod_id, config, netns_path) if netns_path else None
@@ -183,7 +182,7 @@ class Pods:
         self._making[pod_id] = pod
         try:
             with story.step("record", "disk"):
-                await parts.db.commit(
+                pod.sandbox = await parts.db.commit(
                     parts.sandboxes.plan_create(sandbox, name=name),
                     parts.ledger.plan_enter(*intents),
                 )

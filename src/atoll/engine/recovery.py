@@ -150,6 +150,8 @@ async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, pod: Po
                 await container.status.update(lambda status, why=why: unknown_status(status, why))
     if not pod.ended.is_set:
         pods.watch(pod)
+    elif any(container.status.get().can_stop for container in containers.list(pod.id)):
+        await containers.end_orphans(pod)
 
 
 def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
@@ -170,7 +172,6 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
         name=metadata.name,
         handler_name=metadata.runtime_handler,
         handler=handler,
-        created_at_ns=int(sandbox.created_at.timestamp() * 1e9),
         reason=reason,
         attachment=attachment,
         netns_path=metadata.netns_path if entry is not None else "",

@@ -48,6 +48,7 @@ def build(
             ),
             resources=config.resources,
             annotations={
+                **_allowed(pod.config.annotations, pod.handler.pod_annotations),
                 **_allowed(config.annotations, pod.handler.container_annotations),
                 "io.kubernetes.cri.container-type": "container",
                 SANDBOX_ID: pod.id,
