@@ -62,11 +62,11 @@ def translate(text: str, reference: Reference, *, has_auth: bool) -> errors.Atol
     if has(_NOT_TRUSTED):
         return errors.Unavailable(
             f"{reference}: the certificate of {domain} is not trusted: {said}; "
-            "set ca_file (or insecure) for this registry"
+            "set ca_file (or skip_verify) for this registry in the config file"
         )
     if has(_PLAIN_HTTP):
         return errors.Unavailable(
-            f"{reference}: {domain} speaks plain http; set insecure for this registry to allow it"
+            f"{reference}: {domain} speaks plain http; set plain_http for this registry in the config file"
         )
     if has(_UNAUTHENTICATED) and not has(("denied",)):
         way = "refuses these credentials" if has_auth else "wants credentials"
