@@ -14,7 +14,7 @@
     [network]
     conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
     bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
-    pool_size = 0                       # ready namespaces kept for networks that are fit for it
+    pool_size = 4                       # ready namespaces kept for networks that are fit for it
     pool_networks = []                  # their names; none: the default network alone
 
     [images.registries."127.0.0.1:5000"]
@@ -60,7 +60,7 @@ class NetworkSection(Section, frozen=True):
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     max_conf_num: int = 1
     default_subnet: str = "10.89.0.0/16"
-    pool_size: int = 0
+    pool_size: int = 4
     pool_networks: tuple[str, ...] = ()
 
 
