@@ -11,10 +11,11 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.api.cri_runtime_v1_pb2 import ContainerConfig
 from bench import host
 from bench.cri import container_config
 from bench.places import wait_until
@@ -22,6 +23,7 @@ from bench.timing import Contestant
 
 SETTLE_S = 1.0
 ATTACHED_WITHIN_S = 10.0
+PAUSE_S = 0.3
 TRACED = "fsync,fdatasync,sync_file_range,syncfs,execve,execveat,clone,clone3,fork,vfork"
 STAGES = ("RunPodSandbox", "create + start", "exec", "stop + remove")
 
@@ -79,6 +81,82 @@ def _memory(contestant: Contestant, pods: int) -> Memory:
         contestant.settle()
 
 
+def cpu(contestant: Contestant, *, pods: int, prefix: str) -> dict[str, list[float]]:
+    """CPU milliseconds of the daemon and of all that it executes, by stage, a value a pod; the containers' are theirs.
+
+    What happens behind an answer, within a third of a second, counts for its stage.
+    """
+    config, daemon = container_config(), contestant.daemon
+    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    with _metered(daemon.processes, f"{prefix}/cpu-{contestant.name.replace('/', '-')}") as used:
+        for number in range(pods + 1):
+            times = [used()]
+            for after in _life(contestant, f"cpu{number}", config):
+                after()
+                time.sleep(PAUSE_S)
+                times.append(used())
+            if number:  # the first one warms up
+                for stage, (begin, end) in zip(STAGES, itertools.pairwise(times), strict=True):
+                    found[stage].append(end - begin)
+    return found
+
+
+def _life(contestant: Contestant, name: str, config: ContainerConfig) -> Iterator[Callable[[], None]]:
+    """The stages of one pod, each to be called before the next is taken."""
+    cri, request = contestant.cri, contestant.request(name)
+    pod = container = ""
+
+    def run() -> None:
+        nonlocal pod
+        pod = cri.run_pod(request)
+
+    def start() -> None:
+        nonlocal container
+        container = cri.create(pod, request, config)
+        cri.start(container)
+
+    def take_down() -> None:
+        cri.stop(container)
+        cri.remove(container)
+        cri.stop_pod(pod)
+        cri.remove_pod(pod)
+        contestant.settle()
+
+    yield from (run, start, lambda: _exec(contestant, container), take_down)
+
+
+def _exec(contestant: Contestant, container: str) -> None:
+    contestant.cri.exec_sync(container, ["true"])
+
+
+@contextlib.contextmanager
+def _metered(processes: host.Processes, group: str) -> Iterator[Callable[[], float]]:
+    """Count the CPU time of these processes and of what they start, in a cgroup; gives the milliseconds so far."""
+    root = next((one for one in host.hierarchies() if (one / "cpuacct.usage").exists()), None)
+    root = root or next(host.hierarchies())
+    folder = root / group
+    folder.mkdir(parents=True)
+
+    def move(to: Path) -> None:
+        for pid in host.read(folder / "cgroup.procs").split() if to == root else (processes.daemon, *processes.marked):
+            with contextlib.suppress(ProcessLookupError):
+                (to / "cgroup.procs").write_text(str(int(pid)))
+
+    def used() -> float:
+        if version_1 := host.read(folder / "cpuacct.usage"):
+            return int(version_1) / 1e6
+        told = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+        return int(told["usage_usec"]) / 1e3
+
+    try:
+        move(folder)
+        yield used
+    finally:
+        move(root)
+        wait_until(lambda: not host.read(folder / "cgroup.procs").strip(), every=0.01)
+        folder.rmdir()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
     """What one stage of one pod's life called: fsync and its kin, successful execs, new processes (no threads)."""
@@ -90,26 +168,16 @@ class Calls:
 
 def system_calls(contestant: Contestant, *, pods: int, folder: Path) -> dict[str, Calls]:
     """Medians of `pods` pods under strace, by stage; what happens behind an answer counts for its stage."""
-    cri, config = contestant.cri, container_config()
+    config = container_config()
     output = folder / f"{contestant.name.replace('/', '-')}.strace"
     marks: list[list[float]] = []
     with _traced(contestant, output):
         for number in range(pods):
-            request = contestant.request(f"traced{number}")
             times = [time.time()]
-            pod = cri.run_pod(request)
-            times.append(_pause())
-            container = cri.create(pod, request, config)
-            cri.start(container)
-            times.append(_pause())
-            cri.exec_sync(container, ["true"])
-            times.append(_pause())
-            cri.stop(container)
-            cri.remove(container)
-            cri.stop_pod(pod)
-            cri.remove_pod(pod)
-            contestant.settle()
-            times.append(_pause())
+            for stage in _life(contestant, f"traced{number}", config):
+                stage()
+                time.sleep(PAUSE_S)
+                times.append(time.time())
             marks.append(times)
     counted = [Counter[str]() for _ in range(pods * len(STAGES))]
     spans = [(begin, end) for times in marks for begin, end in itertools.pairwise(times)]
@@ -126,11 +194,6 @@ def system_calls(contestant: Contestant, *, pods: int, folder: Path) -> dict[str
         )
         for index, stage in enumerate(STAGES)
     }
-
-
-def _pause() -> float:
-    time.sleep(0.3)
-    return time.time()
 
 
 @contextlib.contextmanager

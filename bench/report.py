@@ -48,6 +48,7 @@ class Result:
     throughput: dict[int, dict[str, list[Throughput]]] = field(default_factory=dict[int, dict[str, list[Throughput]]])
     memory: dict[str, list[Memory]] = field(default_factory=dict[str, list[Memory]])
     memory_pods: int = 0
+    cpu: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
     calls: dict[str, dict[str, Calls]] = field(default_factory=dict[str, dict[str, Calls]])
     calls_pods: int = 0
 
@@ -69,6 +70,8 @@ def markdown(result: Result) -> str:
         parts.append(_throughput_table(result.throughput))
     if result.memory:
         parts.append(_memory_table(result.memory, result.memory_pods))
+    if result.cpu:
+        parts.append(_cpu_table(result.cpu))
     if result.calls:
         parts.append(_calls_table(result.calls, result.calls_pods))
     return "\n\n".join(parts) + "\n"
@@ -147,6 +150,24 @@ def _memory_table(found: Mapping[str, Sequence[Memory]], pods: int) -> str:
             own = statistics.median(of(one) for one in found[name])
             cells.append(f"{own:,.0f} | {_ratio(own, base)}")
         lines.append(_row([*cells, _aim(MEMORY_AIM if label == "MemAvailable" else None)]))
+    return "\n".join(lines)
+
+
+def _cpu_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    others = [name for name in found if name != BASE]
+    pods = len(found[BASE][STAGES[0]])
+    lines = [
+        f"### CPU ms of the daemon and all that it executes (n = {pods}, medians)",
+        "",
+        _row(["stage", BASE, *(f"{name} | ratio" for name in others)]),
+    ]
+    lines.append(_rule(lines[-1]))
+    whole = {name: [sum(values) for values in zip(*stages.values(), strict=True)] for name, stages in found.items()}
+    for stage in (*STAGES, "whole life"):
+        values = {name: timing.median(whole[name] if stage == "whole life" else found[name][stage]) for name in found}
+        cells = [stage, f"{values[BASE]:.1f}"]
+        cells += [f"{values[name]:.1f} | {_ratio(values[name], values[BASE])}" for name in others]
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 

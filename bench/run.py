@@ -24,7 +24,7 @@ from bench.report import PAGE, Result
 from bench.timing import Contestant
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("latency", "pool", "host", "throughput", "memory", "calls")
+PARTS = ("latency", "pool", "host", "throughput", "memory", "cpu", "calls")
 POOL_SIZE = 4
 TRACED_PODS = 5
 
@@ -88,6 +88,9 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
             _say("memory")
             result.memory = costs.memory(all_, pods=options.pods, times=2)
             result.memory_pods = options.pods
+        if "cpu" in wanted:
+            _say("CPU time")
+            result.cpu = {one.name: costs.cpu(one, pods=max(3, options.n // 3), prefix=prefix) for one in all_}
         if "calls" in wanted and shutil.which("strace", path=places.PATH):
             _say("system calls")
             result.calls_pods = TRACED_PODS
