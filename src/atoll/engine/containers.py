@@ -302,7 +302,11 @@ class Containers:
             log.warning("container %s: its task is not deleted yet: %s", container.id[:13], error)
 
     async def _was_oom_killed(self, pod: Pod, container: Container) -> bool:
+        """As our shim recorded it; another's is asked for all its metrics."""
         try:
+            recorded = await self._parts.orphans.was_oom_killed(self._bundle(container.id).path)
+            if recorded is not None:
+                return recorded
             metrics = await (await tasks_of(pod)).stats(container.id)
         except errors.AtollError:
             return False

@@ -41,6 +41,11 @@ class Orphans:
             await _gone(task.pid)
         return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
 
+    async def was_oom_killed(self, bundle: Path) -> bool | None:
+        """Whether the container's end was the kernel's for lack of memory; None where our shim left no record."""
+        record = await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
+        return record.oom_killed if record is not None else None
+
     async def signal(self, bundle: Path, number: int) -> None:
         """Send a signal to the container's init, where it still runs."""
         task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
