@@ -102,7 +102,20 @@ def kill(folders: tuple[Path, ...]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         killed |= fresh
+    thaw(folders)
     return len(killed)
+
+
+def thaw(folders: tuple[Path, ...]) -> None:
+    """Let go whatever a version 1 freezer holds in the cgroup and below, whoever froze it; nothing on version 2.
+
+    A process that a version 1 freezer holds dies of SIGKILL only when it is thawed (freezer-subsystem.txt).
+    """
+    for folder in folders:
+        if (folder / "freezer.state").exists():
+            for parent, _, _ in os.walk(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(parent, "freezer.state").write_text("THAWED", encoding="ascii")
 
 
 def kill_tree(folders: tuple[Path, ...], root: int) -> int:

@@ -326,10 +326,11 @@ class Container:
             cgroups.kill_tree(self.cgroups, process.pid)
         elif not self._signal(process.pid, number):
             raise errors.NotFound(f"{process.name}: process already finished")
-        if self.init.phase is Phase.PAUSED and number == signal.SIGKILL:
-            # A frozen process of a version 1 cgroup dies only when it is thawed (freezer-subsystem.txt).
-            with contextlib.suppress(errors.FailedPrecondition, errors.NotFound):
-                await self.resume()
+        if number == signal.SIGKILL:
+            if self.init.phase is Phase.PAUSED:
+                with contextlib.suppress(errors.FailedPrecondition, errors.NotFound):
+                    await self.resume()
+            cgroups.thaw(self.cgroups)  # somebody else may have frozen it
 
     def _signal(self, pid: int, number: int) -> bool:
         # Our child, whom only our reaper waits for: until then the pid is nobody else's.
