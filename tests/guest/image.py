@@ -92,7 +92,9 @@ def check() -> None:
     if os.geteuid() != 0:
         raise CannotBuild("debootstrap and mke2fs need root")
     if sys.version_info[:2] != SUITE_PYTHON:
-        raise CannotBuild(f"the guest has Python {'.'.join(map(str, SUITE_PYTHON))}, and its packages are those of .venv")
+        raise CannotBuild(
+            f"the guest has Python {'.'.join(map(str, SUITE_PYTHON))}, and its packages are those of .venv"
+        )
     for program, package in (("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs"), ("apt-get", "apt")):
         if shutil.which(program) is None:
             raise CannotBuild(f"{program} is missing: apt-get install {package}")

@@ -1,7 +1,7 @@
 """The guest's end of the report: one line a test on the serial console, and the verdict.
 
-    guest: passed|failed|skipped <seconds> <test>[: <reason>]
-    guest: verdict <passed> <failed> <skipped>
+guest: passed|failed|skipped <seconds> <test>[: <reason>]
+guest: verdict <passed> <failed> <skipped>
 """
 
 from __future__ import annotations
