@@ -18,8 +18,8 @@ from atoll.database import Database
 from atoll.engine import kinds
 from atoll.engine.engine import Engine
 from atoll.engine.orphans import Orphans
-from atoll.engine.parts import NAMESPACE, Parts
-from atoll.engine.paths import Paths
+from atoll.engine.parts import Parts
+from atoll.engine.paths import NAMESPACE, Paths
 from atoll.image import records as image_records
 from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
@@ -85,11 +85,10 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         containers = await ContainerStore.open(db, paths.root, blocking)
         ledger_kinds = kinds.make(
             paths,
+            config,
             network=network,
             controllers=controllers,
-            default_handler=config.default_runtime,
             snapshotter=snapshotter,
-            cgroup_parent=f"{config.cgroup_parent}/{paths.instance}",
             hierarchies=host.hierarchies,
             reaper=orphans,
             blocking=blocking,

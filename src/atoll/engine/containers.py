@@ -32,7 +32,8 @@ from atoll.database import Plan
 from atoll.engine import kinds, lines, specs
 from atoll.engine.events import Event, EventType
 from atoll.engine.lines import tasks_of
-from atoll.engine.parts import NAMESPACE, Parts
+from atoll.engine.parts import Parts
+from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.signals import resolve

@@ -23,10 +23,13 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Blocking
-from atoll.engine import orphans
-from atoll.engine.paths import Paths
+from atoll.config import Config
+from atoll.engine import orphans, strays
+from atoll.engine.paths import NAMESPACE, Paths
+from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry, Found, Intent, Kind
 from atoll.ledger.paths import DirectoryKind
+from atoll.linux import netns
 from atoll.linux.cgroup import Cgroup
 from atoll.linux.cgroup_layout import Hierarchies
 from atoll.network import pool
@@ -92,15 +95,17 @@ class NetworkKind(Kind):
         return msgspec.json.decode(entry.data["request"], type=AttachRequest)
 
     async def exists(self, entry: Entry) -> bool:
-        return await self._blocking.run(os.path.lexists, self.decode(entry).netns_path)
+        return await self._blocking.run(netns.exists, Path(self.decode(entry).netns_path))
 
     async def scan(self) -> list[Found]:
+        """Pins and recorded attachments; the pool keeps its own account of its own, in files."""
+        pins = await self._blocking.run(_names, self._network.netns_folder)
+        attached = {key.container_id for key in await self._blocking.run(self._network.cni.cache.recorded)}
         found: list[Found] = []
-        for name in await self._blocking.run(_names, self._network.netns_folder):
-            if name.startswith(pool.PREFIX):
-                continue  # the pool keeps its own account, in files
-            path = self._network.netns_folder / name
-            request = AttachRequest(sandbox_id=name, netns_path=str(path))
+        for name in sorted(attached.union(pins)):
+            if name.startswith(pool.PREFIX) or not is_identifier(name):
+                continue
+            request = AttachRequest(sandbox_id=name, netns_path=str(self._network.netns_folder / name))
             data = {"request": msgspec.json.encode(request).decode()}
             found.append(Found(kind=NETWORK, key=name, owner=NETWORK_OWNER + name, data=data))
         return found
@@ -226,26 +231,33 @@ class TaskKind(Kind):
 
 def make(
     paths: Paths,
+    config: Config,
     *,
     network: Network,
     controllers: Mapping[str, Controller],
-    default_handler: str,
     snapshotter: Snapshotter,
-    cgroup_parent: str,
     hierarchies: Hierarchies,
     reaper: orphans.Orphans,
     blocking: Blocking,
 ) -> dict[str, Kind]:
     """Every kind of this daemon, by name."""
+
+    def attached() -> frozenset[str]:
+        return frozenset(key.container_id for key in network.cni.cache.recorded())
+
     kinds: tuple[Kind, ...] = (
         MountedFolderKind(POD_FILES, paths.pods, blocking),
         NetworkKind(network, blocking),
-        CgroupKind(cgroup_parent, hierarchies, blocking),
-        SandboxKind(controllers, default_handler, paths.shims, blocking),
+        CgroupKind(f"{config.cgroup_parent}/{paths.instance}", hierarchies, blocking),
+        SandboxKind(controllers, config.default_runtime, paths.shims, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
         MountedFolderKind(BUNDLE, paths.bundles, blocking),
         TaskKind(paths, reaper),
+        strays.StrayShimKind(paths, blocking),
+        strays.StrayMountKind(paths, blocking),
+        strays.StraySocketKind(paths, NAMESPACE, blocking),
+        strays.StrayAddressKind(network.default.leases, attached, blocking),
     )
     return {kind.name: kind for kind in kinds}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atoll import errors
-from atoll.engine.parts import NAMESPACE
+from atoll.engine.paths import NAMESPACE
 from atoll.engine.pod import Pod
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import Shim

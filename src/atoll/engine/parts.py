@@ -23,9 +23,6 @@ from atoll.sandbox.controller import Controller
 from atoll.sandbox.store import SandboxStore
 from atoll.snapshot.snapshotter import Snapshotter
 
-NAMESPACE = "k8s.io"
-"""The containerd namespace of everything that CRI clients ask for."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -51,7 +48,7 @@ class Parts:
     stories: Stories = field(default_factory=Stories)
 
     def expedite(self) -> None:
-        """Pay, beside an OCI runtime that starts up, for the grace period that its move into a cgroup would wait for."""
+        """Pay, beside an OCI runtime that starts, for the grace period that its move into a cgroup would wait for."""
         self.owner.spawn(self.blocking.run(expedite_attach, self.host.hierarchies), name="expedite")
 
     @property

@@ -20,6 +20,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+NAMESPACE = "k8s.io"
+"""The containerd namespace of everything that CRI clients ask for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paths:

@@ -32,6 +32,7 @@ from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name
 from atoll.ledger.kind import Entry
+from atoll.linux import netns
 from atoll.network.model import Attachment
 from atoll.network.result import to_containerd_json
 from atoll.sandbox import annotations
@@ -381,6 +382,18 @@ class Pods:
         await self._parts.network.drop(attachment)
         await self._leaving.acquire()
         self._left[owner] = self._parts.owner.spawn(self._leave(owner), name=f"pod/{pod.id}/leave network")
+
+    async def leave_lost_network(self, pod: Pod) -> None:
+        """Give back the network of a pod that has ended and whose namespace is gone: a stop or a reboot dropped it."""
+        async with pod.lock:
+            if pod.state is not State.NOTREADY or not pod.netns_path:
+                return
+            if await self._parts.blocking.run(netns.exists, Path(pod.netns_path)):
+                return
+            owner = kinds.NETWORK_OWNER + pod.id
+            pod.netns_path = ""
+            for debt in await self._parts.ledger.release_all(owner, within=TEARDOWN_TIMEOUT_S):
+                log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
 
     async def _leave(self, owner: str) -> None:
         try:

@@ -91,7 +91,8 @@ async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
 async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> None:
     """Free what a crash cut short, as far as nobody was ever told of it, and take up the debts.
 
-    A run that never came to READY has told nobody its ID, so it goes as if it had failed. So do the containers
+    A stop whose network was still being given back behind its answer goes on. A run that never came to READY has
+    told nobody its ID, so it goes as if it had failed: nobody can ask for its end. So do the containers
     of a pod whose record is gone, and checkpoints that were written before their container's record.
     """
     gate = asyncio.Semaphore(CONCURRENCY)
@@ -106,6 +107,7 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
             for one in left:
                 log.error("pod %s: not undone yet, will be retried: %s", pod_id[:13], one)
 
+    await wait_all([pods.leave_lost_network(pod) for pod in pods.list()])
     sandboxes = parts.sandboxes.list()
     await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
     known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}

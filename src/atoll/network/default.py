@@ -81,6 +81,11 @@ class DefaultNetwork:
         self._network: NetworkConfigList | None = None
         self._ensuring = asyncio.Lock()
 
+    @property
+    def leases(self) -> Path:
+        """Where host-local keeps the addresses of this network: a folder a network, a file an address."""
+        return self._ipam
+
     async def ensure(self) -> NetworkConfigList:
         """The network's config list, with all that it needs on the host in place; quick after the first call.
 

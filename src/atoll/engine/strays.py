@@ -1,0 +1,220 @@
+"""What a crash, a bug or a hand can leave that no entry of a pod or container stands for; `fsck` looks for it.
+
+    shim      a shim process of ours whose bundle is gone
+    mount     a mount below the daemon's folders, outside of those whose kinds see to their own mounts
+    socket    a shim's socket where nobody listens, and no bundle's
+    address   an address of the default network leased to nobody that is attached
+
+Nothing of these is ever entered by an operation, so every one found is a stray; an entry lives while one is released.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from atoll import errors
+from atoll.concurrency import Blocking
+from atoll.engine.paths import Paths
+from atoll.ledger.kind import Entry, Found, Kind
+from atoll.linux import mounts, process
+from atoll.runtime import ending
+
+SHIM_NAMES = frozenset({"atoll-shim", "atoll-relay"})
+DELETED = " (deleted)"
+
+
+class StrayShimKind(Kind):
+    """A shim is known by its working folder, which is its bundle; it keeps it when the bundle is removed."""
+
+    name = "shim"
+    volatile = True
+
+    def __init__(self, paths: Paths, blocking: Blocking) -> None:
+        self._folders = (paths.shims.resolve(), paths.bundles.resolve())
+        self._blocking = blocking
+
+    async def scan(self) -> list[Found]:
+        return await self._blocking.run(lambda: list(self._strays()))
+
+    def _strays(self) -> Iterator[Found]:
+        for name in os.listdir("/proc"):
+            if not name.isdecimal():
+                continue
+            seen = process.stat(int(name))
+            if seen is None or seen.command not in SHIM_NAMES or seen.state in "ZX":
+                continue
+            try:
+                folder = os.readlink(f"/proc/{name}/cwd")
+            except OSError:
+                continue
+            if folder.endswith(DELETED) and Path(folder.removesuffix(DELETED)).parent in self._folders:
+                owner = Path(folder.removesuffix(DELETED)).name
+                data = {"start": str(seen.start_ticks), "boot": process.boot_id()}
+                yield Found(kind=self.name, key=name, owner=owner, data=data)
+
+    def _identity(self, entry: Entry) -> process.ProcessId:
+        return process.ProcessId(pid=int(entry.key), start_ticks=int(entry.data["start"]), boot_id=entry.data["boot"])
+
+    async def release(self, entry: Entry) -> None:
+        pidfd = process.open_pidfd(self._identity(entry))
+        if pidfd is None:
+            return
+        try:
+            await ending.kill(pidfd, entry.owner)
+        finally:
+            os.close(pidfd)
+
+    async def exists(self, entry: Entry) -> bool:
+        return process.is_alive(self._identity(entry))
+
+
+class StrayMountKind(Kind):
+    """Mounts in the folders of this daemon that belong to none of the other kinds."""
+
+    name = "mount"
+    volatile = True
+
+    def __init__(self, paths: Paths, blocking: Blocking) -> None:
+        # The mount table has the paths without symbolic links.
+        managed = (paths.netns, paths.pods, paths.shims, paths.bundles, paths.images)
+        self._places = (paths.root.resolve(), paths.state.resolve())
+        self._managed = tuple(one.resolve() for one in managed)
+        self._blocking = blocking
+
+    def _is_stray(self, point: Path) -> bool:
+        if any(point == one or one in point.parents for one in self._managed):
+            return False
+        # A root inside the state, or a disk mounted at one of the two, is the operator's choice.
+        return point not in self._places and any(one in point.parents for one in self._places)
+
+    async def scan(self) -> list[Found]:
+        table = await self._blocking.run(mounts.read_mountinfo)
+        return [
+            Found(kind=self.name, key=str(found.mount_point))
+            for found in reversed(table)
+            if self._is_stray(Path(found.mount_point))
+        ]
+
+    async def release(self, entry: Entry) -> None:
+        if not self._is_stray(Path(entry.key)):
+            raise errors.FailedPrecondition(f"mount {entry.key}: is not below this daemon's folders")
+        try:
+            await self._blocking.run(mounts.unmount, Path(entry.key))
+        except OSError as error:
+            raise errors.Unavailable(f"mount {entry.key}: cannot be unmounted: {error.strerror}") from error
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(mounts.is_mount_point, Path(entry.key))
+
+
+class StraySocketKind(Kind):
+    """Sockets are named after the sandbox whose shim listens there, so a bundle tells which are somebody's."""
+
+    name = "socket"
+    volatile = True
+
+    def __init__(self, paths: Paths, namespace: str, blocking: Blocking) -> None:
+        self._paths = paths
+        self._namespace = namespace
+        self._blocking = blocking
+
+    async def scan(self) -> list[Found]:
+        return await self._blocking.run(self._scan)
+
+    def _scan(self) -> list[Found]:
+        dead = [name for name in _names(self._paths.sockets) if _is_dead(self._paths.sockets / name)]
+        owned = {
+            hashlib.sha256(f"{self._namespace}/{one}".encode()).hexdigest()[:32]
+            for folder in (self._paths.shims, self._paths.bundles)
+            for one in _names(folder)
+        }
+        return [Found(kind=self.name, key=name) for name in dead if name not in owned]
+
+    async def release(self, entry: Entry) -> None:
+        path = self._paths.sockets / entry.key
+        if path.parent != self._paths.sockets or not await self._blocking.run(_is_dead, path):
+            return
+        path.unlink(missing_ok=True)
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(os.path.lexists, self._paths.sockets / entry.key)
+
+
+class StrayAddressKind(Kind):
+    """Leases of host-local for the default network: a file an address, whose first line is the container ID."""
+
+    name = "address"
+
+    def __init__(self, folder: Path, attached: Callable[[], frozenset[str]], blocking: Blocking) -> None:
+        """`attached` gives the container IDs that have an attachment, or are getting one."""
+        self._folder = folder
+        self._attached = attached
+        self._blocking = blocking
+
+    async def scan(self) -> list[Found]:
+        leases = await self._blocking.run(self._leases)
+        attached = self._attached()
+        return [
+            Found(kind=self.name, key=key, owner=owner if owner.isalnum() else "")
+            for key, owner in leases
+            if owner not in attached
+        ]
+
+    def _leases(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for network in _names(self._folder):
+            for name in _names(self._folder / network):
+                if _is_address(name):
+                    try:
+                        first, *_ = (self._folder / network / name).read_text().splitlines() or [""]
+                    except (OSError, UnicodeDecodeError):
+                        continue
+                    found.append((f"{network}/{name}", first.strip()))
+        return found
+
+    def _path(self, entry: Entry) -> Path:
+        network, _, name = entry.key.partition("/")
+        if not _is_address(name) or network not in _names(self._folder):
+            raise errors.InvalidArgument(f"address {entry.key!r}: is none of the default network")
+        return self._folder / network / name
+
+    async def release(self, entry: Entry) -> None:
+        if not await self.exists(entry):
+            return
+        path = self._path(entry)
+        try:
+            await self._blocking.run(path.unlink)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise errors.Unavailable(f"{path}: cannot be given back: {error.strerror}") from error
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(os.path.lexists, self._folder / entry.key)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether there is a socket at which nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
