@@ -18,12 +18,8 @@ IMAGE = "atoll/busybox"
 
 @pytest.fixture(scope="module", autouse=True)
 def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process, which no test leaks."""
-
-    async def start() -> None:
-        await grpc.aio.insecure_channel("unix:/nonexistent").close()
-
-    asyncio.run(start())
+    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
+    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
 
 
 @pytest.fixture

@@ -72,8 +72,12 @@ def shared(socket: Socket = None) -> None:
 def ask(socket: Path | None, work: Callable[[Client], Awaitable[int]]) -> None:
     """Run `work` with a connection and end with its code."""
     import asyncio
+    import logging
 
     from atoll.client import connect
+
+    # What goes wrong is told once, as an error; a library's log would tell it again, with a traceback.
+    logging.getLogger("atoll").addHandler(logging.NullHandler())
 
     async def main() -> int:
         async with connect(socket) as client:

@@ -13,6 +13,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import private, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images, OnProgress
+from atoll.client.making import made_or_undone
 from atoll.client.model import (
     ContainerStatus,
     DaemonInfo,
@@ -88,7 +89,8 @@ class Client:
 
         `ports` maps ports of the host to ports of the pod, or lists `Publish` values. `share_pid` gives its
         containers one PID namespace. `runtime` is a runtime handler of the config. Raises `AlreadyExists`
-        for a name in use, `InvalidArgument` for what cannot be; nothing is left behind then.
+        for a name in use, `InvalidArgument` for what cannot be; nothing is left behind then, nor where the caller
+        is cancelled.
         """
         pod_config = request.pod_config(
             request.PodOptions(
@@ -104,8 +106,12 @@ class Client:
             )
         )
         asked = cri.RunPodSandboxRequest(config=pod_config, runtime_handler=runtime)
-        answer = await self._wire.call(wire.RUN_POD, asked, timeout_s=RUN_TIMEOUT_S)
-        return Pod(self._wire, answer.pod_sandbox_id, pod_config.metadata.name, pod_config)
+
+        async def make() -> Pod:
+            answer = await self._wire.call(wire.RUN_POD, asked, timeout_s=RUN_TIMEOUT_S)
+            return Pod(self._wire, answer.pod_sandbox_id, pod_config.metadata.name, pod_config)
+
+        return await made_or_undone(make(), Pod.remove, within=RUN_TIMEOUT_S + 5)
 
     # --- what is there ---
 

@@ -12,6 +12,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
+from atoll.concurrency import run_to_completion
 
 CALL_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 240.0
@@ -44,10 +45,14 @@ class Container:
         return ContainerStatus.read(answer, self.pod_id)
 
     async def start(self) -> None:
-        """Run a created container. Raises `CommandFailed` where its command cannot be executed."""
+        """Run a created container. Raises `CommandFailed` where its command cannot be executed.
+
+        A caller that is cancelled waits for the daemon's answer first, so that what it does next meets no start.
+        """
         asked = cri.StartContainerRequest(container_id=self.id)
+        starting = self._wire.call(wire.START_CONTAINER, asked, timeout_s=START_TIMEOUT_S)
         try:
-            await self._wire.call(wire.START_CONTAINER, asked, timeout_s=START_TIMEOUT_S)
+            await run_to_completion(starting, within=START_TIMEOUT_S + 5)
         except errors.AtollError as error:
             raise command_error(error) from None
 

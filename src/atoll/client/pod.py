@@ -13,6 +13,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images
+from atoll.client.making import made_or_undone
 from atoll.client.model import ContainerStatus, Phase, PodStatus
 from atoll.concurrency import run_to_completion
 
@@ -103,19 +104,22 @@ class Pod:
         if pull == "always":
             await images.pull(options.image)
         try:
-            container_id = await self._create(config)
+            return await self._create(config)
         except errors.NotFound:
             # NOT_FOUND is also what a pod that is gone gives, and a pull would not help that.
             if pull != "missing" or await images.has(options.image):
                 raise
             await images.pull(options.image)
-            container_id = await self._create(config)
-        return Container(self._wire, container_id, config.metadata.name, self.id)
+            return await self._create(config)
 
-    async def _create(self, config: cri.ContainerConfig) -> str:
+    async def _create(self, config: cri.ContainerConfig) -> Container:
         asked = cri.CreateContainerRequest(pod_sandbox_id=self.id, config=config, sandbox_config=self._config)
-        answer = await self._wire.call(wire.CREATE_CONTAINER, asked, timeout_s=CREATE_TIMEOUT_S)
-        return answer.container_id
+
+        async def make() -> Container:
+            answer = await self._wire.call(wire.CREATE_CONTAINER, asked, timeout_s=CREATE_TIMEOUT_S)
+            return Container(self._wire, answer.container_id, config.metadata.name, self.id)
+
+        return await made_or_undone(make(), Container.remove, within=CREATE_TIMEOUT_S + 5)
 
     async def _namespaces(self) -> cri.NamespaceOption:
         if self._config is not None:

@@ -143,6 +143,21 @@ async def test_wait_is_bounded(client: atoll.Client) -> None:
         await container.remove()
 
 
+async def test_a_caller_that_is_cancelled_leaves_no_pod_and_no_container(
+    client: atoll.Client, daemon: FakeDaemon
+) -> None:
+    pod = await client.run_pod("kept")
+    works = (client.run_pod("web"), pod.run(IMAGE, ["sleep", "1000"]))
+    for work in works:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await work
+    assert daemon.calls.count("RunPodSandbox") == 2
+    assert daemon.calls.count("CreateContainer") == 1
+    assert [one.status.metadata.name for one in daemon.pods.values()] == ["kept"]
+    assert not daemon.containers
+
+
 async def test_every_call_breaks_with_the_daemon(client: atoll.Client, daemon: FakeDaemon) -> None:
     pod = await client.run_pod()
     container = await pod.run(IMAGE, ["sleep", "1000"])
