@@ -21,14 +21,23 @@ fail() {
 }
 
 # Shows a command, runs it and shows what it writes, which is then in $output.
-show() {
-    local word line='' status=0
+show() { show_until '' "$@"; }
+
+# show_until TEXT COMMAND...: as show, but the command is run again until it writes TEXT, for ten seconds at most.
+show_until() {
+    local text=$1 word line='' status=0 ends=$((SECONDS + 10))
+    shift
     for word; do
         [[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]] || word=${word@Q}
         line+=" $word"
     done
     printf '%s$%s%s\n' "$command" "$line" "$plain"
-    output=$("$@" 2>&1) || status=$?
+    while true; do
+        status=0
+        output=$("$@" 2>&1) || status=$?
+        [[ $status -eq 0 && $output != *"$text"* && $SECONDS -lt $ends ]] || break
+        sleep 0.1
+    done
     [ -z "$output" ] || printf '%s\n' "$output"
     [ $status -eq 0 ] || fail "'$1 ${2:-}' ended with status $status"
 }
@@ -120,12 +129,7 @@ expect "both containers are listed" client
 expect "so are the pod's address and its port" "$address"
 
 say "The client fetches the page over the pod's localhost"
-for _ in $(seq 50); do
-    output=$(atoll logs web/client)
-    [[ $output != *"hello from web"* ]] || break
-    sleep 0.1
-done
-show atoll logs web/client
+show_until "hello from web" atoll logs web/client
 expect "its log has the page" "hello from web"
 
 say "This host fetches it through the published port, and at the pod's address"
