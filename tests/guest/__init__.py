@@ -1,7 +1,8 @@
 """Atoll in a small virtual machine, whose kernel has the cgroups (and the security module) that are asked for.
 
-image.py     the disk: Debian 12 by debootstrap, its cloud kernel, this repository's .venv; made once, kept in build/
-machine.py   one boot of it under qemu, with the working tree on a second disk; its report, read from the serial line
+image.py     the disk: Debian 12 by debootstrap, its cloud kernel, this repository's .venv; made once, then kept
+project.py   the working tree, on a second disk
+machine.py   one boot of both under qemu; its report, read from the serial line
 __main__.py  the command line of scripts/guest-test
 initrd, init what the guest starts: the disk, then the cgroups and the tests
 report.py    the guest's end of the report, a pytest plugin

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.guest import image, machine
+from tests.guest import image, machine, project
+from tests.guest.report import PREFIX
 
 LAYOUTS = ("v1", "hybrid", "v2")
 OWN_TESTS = ["tests/guest"]
@@ -53,16 +54,19 @@ def one_boot(
     security = ["apparmor=1", "security=apparmor"] if asked.apparmor else ["apparmor=0"]
     words = [f"guest.cgroups={layout}", *security]
     console = image.FOLDER / f"console-{layout}{'-apparmor' if asked.apparmor else ''}.log"
-    with tempfile.NamedTemporaryFile(dir=image.FOLDER, prefix="project-") as project:
-        image.project_disk(Path(project.name), pytest_arguments)
-        outcome = machine.boot(guest, Path(project.name), words, console, asked.timeout, show)
+    console.unlink(missing_ok=True)  # another run may be writing it
+    with tempfile.NamedTemporaryFile(dir=image.FOLDER, prefix="project-") as disk:
+        project.write(Path(disk.name), pytest_arguments)
+        outcome = machine.boot(guest, Path(disk.name), words, console, asked.timeout, show)
     if not outcome.is_good:
         print("\n".join(console.read_text(errors="replace").splitlines()[-CONSOLE_TAIL:]))
     return outcome
 
 
 def show(line: str) -> None:
-    print(line, flush=True)
+    """Print a line of the report, unless it is about a test that was skipped: the console's file has those."""
+    if not line.startswith(f"{PREFIX} skipped"):
+        print(line, flush=True)
 
 
 def summary(outcome: machine.Outcome) -> str:

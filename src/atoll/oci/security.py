@@ -43,8 +43,8 @@ def apparmor_profile(security: LinuxContainerSecurityContext, host: HostFacts) -
     """The AppArmor profile's name, empty for none.
 
     The runtime's default is no profile where the host has no AppArmor, and the one named in
-    `HostFacts.apparmor_default` where it has. Raises `FailedPrecondition` for a profile asked by name, or the default
-    asked for, that cannot be had here.
+    `HostFacts.apparmor_default` where it has; who asks for nothing gets it too, where there is one. Raises
+    `FailedPrecondition` for a profile asked by name, or the default asked for, that cannot be had here.
     """
     asked = security.apparmor or legacy_profile(security.apparmor_profile, field="apparmor_profile")
     if security.privileged or (asked is not None and asked.profile_type is ProfileType.UNCONFINED):
@@ -58,7 +58,7 @@ def apparmor_profile(security: LinuxContainerSecurityContext, host: HostFacts) -
         return name
     if asked is not None and host.apparmor and not host.apparmor_default:
         raise errors.FailedPrecondition(
-            "apparmor: no default profile is loaded; load one with apparmor_parser and name it in the config"
+            "apparmor: no default profile is loaded; install apparmor_parser (package apparmor) and restart the daemon"
         )
     return host.apparmor_default if host.apparmor else ""
 
