@@ -1,24 +1,24 @@
 """The daemon's configuration file: TOML, every key optional, a key that nobody knows refused.
 
-    root = "/var/lib/atoll"             # durable state
-    state = "/run/atoll"                # volatile state
-    socket = "/run/atoll/atoll.sock"
-    default_runtime = "atoll"
+root = "/var/lib/atoll"             # durable state
+state = "/run/atoll"                # volatile state
+socket = "/run/atoll/atoll.sock"
+default_runtime = "atoll"
 
-    [runtimes.atoll]                    # a runtime handler
-    sandboxer = "shim"                  # shim | podsandbox
-    shim = "io.containerd.atoll.v1"     # a runtime type, or a path
-    oci_runtime = "auto"                # auto | crun | runc | /path
-    systemd_cgroup = false
+[runtimes.atoll]                    # a runtime handler
+sandboxer = "shim"                  # what makes its sandboxes
+shim = "io.containerd.atoll.v1"     # a runtime type, or a path
+oci_runtime = "auto"                # auto | crun | runc | /path
+systemd_cgroup = false
 
-    [network]
-    conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
-    bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
-    pool_size = 4                       # ready namespaces kept for networks that are fit for it
-    pool_networks = []                  # their names; none: the default network alone
+[network]
+conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
+bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+pool_size = 4                       # ready namespaces kept for networks that are fit for it
+pool_networks = []                  # their names; none: the default network alone
 
-    [images.registries."127.0.0.1:5000"]
-    plain_http = true
+[images.registries."127.0.0.1:5000"]
+plain_http = true
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ import msgspec
 from atoll import errors
 
 DEFAULT_PATH = Path("/etc/atoll/config.toml")
+SANDBOXERS = ("shim",)
+"""What a runtime handler may name; what the daemon cannot compose is refused, not ignored."""
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
 
@@ -128,6 +130,12 @@ def check(config: Config, source: str) -> Config:
         raise errors.InvalidArgument(
             f"{source}: default_runtime {config.default_runtime!r} is not among [runtimes]: {known}"
         )
+    for name, handler in config.runtimes.items():
+        if handler.sandboxer not in SANDBOXERS:
+            known = ", ".join(SANDBOXERS)
+            raise errors.InvalidArgument(
+                f"{source}: [runtimes.{name}] sandboxer {handler.sandboxer!r}: is none of {known}"
+            )
     for name, path in (("root", config.root), ("state", config.state), ("socket", str(config.socket_path))):
         if not path.startswith("/"):
             raise errors.InvalidArgument(f"{source}: {name} = {path!r}: must be an absolute path")

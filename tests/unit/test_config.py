@@ -1,0 +1,53 @@
+"""The configuration file: what is wrong with it is told with the file, the place and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atoll import config, errors
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def test_without_a_file_of_its_own_every_key_has_its_default(file: Path) -> None:
+    file.write_text("")
+    assert config.load(file) == config.Config()
+    assert config.load(file).socket_path == Path("/run/atoll/atoll.sock")
+
+
+def test_the_socket_follows_the_state_folder(file: Path) -> None:
+    file.write_text('state = "/run/other"\n')
+    assert config.load(file).socket_path == Path("/run/other/atoll.sock")
+
+
+def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
+    with pytest.raises(errors.NotFound, match=r"config\.toml: no such config file"):
+        config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('rot = "/x"', r"config\.toml: line 1: unknown key 'rot'; did you mean 'root'\?"),
+        ("[network]\n\npool_sise = 3", r"line 3: unknown key 'pool_sise'; did you mean 'pool_size'\?"),
+        ('[runtimes.kata]\nshimm = "x"', r"line 2: unknown key 'shimm'; did you mean 'shim'\?"),
+        ('[images.registries."a.example"]\nzzzz = 1', r"line 2: unknown key 'zzzz'; known here: plain_http, "),
+        ("root = 5", r"Expected `str`, got `int` - at `\$\.root`"),
+        ("root =", r"config\.toml: is not TOML: "),
+        ('log_level = "loud"', r"Invalid enum value 'loud' - at `\$\.log_level`"),
+        ('root = "var/lib"', r"root = 'var/lib': must be an absolute path"),
+        ('default_runtime = "kata"', r"default_runtime 'kata' is not among \[runtimes\]: atoll"),
+        ('cgroup_parent = "/a/../b"', r"cgroup_parent '/a/\.\./b': must be like /atoll"),
+        (f'socket = "/{"x" * 107}"', r"is longer than 107 bytes; choose a shorter path"),
+        ('[runtimes.atoll]\nsandboxer = "shmi"', r"\[runtimes\.atoll\] sandboxer 'shmi': is none of "),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+    with pytest.raises(errors.InvalidArgument, match=said):
+        config.load(file)
