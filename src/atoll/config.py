@@ -6,7 +6,7 @@ socket = "/run/atoll/atoll.sock"
 default_runtime = "atoll"
 
 [runtimes.atoll]                    # a runtime handler
-sandboxer = "shim"                  # what makes its sandboxes
+sandboxer = "shim"                  # shim | podsandbox
 shim = "io.containerd.atoll.v1"     # a runtime type, or a path
 oci_runtime = "auto"                # auto | crun | runc | /path
 systemd_cgroup = false
@@ -34,7 +34,7 @@ import msgspec
 from atoll import errors
 
 DEFAULT_PATH = Path("/etc/atoll/config.toml")
-SANDBOXERS = ("shim",)
+SANDBOXERS = ("shim", "podsandbox")
 """What a runtime handler may name; what the daemon cannot compose is refused, not ignored."""
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
