@@ -3,6 +3,7 @@
     pod         pod-files   hostname, hosts, resolv.conf, shm in <state>/pods/<pod>        (gone after a reboot)
                 network     netns and CNI attachment; its owner is `net.<pod>`, for it may outlive the pod
                 cgroup      <cgroup_parent>/<instance>/<pod>, where the pod brought none   (gone after a reboot)
+                snapshot    of the pause container, where there is one
                 sandbox     what the sandboxer made: stop and shutdown
     container   checkpoint  <root>/containers/<container>
                 snapshot    the writable layer
@@ -37,6 +38,7 @@ from atoll.network.model import Attachment, AttachRequest
 from atoll.network.service import Network
 from atoll.runtime.bundle import remove_mounted_tree
 from atoll.sandbox.controller import Controller
+from atoll.sandboxers.roots import snapshot_key as pause_snapshot
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
 
@@ -200,7 +202,10 @@ class SnapshotRemovalKind(Kind):
 
     async def scan(self) -> list[Found]:
         active = self._snapshotter.walk(SnapshotKind.ACTIVE)
-        return [Found(kind=SNAPSHOT, key=snapshot.name, owner=snapshot.name) for snapshot in active]
+        return [
+            Found(kind=SNAPSHOT, key=snapshot.name, owner=snapshot.name.removeprefix(pause_snapshot("")))
+            for snapshot in active
+        ]
 
 
 class TaskKind(Kind):
@@ -262,7 +267,9 @@ def make(
     return {kind.name: kind for kind in kinds}
 
 
-def pod_intents(pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool) -> tuple[Intent, ...]:
+def pod_intents(
+    pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool, has_pause: bool
+) -> tuple[Intent, ...]:
     """What a pod is about to acquire; `request` is None with the host's network."""
     intents = [Intent(owner=pod_id, kind=POD_FILES, key=pod_id)]
     if request is not None:
@@ -270,6 +277,8 @@ def pod_intents(pod_id: str, handler: str, request: AttachRequest | None, *, own
         intents.append(Intent(owner=NETWORK_OWNER + pod_id, kind=NETWORK, key=pod_id, data=data))
     if own_cgroup:
         intents.append(Intent(owner=pod_id, kind=CGROUP, key=pod_id))
+    if has_pause:
+        intents.append(Intent(owner=pod_id, kind=SNAPSHOT, key=pause_snapshot(pod_id)))
     intents.append(Intent(owner=pod_id, kind=SANDBOX, key=pod_id, data={"handler": handler}))
     return tuple(intents)
 

@@ -179,7 +179,13 @@ class Pods:
             netns_path=netns_path,
         )
         request = attach_request(pod_id, config, netns_path) if netns_path else None
-        intents = kinds.pod_intents(pod_id, handler_name, request, own_cgroup=not config.cgroup_parent)
+        intents = kinds.pod_intents(
+            pod_id,
+            handler_name,
+            request,
+            own_cgroup=not config.cgroup_parent,
+            has_pause=handler.sandboxer == "podsandbox",
+        )
         self._making[pod_id] = pod
         try:
             with story.step("record", "disk"):
