@@ -43,7 +43,7 @@ PROBE_TIMEOUT_S = 1.0
 BINARY_FILE = "shim-binary-path"
 LOG_FILE = "log"
 OWN_FILES = frozenset(
-    (BINARY_FILE, LOG_FILE, "config.json", "rootfs", records.SHIM, bootstraps.FILE, bootstraps.OLD_FILE)
+    (BINARY_FILE, LOG_FILE, "config.json", "rootfs", records.SHIM, records.TASK, bootstraps.FILE, bootstraps.OLD_FILE)
 )
 """What is in a bundle before anything was made from it."""
 
@@ -130,6 +130,14 @@ class BinaryLauncher:
             shim.client.close()
             raise
         return shim
+
+    async def adopt(self, bundle: Path, runtime: str) -> None:
+        """Write into the bundle of a task that a running shim is to serve which program clears it away.
+
+        With it `delete` works for the task once its shim is gone. Errors as `resolve`, and `Unavailable`.
+        """
+        binary = resolve(runtime, Path(self._daemon.binary).parent)
+        await self._blocking.run(_prepare, bundle, binary)
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         bootstrap = Bootstrap.load(request.bundle.path)

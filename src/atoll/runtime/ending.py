@@ -17,10 +17,11 @@ KILL_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
 
 
-async def kill_recorded(record_path: Path, shim_id: str) -> None:
+async def kill_recorded(record_path: Path, shim_id: str, *, grace_s: float = 0) -> None:
     """SIGKILL the shim of a record, where exactly that process still lives, and wait for its end.
 
-    Raises `DataLoss` for a record that cannot be read, `DeadlineExceeded` where the process survives.
+    One that was told to end has `grace_s` to do so by itself. Raises `DataLoss` for a record that cannot be read,
+    `DeadlineExceeded` where the process survives.
     """
     record = records.read(record_path, records.ShimRecord)
     if record is None:
@@ -30,7 +31,8 @@ async def kill_recorded(record_path: Path, shim_id: str) -> None:
     if pidfd is None:
         return
     try:
-        await kill(pidfd, shim_id)
+        if not grace_s or not await _has_ended(pidfd, grace_s):
+            await kill(pidfd, shim_id)
     finally:
         os.close(pidfd)
 
@@ -42,12 +44,18 @@ async def kill(pidfd: int, shim_id: str) -> None:
     except ProcessLookupError:
         return
     log.debug("shim %s: still ran, killed", shim_id)
+    if not await _has_ended(pidfd, KILL_TIMEOUT_S):
+        raise errors.DeadlineExceeded(f"shim {shim_id}: did not end within {KILL_TIMEOUT_S:g} s of SIGKILL")
+
+
+async def _has_ended(pidfd: int, within_s: float) -> bool:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(pidfd, ended.set)
     try:
-        await asyncio.wait_for(ended.wait(), KILL_TIMEOUT_S)
+        await asyncio.wait_for(ended.wait(), within_s)
     except TimeoutError:
-        raise errors.DeadlineExceeded(f"shim {shim_id}: did not end within {KILL_TIMEOUT_S:g} s of SIGKILL") from None
+        return False
     finally:
         loop.remove_reader(pidfd)
+    return True
