@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run test check bench fmt proto lock clean
+.PHONY: help setup setup-tests run test test-guest check bench fmt proto lock clean
 .NOTPARALLEL:
 
 help: ## list the tasks
@@ -21,6 +21,10 @@ run: setup ## set up, then run a real pod of two containers, show it and remove 
 
 test: setup-tests ## set up, then run every test (as root)
 	@scripts/test.sh
+
+test-guest: ## set up, then run pods in small virtual machines with cgroups v1, hybrid and v2 (as root, some minutes each)
+	@$(PYTHON) scripts/setup.py guest
+	@scripts/guest-test
 
 check: setup-tests ## format, lint, types, imports and unit tests, in under a minute
 	@scripts/check.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Make this machine and this clone ready: `setup.py run` for running Atoll, `setup.py tests` for testing it too.
+"""Make this machine and this clone ready: `setup.py run` for running Atoll, `setup.py tests` for testing it too,
+`setup.py guest` for testing it in virtual machines as well.
 
 It installs what is missing with apt where it may (root, apt-get present) and says what to type where it may
 not; makes `.venv` with the locked dependencies and Atoll itself. A second run finds that all is there
@@ -75,16 +76,23 @@ TEST_NEEDS = (
     Need(("zstd",), "zstd", "makes zstd layers"),
     Need(("setfattr",), "attr", "extended attributes in test layers"),
 )
+GUEST_NEEDS = (
+    *TEST_NEEDS,
+    Need(("qemu-system-x86_64",), "qemu-system-x86", "runs the virtual machines"),
+    Need(("debootstrap",), "debootstrap", "makes their disk"),
+    Need(("mke2fs",), "e2fsprogs", "makes their disk's file system"),
+)
+NEEDS = {"run": RUN_NEEDS, "tests": TEST_NEEDS, "guest": GUEST_NEEDS}
 
 
 def main() -> None:
     """Set up for the level on the command line; ends with status 1 and one message where that cannot be."""
     parser = argparse.ArgumentParser(description="make this machine and this clone ready for Atoll")
-    parser.add_argument("level", choices=("run", "tests"), help="what to be ready for")
+    parser.add_argument("level", choices=tuple(NEEDS), help="what to be ready for")
     level = parser.parse_args().level
     python = find_python()
-    install_packages(RUN_NEEDS if level == "run" else TEST_NEEDS, python)
-    make_venv(level, python)
+    install_packages(NEEDS[level], python)
+    make_venv("run" if level == "run" else "tests", python)
 
 
 def stop(message: str) -> NoReturn:
