@@ -144,6 +144,10 @@ def _memory_table(found: Mapping[str, Sequence[Memory]], pods: int) -> str:
         "daemon RSS with them (whole)": lambda one: one.daemon_rss_with,
     }
     for label, of in rows.items():
+        if any(of(one) <= 0 for values in found.values() for one in values):
+            # Others freed or took memory meanwhile: the whole machine's figure then says nothing of the pods.
+            lines.append(_row([label, "unsteady", *(["unsteady | -"] * len(others)), ""]))
+            continue
         base = statistics.median(of(one) for one in found[BASE])
         cells = [label, f"{base:,.0f}"]
         for name in others:
