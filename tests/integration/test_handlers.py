@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,8 @@ def both(roots: Roots) -> Iterator[tuple[CRI, Daemon]]:
     try:
         with connected(roots) as cri:
             yield cri, daemon
+            for pod in cri.list_pods():
+                cri.remove_pod(pod.id)
             assert cri.fsck() == []
         assert daemon.stop() == 0, daemon.log_tail()
     finally:
@@ -68,5 +71,6 @@ def test_a_shared_pid_namespace_is_the_pause_containers(both: tuple[CRI, Daemon]
     cri, _ = both
     pod = cri.run_pod(cri.pod_config(namespaces=pb.NamespaceOption(pid=pb.POD)), "pause")
     container = cri.script(pod, "sleep 1000")
-    assert "pause" in cri.sh(container, "cat /proc/1/cmdline")
+    assert "sleep 1000" not in cri.sh(container, "cat /proc/1/cmdline | tr '\\0' ' '")
+    assert cri.sh(container, "readlink /proc/self/ns/pid") == os.readlink(f"/proc/{cri.pod_info(pod)['pid']}/ns/pid")
     cri.remove_pod(pod)

@@ -11,6 +11,7 @@
         pods/<pod>/                 hostname, hosts, resolv.conf, shm
         shims/<pod>/                the bundle of the pod's shim
         bundles/<container>/        the bundle of a container
+        relays/<pod>/               the relay and the fifos of a pod whose shim is not ours
         s/                          sockets of shims
 """
 
@@ -19,6 +20,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+
+from atoll import errors
 
 NAMESPACE = "k8s.io"
 """The containerd namespace of everything that CRI clients ask for."""
@@ -32,7 +35,19 @@ class Paths:
 
     @classmethod
     def prepare(cls, root: Path, state: Path) -> Paths:
-        """Make both trees (0700, the state 0711 for what containers mount) and give the root its instance ID."""
+        """Make both trees (0700, the state 0711 for what containers mount) and give the root its instance ID.
+
+        Raises `FailedPrecondition` naming what the disk refuses.
+        """
+        try:
+            return cls._prepare(root, state)
+        except OSError as error:
+            raise errors.FailedPrecondition(
+                f"{error.filename or root}: cannot be made: {error.strerror}; choose another --root or --state"
+            ) from error
+
+    @classmethod
+    def _prepare(cls, root: Path, state: Path) -> Paths:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
         mark = root / "instance"
@@ -44,7 +59,7 @@ class Paths:
         paths = cls(root=root, state=state, instance=instance)
         for folder in (paths.containers, paths.images):
             folder.mkdir(mode=0o700, exist_ok=True)
-        for folder in (paths.pods, paths.shims, paths.bundles, paths.sockets):
+        for folder in (paths.pods, paths.shims, paths.bundles, paths.relays, paths.sockets):
             folder.mkdir(mode=0o711, exist_ok=True)
         return paths
 
@@ -75,6 +90,10 @@ class Paths:
     @property
     def bundles(self) -> Path:
         return self.state / "bundles"
+
+    @property
+    def relays(self) -> Path:
+        return self.state / "relays"
 
     @property
     def sockets(self) -> Path:

@@ -1,0 +1,206 @@
+"""What can be wrong, from the command line: one line that names the thing and the way out, a code, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import BIN, Daemon, Roots
+from tests.integration.cri_client import connected
+from tests.integration.leaks import wait_until
+
+
+def told(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It failed, in one line with all of these words, and with no traceback."""
+    assert done.returncode not in (0, 1, 2), done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is missing in {lines[0]!r}"
+
+
+def nothing_is_left(daemon: Daemon) -> None:
+    assert json.loads(daemon.run("ps", "--all", "--json").stdout) == []
+    check = daemon.run("fsck")
+    assert check.returncode == 0, check.stdout
+    for name in ("netns", "pods", "shims", "bundles", "s"):
+        folder = daemon.roots.state / name
+        assert not folder.exists() or not [one for one in os.listdir(folder) if not one.startswith("pool-")], name
+
+
+def test_an_unknown_image(daemon: Daemon) -> None:
+    told(daemon.run("run", "--pull", "never", "nowhere/nothing:1", "true"), "nowhere/nothing")
+    nothing_is_left(daemon)
+
+
+def test_a_registry_that_is_not_there(daemon: Daemon) -> None:
+    told(daemon.run("run", "127.0.0.1:1/nothing:1", "true"), "127.0.0.1:1")
+    nothing_is_left(daemon)
+
+
+@pytest.mark.parametrize("reference", ["UPPER/case", "image:", "a//b", "x@sha256:12", "-x", "a b", ""])
+def test_a_bad_reference(daemon: Daemon, reference: str) -> None:
+    done = daemon.run("run", "--", reference, "true")
+    assert done.returncode not in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert repr(reference)[1:-1].strip() in " ".join(done.stderr.split())
+    nothing_is_left(daemon)
+
+
+def test_a_command_that_is_not_in_the_image(daemon: Daemon) -> None:
+    done = daemon.run("run", "atoll/busybox", "/no/such/program")
+    told(done, "/no/such/program")
+    nothing_is_left(daemon)
+
+
+def test_a_port_in_use(daemon: Daemon) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        told(daemon.run("run", "--publish", f"{port}:80", "atoll/busybox", "true"), str(port))
+    nothing_is_left(daemon)
+
+
+def test_an_unknown_runtime_handler(daemon: Daemon) -> None:
+    told(daemon.run("run", "--runtime", "kata", "atoll/busybox", "true"), "'kata'", "atoll")
+    nothing_is_left(daemon)
+
+
+def test_a_mount_of_what_is_not_there(daemon: Daemon) -> None:
+    told(daemon.run("run", "--volume", "relative:/x", "atoll/busybox", "true"), "relative")
+    nothing_is_left(daemon)
+
+
+def test_unknown_pods_and_containers(daemon: Daemon) -> None:
+    for words in (["logs", "zzz"], ["exec", "zzz", "true"], ["inspect", "zzz"]):
+        told(daemon.run(*words), "zzz")
+
+
+# --- what a daemon is started with ---
+
+
+@pytest.fixture
+def started(roots: Roots) -> Iterator[Daemon]:
+    """A daemon whose configuration the test chooses before it starts it."""
+    daemon = Daemon(roots)
+    try:
+        yield daemon
+        if daemon.is_running():
+            assert daemon.stop() == 0, daemon.log_tail()
+    finally:
+        daemon.kill()
+
+
+def serve(roots: Roots, **paths: object) -> subprocess.CompletedProcess[str]:
+    """Start a daemon that must refuse."""
+    chosen = {"root": roots.root, "state": roots.state, "socket": roots.socket, "config": roots.config, **paths}
+    options = [word for name, path in chosen.items() for word in (f"--{name}", str(path))]
+    return subprocess.run(
+        [str(BIN / "atoll"), "serve", *options], capture_output=True, text=True, check=False, timeout=30
+    )
+
+
+def test_no_cni_plugin(started: Daemon) -> None:
+    roots = started.roots
+    roots.config.write_text(
+        f'cgroup_parent = "/{roots.prefix}"\n'
+        f'[network]\nconf_dir = "{roots.conf_dir}"\nbin_dirs = ["{roots.base}/empty"]\n'
+    )
+    started.start()
+    told(started.run("run", "atoll/busybox", "true"), "cni plugin bridge", f"{roots.base}/empty")
+    nothing_is_left(started)
+    done = started.run("run", "--network", "none", "atoll/busybox", "echo", "still")
+    assert (done.returncode, done.stdout) == (0, "still\n"), done.stderr
+
+
+def test_a_missing_oci_runtime(started: Daemon) -> None:
+    with started.roots.config.open("a") as file:
+        file.write('[runtimes.atoll]\noci_runtime = "/no/such/runtime"\n')
+    started.start()
+    told(started.run("run", "atoll/busybox", "true"), "/no/such/runtime")
+    nothing_is_left(started)
+    with connected(started.roots) as cri:
+        assert cri.list_pods() == []
+
+
+def test_a_config_file_with_a_typo(roots: Roots) -> None:
+    roots.config.write_text('[network]\ncon_dir = "/x"\n')
+    told(serve(roots), str(roots.config), "line 2", "'con_dir'", "did you mean 'conf_dir'")
+    roots.config.write_text("[network\n")
+    told(serve(roots), str(roots.config), "not TOML")
+    told(serve(roots, config=roots.base / "none.toml"), "none.toml")
+    assert not list(roots.state.glob("*.sock"))
+
+
+def test_a_sandboxer_that_nobody_knows(roots: Roots) -> None:
+    roots.write_config()
+    with roots.config.open("a") as file:
+        file.write('[runtimes.atoll]\nsandboxer = "microvm"\n')
+    told(serve(roots), "microvm", "podsandbox")
+
+
+def test_a_dead_daemons_socket_is_taken_over(roots: Roots) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(roots.socket))
+    daemon = Daemon(roots)
+    daemon.start()  # takes the place of the dead one
+    assert daemon.run("ps").returncode == 0
+    assert daemon.stop() == 0
+
+
+def test_a_file_at_the_place_of_the_socket(roots: Roots) -> None:
+    roots.socket.write_text("precious")
+    told(serve(roots), str(roots.socket), "no socket")
+    assert roots.socket.read_text() == "precious"
+
+
+def test_a_state_folder_that_cannot_be_one(roots: Roots) -> None:
+    blocked = roots.base / "file"
+    blocked.write_text("")
+    told(serve(roots, state=blocked / "state"), str(blocked))
+    told(serve(roots, root=blocked / "root"), str(blocked))
+
+
+@pytest.mark.slow
+def test_a_full_disk(started: Daemon) -> None:
+    roots = started.roots
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(roots.root)], check=True)
+    try:
+        started.start()
+        assert started.run("run", "--network", "none", "atoll/busybox", "true").returncode == 0
+        filler = roots.root / "filler"
+        fill(filler)
+        done = started.run("run", "--network", "none", "atoll/busybox", "true")
+        told(done, "space")
+        filler.unlink()
+        nothing_is_left_within(started)
+        done = started.run("run", "--network", "none", "atoll/busybox", "echo", "again")
+        assert (done.returncode, done.stdout) == (0, "again\n"), done.stderr
+        nothing_is_left(started)
+        assert started.stop() == 0
+    finally:
+        started.kill()
+        subprocess.run(["umount", "-l", str(roots.root)], check=False)
+
+
+def fill(path: Path) -> None:
+    """Take all the space of a small disk."""
+    with path.open("wb", buffering=0) as file:
+
+        def write() -> None:
+            while True:
+                file.write(bytes(4096))
+
+        with pytest.raises(OSError, match="No space"):
+            write()
+
+
+def nothing_is_left_within(daemon: Daemon) -> None:
+    """Debts of a full disk are paid by themselves once there is space."""
+    wait_until(lambda: daemon.run("fsck").returncode == 0, within=30)
+    nothing_is_left(daemon)
