@@ -15,10 +15,11 @@ from atoll.container.store import ContainerStore
 from atoll.daemon.handlers import Chosen, Handlers
 from atoll.database import Database
 from atoll.engine import kinds
+from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
-from atoll.engine.paths import Paths
+from atoll.engine.paths import NAMESPACE, Paths
 from atoll.image import records as image_records
 from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
@@ -30,6 +31,7 @@ from atoll.network.service import Network, NetworkSettings
 from atoll.oci import apparmor
 from atoll.oci.detect import choose
 from atoll.oci.runtime import OCIRuntime
+from atoll.runtime.relay import Relays
 from atoll.runtime.zygote import Zygote
 from atoll.sandbox import store as sandbox_store
 from atoll.sandbox.store import SandboxStore
@@ -69,7 +71,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         await images.recover()
         await _install_builtins(images)
         network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
-        controllers = Handlers(
+        handlers = Handlers(
             config=config,
             paths=paths,
             zygote=zygote,
@@ -79,10 +81,13 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             host=host,
             spawner=spawner,
             blocking=blocking,
-        ).controllers()
+        )
+        controllers = handlers.controllers()
         for controller in controllers.values():
             stack.push_async_callback(controller.aclose)
-        orphans = Orphans(spawner, blocking)
+        foreign = handlers.foreign_launcher()
+        orphans = Orphans(spawner, foreign, blocking)
+        relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
         sandboxes = await SandboxStore.open(db)
         containers = await ContainerStore.open(db, paths.root, blocking)
         ledger_kinds = kinds.make(
@@ -95,7 +100,13 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             reaper=orphans,
             blocking=blocking,
         )
+        ledger_kinds[kinds.RELAY] = kinds.RelayKind(relays, paths.relays, blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
+        max_line = config.max_container_log_line_bytes
+        drivers = Drivers(
+            AtollDriver(max_line),
+            ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner),
+        )
         engine = await Engine.open(
             Parts(
                 config=config,
@@ -109,11 +120,9 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 network=network,
                 controllers=controllers,
                 features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
-                problems={
-                    name: detected[handler.oci_runtime].problem
-                    for name, handler in config.runtimes.items()
-                    if detected[handler.oci_runtime].problem
-                },
+                problems=handlers.problems(),
+                shim_options=handlers.shim_options(),
+                drivers=drivers,
                 orphans=orphans,
                 host=host,
                 blocking=blocking,

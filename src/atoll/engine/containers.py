@@ -15,12 +15,10 @@ import logging
 import secrets
 import signal
 import time
-from pathlib import Path
 
 import msgspec
 
 from atoll import errors
-from atoll.api import atoll_shim_v1_pb2 as shim_wire
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
 from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
@@ -42,17 +40,14 @@ from atoll.oci import resources
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.runtime.bundle import Bundle
-from atoll.runtime.task import StdioPaths
 from atoll.sandbox.controller import ExitStatus, TypedAny
 from atoll.sandbox.controller import State as PodState
-from atoll.shim.stdio.request import cri_uri
 
 log = logging.getLogger(__name__)
 
 START_ERROR_CODE = 128
 KILL_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 60.0
-REOPEN_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
 """Pause between questions to a shim that lives and does not answer."""
 SIGKILLED = 128 + signal.SIGKILL
@@ -207,16 +202,20 @@ class Containers:
         parts = self._parts
         story = parts.stories.begin(pod.id, "start", container.id)
         parts.expedite()
+        driver, bundle = parts.drivers.of(pod), self._bundle(container.id).path
         try:
             tasks = await tasks_of(pod)
+            stdio = await driver.prepare(pod, container, bundle)
             mounts = await parts.snapshotter.mounts(container.record.snapshot_key)
             with story.step("create task", "OCI runtime"):
                 pid = await tasks.create(
                     container.id,
-                    bundle=str(self._bundle(container.id).path),
+                    bundle=str(bundle),
                     rootfs=mounts,
-                    stdio=self._stdio(container),
+                    stdio=stdio,
+                    options=pod.sandbox.runtime.options,
                 )
+                await driver.created(container, bundle, pid)
             with story.step("start task", "OCI runtime"):
                 pid = await tasks.start(container.id) or pid
             with story.step("checkpoint", "disk"):
@@ -230,8 +229,7 @@ class Containers:
     async def _start_failed(self, pod: Pod, container: Container, error: BaseException) -> None:
         with contextlib.suppress(errors.AtollError):
             await (await tasks_of(pod)).kill(container.id, signal.SIGKILL, all_processes=True)
-        with contextlib.suppress(errors.AtollError):
-            await (await tasks_of(pod)).delete(container.id)
+        await self.delete_task(pod, container)
         message = str(error) or type(error).__name__
 
         def failed(status: Status) -> Status:
@@ -243,18 +241,6 @@ class Containers:
             # The shim knows of no such task, so the next daemon finds a container that was never started.
             log.error("container %s: its failed start is not on disk: %s", container.id[:13], unwritten)
             await container.status.update(failed)
-
-    def _stdio(self, container: Container) -> StdioPaths:
-        config = container.metadata.config
-        assert config is not None
-        log_path = Path(container.metadata.log_path) if container.metadata.log_path else None
-        output = cri_uri(log_path, max_line=self._parts.config.max_container_log_line_bytes)
-        return StdioPaths(
-            stdin=cri_uri(stdin_once=config.stdin_once) if config.stdin else "",
-            stdout=output,
-            stderr="" if config.tty else output,
-            terminal=config.tty,
-        )
 
     # --- the end of a container ---
 
@@ -289,18 +275,27 @@ class Containers:
 
     async def settle_exit(self, pod: Pod, container: Container, end: ExitStatus) -> None:
         """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""
+        await self._parts.drivers.of(pod).drain(pod, container)
         reason = ""
         if end.exit_status == SIGKILLED and await self._was_oom_killed(pod, container):
             reason = "OOMKilled"
         at = int(end.exited_at.timestamp() * 1e9)
         await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at, reason=reason))
         self._publish(EventType.STOPPED, container)
+        await self.delete_task(pod, container)
+
+    async def delete_task(self, pod: Pod, container: Container) -> None:
+        """Have the shim forget a container; what it does not do is left to the ledger. Idempotent."""
+        is_done = False
         try:
             await (await tasks_of(pod)).delete(container.id)
+            is_done = True
         except errors.NotFound:
-            return
+            is_done = True
         except errors.AtollError as error:
             log.warning("container %s: its task is not deleted yet: %s", container.id[:13], error)
+        bundle = self._bundle(container.id).path
+        await self._parts.drivers.of(pod).deleted(pod, container, bundle, by_shim=is_done)
 
     async def _was_oom_killed(self, pod: Pod, container: Container) -> bool:
         """As our shim recorded it; another's is asked for all its metrics."""
@@ -419,11 +414,7 @@ class Containers:
         """Go on in a new file at the log's path, after a rotation; raises `FailedPrecondition` unless it runs."""
         if container.status.get().state is not State.RUNNING:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, it writes no log")
-        shim = await lines.shim_of(pod)
-        request = shim_wire.ReopenLogRequest(container_id=container.id)
-        await shim.client.call(
-            "atoll.shim.v1.Shim", "ReopenLog", request, shim_wire.ReopenLogResponse, timeout=REOPEN_TIMEOUT_S
-        )
+        await self._parts.drivers.of(pod).reopen_log(pod, container)
 
     # --- remove ---
 

@@ -23,15 +23,14 @@ from atoll.concurrency import run_to_completion
 from atoll.container.status import State
 from atoll.container.store import Container
 from atoll.engine import specs
+from atoll.engine.drivers import ExecStreams
 from atoll.engine.lines import shim_of, tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.oci import spec as oci
-from atoll.runtime.shim import Shim
-from atoll.runtime.streams import Capture, ProcessIO, open_process
-from atoll.runtime.task import StdioPaths, TaskClient
+from atoll.runtime.streams import Capture, ProcessIO
+from atoll.runtime.task import TaskClient
 from atoll.sandbox.controller import ExitStatus
-from atoll.shim.stdio.request import stream_uri
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,7 @@ class Exec:
     io: ProcessIO
     container_id: str
     tasks: TaskClient = field(repr=False)
+    streams: ExecStreams = field(repr=False)
     ended: bool = False
 
     async def wait(self) -> ExitStatus:
@@ -134,7 +134,7 @@ class Execs:
         self._running[container.id] = self._running.get(container.id, 0) + 1
         exec_id = secrets.token_hex(16)
         try:
-            started = await self._start(await shim_of(pod), container, request, exec_id)
+            started = await self._start(pod, container, request, exec_id)
             try:
                 yield started
             finally:
@@ -145,33 +145,30 @@ class Execs:
             if not self._running[container.id]:
                 del self._running[container.id]
 
-    async def _start(self, shim: Shim, container: Container, request: ExecRequest, exec_id: str) -> Exec:
+    async def _start(self, pod: Pod, container: Container, request: ExecRequest, exec_id: str) -> Exec:
+        shim = await shim_of(pod)
         tasks = shim.tasks
         user = None
         if request.user:
             user = await self._parts.blocking.run(specs.exec_user, self._parts, container, request.user)
         process = exec_process(oci.decode(container.record.spec), request, user)
-        address = shim.bootstrap.address
-        names = {"stdout": f"{exec_id}-stdout"}
-        if not request.tty:
-            names["stderr"] = f"{exec_id}-stderr"
-        if request.stdin:
-            names["stdin"] = f"{exec_id}-stdin"
-        stdio = StdioPaths(terminal=request.tty, **{key: stream_uri(address, name) for key, name in names.items()})
+        streams = self._parts.drivers.of(pod).exec_streams(
+            pod, shim, container.id, exec_id, stdin=request.stdin, tty=request.tty
+        )
         self._parts.expedite()
-        await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=stdio)
+        try:
+            await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=streams.paths)
+        except BaseException:
+            streams.remove()
+            raise
         try:
             pid = await tasks.start(container.id, exec_id)
-            io = await open_process(
-                shim.client,
-                stdin=names.get("stdin", ""),
-                stdout=names["stdout"],
-                stderr=names.get("stderr", ""),
-            )
+            io = await streams.open()
         except BaseException:
             await run_to_completion(_abandon(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
+            streams.remove()
             raise
-        return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks)
+        return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks, streams=streams)
 
     async def _end(self, started: Exec) -> None:
         if not started.ended:
@@ -182,6 +179,7 @@ class Execs:
         self._parts.owner.spawn(
             _forget(started.tasks, started.container_id, started.id), name=f"exec/{started.id}/delete"
         )
+        started.streams.remove()
 
     async def attach(self, pod: Pod, container: Container, *, stdin: bool) -> ProcessIO:
         """The live streams of a container's main process, from now on; close them when done.
@@ -193,18 +191,7 @@ class Execs:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, nothing to attach to")
         if stdin and not config.stdin:
             raise errors.FailedPrecondition(f"container {container.id[:13]}: was made without stdin")
-        shim = await shim_of(pod)
-
-        async def close_stdin() -> None:
-            await shim.tasks.close_io(container.id)
-
-        return await open_process(
-            shim.client,
-            stdin=f"{container.id}-stdin" if stdin else "",
-            stdout=f"{container.id}-stdout",
-            stderr="" if config.tty else f"{container.id}-stderr",
-            close_io=close_stdin if config.stdin_once else None,
-        )
+        return await self._parts.drivers.of(pod).attach(pod, container, config, stdin=stdin)
 
     async def resize(self, pod: Pod, container: Container, width: int, height: int) -> None:
         """Set the size of a container's terminal, in cells."""

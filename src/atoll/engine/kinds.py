@@ -4,6 +4,7 @@
                 network     netns and CNI attachment; its owner is `net.<pod>`, for it may outlive the pod
                 cgroup      <cgroup_parent>/<instance>/<pod>, where the pod brought none   (gone after a reboot)
                 snapshot    of the pause container, where there is one
+                relay       what moves the stdio of a shim that is not ours            (gone after a reboot)
                 sandbox     what the sandboxer made: stop and shutdown
     container   checkpoint  <root>/containers/<container>
                 snapshot    the writable layer
@@ -37,6 +38,7 @@ from atoll.network import pool
 from atoll.network.model import Attachment, AttachRequest
 from atoll.network.service import Network
 from atoll.runtime.bundle import remove_mounted_tree
+from atoll.runtime.relay import Relays
 from atoll.sandbox.controller import Controller
 from atoll.sandboxers.roots import snapshot_key as pause_snapshot
 from atoll.snapshot.records import Kind as SnapshotKind
@@ -45,6 +47,7 @@ from atoll.snapshot.snapshotter import Snapshotter
 POD_FILES = "pod-files"
 NETWORK = "network"
 CGROUP = "cgroup"
+RELAY = "relay"
 SANDBOX = "sandbox"
 CHECKPOINT = "checkpoint"
 SNAPSHOT = "snapshot"
@@ -146,6 +149,17 @@ class CgroupKind(Kind):
         return [Found(kind=CGROUP, key=name, owner=name) for name in sorted(names)]
 
 
+class RelayKind(MountedFolderKind):
+    """The relay of a pod, and the folder with its fifos."""
+
+    def __init__(self, relays: Relays, folder: Path, blocking: Blocking) -> None:
+        super().__init__(RELAY, folder, blocking)
+        self._relays = relays
+
+    async def release(self, entry: Entry) -> None:
+        await self._relays.end(entry.key)
+
+
 class SandboxKind(Kind):
     """A sandbox as its controller holds it; `data` names the runtime handler."""
 
@@ -245,7 +259,7 @@ def make(
     reaper: orphans.Orphans,
     blocking: Blocking,
 ) -> dict[str, Kind]:
-    """Every kind of this daemon, by name."""
+    """Every kind of this daemon but `RelayKind`, by name."""
 
     def attached() -> frozenset[str]:
         return frozenset(key.container_id for key in network.cni.cache.recorded())
@@ -268,7 +282,7 @@ def make(
 
 
 def pod_intents(
-    pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool, has_pause: bool
+    pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool, has_pause: bool, has_relay: bool
 ) -> tuple[Intent, ...]:
     """What a pod is about to acquire; `request` is None with the host's network."""
     intents = [Intent(owner=pod_id, kind=POD_FILES, key=pod_id)]
@@ -279,6 +293,8 @@ def pod_intents(
         intents.append(Intent(owner=pod_id, kind=CGROUP, key=pod_id))
     if has_pause:
         intents.append(Intent(owner=pod_id, kind=SNAPSHOT, key=pause_snapshot(pod_id)))
+    if has_relay:
+        intents.append(Intent(owner=pod_id, kind=RELAY, key=pod_id))
     intents.append(Intent(owner=pod_id, kind=SANDBOX, key=pod_id, data={"handler": handler}))
     return tuple(intents)
 

@@ -1,7 +1,8 @@
 """Containers whose shim is gone: how they ended, how they are ended, how they are cleared away.
 
-Everything comes from the records that the shim left in the bundle (`atoll.shim.records`) and from the
-kernel: the cgroups and the init process named there.
+Everything comes from the records that the shim, or the driver of a foreign one, left in the bundle
+(`atoll.shim.records`) and from the kernel: the cgroups and the init process named there. What a foreign shim made its
+own program clears away.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import OCIRuntime
-from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus
+from atoll.runtime.bundle import Bundle
+from atoll.runtime.shim import Launcher, LaunchRequest
+from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, Runtime
 from atoll.shim import cgroups, records
 
 
 class Orphans:
     """Acts for shims that no longer can."""
 
-    def __init__(self, spawner: Spawner, blocking: Blocking) -> None:
+    def __init__(self, spawner: Spawner, foreign: Launcher, blocking: Blocking) -> None:
         self._spawner = spawner
+        self._foreign = foreign
         self._blocking = blocking
 
     async def ended(self, bundle: Path) -> ExitStatus:
@@ -63,6 +67,13 @@ class Orphans:
         """Clear the container out of its OCI runtime, its processes first; idempotent."""
         task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
         if task is None:
+            return
+        if not task.binary:
+            await self._blocking.run(cgroups.kill, _folders(task))
+            named = Bundle(id=task.id, namespace=task.namespace, path=bundle)
+            await self._foreign.delete(
+                LaunchRequest(id=task.id, namespace=task.namespace, runtime=Runtime(name=""), bundle=named)
+            )
             return
         runtime = OCIRuntime(Path(task.binary), Path(task.root), self._spawner, systemd_cgroup=task.systemd_cgroup)
         await self._blocking.run(cgroups.kill, _folders(task))

@@ -9,6 +9,7 @@ from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
 from atoll.container.store import ContainerStore
 from atoll.database import Database
+from atoll.engine.drivers import Drivers
 from atoll.engine.events import EventBus
 from atoll.engine.orphans import Orphans
 from atoll.engine.paths import Paths
@@ -19,7 +20,7 @@ from atoll.linux.cgroup import expedite_attach
 from atoll.linux.host import HostFacts
 from atoll.network.service import Network
 from atoll.oci.features import RuntimeFeatures
-from atoll.sandbox.controller import Controller
+from atoll.sandbox.controller import Controller, TypedAny
 from atoll.sandbox.store import SandboxStore
 from atoll.snapshot.snapshotter import Snapshotter
 
@@ -40,6 +41,9 @@ class Parts:
     """What the OCI runtime of each runtime handler can do."""
     problems: Mapping[str, str]
     """Why a runtime handler cannot run anything here, where it cannot."""
+    shim_options: Mapping[str, TypedAny]
+    """What the shims of a runtime handler are told, where they have to be told anything."""
+    drivers: Drivers
     orphans: Orphans
     host: HostFacts
     blocking: Blocking

@@ -26,6 +26,7 @@ from atoll.config import RuntimeHandler
 from atoll.database import Plan
 from atoll.engine import kinds, lines, specs
 from atoll.engine.containers import Containers
+from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
 from atoll.engine.parts import Parts
 from atoll.engine.phases import Story
@@ -166,7 +167,7 @@ class Pods:
         sandbox = Sandbox(
             id=pod_id,
             sandboxer=handler.sandboxer,
-            runtime=Runtime(name=handler.shim),
+            runtime=Runtime(name=handler.shim, options=parts.shim_options.get(handler_name)),
             labels={"name": name},
             extensions=_extensions(pod_id, name, config, handler_name, netns_path, None),
         )
@@ -185,6 +186,7 @@ class Pods:
             request,
             own_cgroup=not config.cgroup_parent,
             has_pause=handler.sandboxer == "podsandbox",
+            has_relay=is_foreign(handler.shim),
         )
         self._making[pod_id] = pod
         try:
@@ -248,6 +250,8 @@ class Pods:
 
     async def _start(self, pod: Pod, options: TypedAny, story: Story) -> None:
         controller = self.controller(pod)
+        with story.step("stdio"):
+            await self._parts.drivers.of(pod).begin(pod)
         create = CreateOptions(
             options=options,
             netns_path=pod.netns_path,
@@ -303,7 +307,7 @@ class Pods:
 
     async def _release(self, pod: Pod) -> list[str]:
         """Walk the pod's ledger in reverse; the record goes where nothing is left. What is left, in words."""
-        await lines.hang_up(pod)
+        await self._hang_up(pod)
         return await self.release_recorded(pod.id)
 
     async def release_recorded(self, pod_id: str) -> list[str]:
@@ -426,7 +430,7 @@ class Pods:
             with story.step("remove containers", "ledger"):
                 await self._containers.remove_all(pod)
             with story.step("release", "ledger"):
-                await lines.hang_up(pod)
+                await self._hang_up(pod)
                 debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
             for debt in debts:
                 log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
@@ -439,7 +443,11 @@ class Pods:
     async def aclose(self) -> None:
         """Let go of the connections; the pods live on."""
         for pod in self._pods.values():
-            await lines.hang_up(pod)
+            await self._hang_up(pod)
+
+    async def _hang_up(self, pod: Pod) -> None:
+        await lines.hang_up(pod)
+        await self._parts.drivers.of(pod).let_go(pod)
 
 
 def _extensions(

@@ -236,7 +236,7 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         # A start that a crash cut short: the task exists, its command never ran.
         with contextlib.suppress(errors.NotFound):
             await shim.tasks.kill(container.id, signal.SIGKILL, all_processes=True)
-        await shim.tasks.delete(container.id)
+        await containers.delete_task(pod, container)
     else:
         await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
 

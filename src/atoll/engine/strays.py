@@ -36,7 +36,7 @@ class StrayShimKind(Kind):
     volatile = True
 
     def __init__(self, paths: Paths, blocking: Blocking) -> None:
-        self._folders = (paths.shims.resolve(), paths.bundles.resolve())
+        self._folders = tuple(one.resolve() for one in (paths.shims, paths.bundles, paths.relays))
         self._blocking = blocking
 
     async def scan(self) -> list[Found]:

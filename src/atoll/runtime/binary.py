@@ -52,6 +52,14 @@ _PART = re.compile(r"[A-Za-z0-9_-]+")
 log = logging.getLogger(__name__)
 
 
+def program_of(runtime: str) -> str:
+    """The name of the program of a runtime type or path; empty where it names none."""
+    if runtime.startswith("/"):
+        return Path(runtime).name
+    parts = runtime.split(".")
+    return f"containerd-shim-{parts[-2]}-{parts[-1]}" if len(parts) > 1 and all(map(_PART.fullmatch, parts)) else ""
+
+
 def resolve(runtime: str, beside: Path | None = None) -> Path:
     """The binary of a runtime type (`io.containerd.runc.v2`), searched in PATH and then in `beside`, or of a full path.
 
@@ -62,10 +70,9 @@ def resolve(runtime: str, beside: Path | None = None) -> Path:
         if "\0" in runtime or not path.is_file():
             raise errors.NotFound(f"shim {runtime!r}: no such file")
         return path
-    parts = runtime.split(".")
-    if len(parts) < 2 or not all(_PART.fullmatch(part) for part in parts):
+    name = program_of(runtime)
+    if not name:
         raise errors.InvalidArgument(f"runtime type {runtime!r}: must be like io.containerd.runc.v2, or a full path")
-    name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
     found = shutil.which(name) or (shutil.which(name, path=str(beside)) if beside is not None else None)
     if found is None:
         raise errors.NotFound(f"runtime type {runtime!r}: no {name} in PATH; install it or give its full path")

@@ -146,7 +146,7 @@ class Relays:
         self._socket(pod_id).unlink(missing_ok=True)
 
     async def connect(self, pod_id: str) -> Relay:
-        """Connect to the relay that a daemon has started; `NotFound`, `DataLoss`, or `Unavailable` where none answers."""
+        """Connect to a relay that was started before; `NotFound`, `DataLoss`, or `Unavailable` where none answers."""
         folder = self.folder(pod_id)
         bootstrap = Bootstrap.load(folder)
         return Relay(await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S), folder)
