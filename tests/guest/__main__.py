@@ -44,6 +44,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="guest-test", description=__doc__)
     parser.add_argument("--cgroups", action="append", choices=LAYOUTS, help="only this layout; may be repeated")
     parser.add_argument("--apparmor", action="store_true", help="with AppArmor, as on a Debian host")
+    parser.add_argument("--commit", default="", help="test this commit instead of the working tree")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one boot (default %(default)s)")
     return parser.parse_args(own), pytest_arguments
 
@@ -56,7 +57,7 @@ def one_boot(
     console = image.FOLDER / f"console-{layout}{'-apparmor' if asked.apparmor else ''}.log"
     console.unlink(missing_ok=True)  # another run may be writing it
     with tempfile.NamedTemporaryFile(dir=image.FOLDER, prefix="project-") as disk:
-        project.write(Path(disk.name), pytest_arguments)
+        project.write(Path(disk.name), pytest_arguments, asked.commit)
         outcome = machine.boot(guest, Path(disk.name), words, console, asked.timeout, show)
     if not outcome.is_good:
         print("\n".join(console.read_text(errors="replace").splitlines()[-CONSOLE_TAIL:]))

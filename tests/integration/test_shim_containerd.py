@@ -16,6 +16,8 @@ import pytest
 from atoll.api import containerd_runtime_bootstrap_v1_pb2 as bootstrap_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api import containerd_types_pb2 as types_pb2
+from atoll.linux import cgroup_layout
+from atoll.linux.cgroup import Cgroup
 from tests.integration.conftest import Roots
 from tests.integration.leaks import wait_until
 
@@ -93,8 +95,7 @@ def containerd(roots: Roots) -> Iterator[Containerd]:
         yield containerd
     finally:
         containerd.kill()
-        for folder in Path("/sys/fs/cgroup").glob(f"*/{roots.prefix}"):
-            folder.rmdir()
+        Cgroup(f"/{roots.prefix}", cgroup_layout.detect()).delete()
 
 
 def test_a_stock_containerd_runs_a_container(containerd: Containerd) -> None:
