@@ -1,0 +1,44 @@
+"""The stories of operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from atoll.engine import phases
+from atoll.engine.phases import Stories
+
+
+def test_a_step_is_recorded_with_its_time_and_what_it_waits_on() -> None:
+    story = Stories().begin("pod", "run")
+    with story.step("network", "CNI ADD") as phase:
+        assert story.running() is phase
+        assert phase.duration_ns == -1
+        phase.waits_on = "CNI plugin bridge"
+    assert story.running() is None
+    assert [(one.name, one.waits_on, one.error) for one in story.phases] == [("network", "CNI plugin bridge", "")]
+    assert phase.duration_ns >= 0
+
+
+def test_a_step_that_fails_tells_why_and_lets_the_error_pass() -> None:
+    story = Stories().begin("pod", "run")
+    with pytest.raises(RuntimeError), story.step("broken"):
+        raise RuntimeError("out of luck")
+    assert story.phases[0].error == "out of luck"
+
+
+def test_the_innermost_step_is_the_one_that_runs() -> None:
+    story = Stories().begin("pod", "stop")
+    with story.step("outer"), story.step("inner") as inner:
+        assert story.running() is inner
+
+
+def test_the_oldest_stories_and_pods_are_forgotten() -> None:
+    stories = Stories()
+    for number in range(phases.MAX_STORIES + 5):
+        stories.begin("pod", f"{number}")
+    kept = stories.of("pod")
+    assert [kept[0].operation, len(kept)] == ["5", phases.MAX_STORIES]
+    for number in range(phases.MAX_PODS):
+        stories.begin(f"other-{number}", "run")
+    assert stories.of("pod") == ()
+    assert stories.of("nobody") == ()
