@@ -1,7 +1,7 @@
 """The story of every operation: what it did, how long each step took, what it waits on now.
 
 A `Story` belongs to one operation on one subject. Steps nest by time, not by structure. Stories are
-kept in memory, `MAX_STORIES` a pod and `MAX_PODS` pods, the oldest forgotten first.
+kept in memory, `MAX_STORIES` a pod; those of pods that are gone for the last `MAX_ENDED` of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 MAX_STORIES = 64
-MAX_PODS = 2048
+MAX_ENDED = 128
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,17 +58,22 @@ class Stories:
     """The stories of all pods, by pod ID."""
 
     def __init__(self) -> None:
-        self._pods: OrderedDict[str, deque[Story]] = OrderedDict()
+        self._pods: dict[str, deque[Story]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def begin(self, pod_id: str, operation: str, subject: str = "") -> Story:
-        stories = self._pods.get(pod_id)
-        if stories is None:
-            stories = self._pods[pod_id] = deque(maxlen=MAX_STORIES)
-            if len(self._pods) > MAX_PODS:
-                self._pods.popitem(last=False)
+        stories = self._pods.setdefault(pod_id, deque(maxlen=MAX_STORIES))
         story = Story(operation=operation, subject=subject or pod_id)
         stories.append(story)
         return story
+
+    def end(self, pod_id: str) -> None:
+        """The pod is gone; its stories can be asked for until `MAX_ENDED` others have gone after it."""
+        self._ended[pod_id] = None
+        self._ended.move_to_end(pod_id)
+        while len(self._ended) > MAX_ENDED:
+            gone, _ = self._ended.popitem(last=False)
+            self._pods.pop(gone, None)
 
     def of(self, pod_id: str) -> tuple[Story, ...]:
         """The stories of one pod, the oldest first; empty for an unknown pod."""

@@ -308,6 +308,7 @@ class Pods:
     async def _release(self, pod: Pod) -> list[str]:
         """Walk the pod's ledger in reverse; the record goes where nothing is left. What is left, in words."""
         await self._hang_up(pod)
+        self._parts.stories.end(pod.id)
         return await self.release_recorded(pod.id)
 
     async def release_recorded(self, pod_id: str) -> list[str]:
@@ -431,12 +432,13 @@ class Pods:
                 await self._containers.remove_all(pod)
             with story.step("release", "ledger"):
                 await self._hang_up(pod)
-                debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S)
+                # The walk and the end of the record are one commit: a crash finds either the pod or nothing.
+                record = self._parts.sandboxes.plan_delete(pod.id)
+                debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S, also=(record,))
             for debt in debts:
                 log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
-            with story.step("commit", "disk"):
-                self._pods.pop(pod.id, None)
-                await self._parts.sandboxes.delete(pod.id)
+            self._pods.pop(pod.id, None)
+            self._parts.stories.end(pod.id)
             self._publish(EventType.DELETED, pod)
             log.info("pod %s removed: %s", pod.id[:13], pod.name)
 

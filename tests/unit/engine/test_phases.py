@@ -32,13 +32,16 @@ def test_the_innermost_step_is_the_one_that_runs() -> None:
         assert story.running() is inner
 
 
-def test_the_oldest_stories_and_pods_are_forgotten() -> None:
+def test_the_oldest_stories_and_the_pods_gone_longest_are_forgotten() -> None:
     stories = Stories()
     for number in range(phases.MAX_STORIES + 5):
         stories.begin("pod", f"{number}")
     kept = stories.of("pod")
     assert [kept[0].operation, len(kept)] == ["5", phases.MAX_STORIES]
-    for number in range(phases.MAX_PODS):
+    stories.end("pod")
+    for number in range(phases.MAX_ENDED):
         stories.begin(f"other-{number}", "run")
+        assert stories.of("pod") != ()
+        stories.end(f"other-{number}")
     assert stories.of("pod") == ()
     assert stories.of("nobody") == ()
