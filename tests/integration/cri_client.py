@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -50,7 +50,10 @@ class Service:
         )
         return method.future(request, timeout=timeout)
 
-    def stream(self, name: str, requests: Iterator[Message] | Message, *, timeout: float | None = CALL_TIMEOUT_S):
+    def stream(
+        self, name: str, requests: Iterator[Message] | Message, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> Any:
+        """The answers of a streaming method, as an iterator that has `cancel`."""
         method = self._service.methods_by_name[name]
         path = f"/{self._service.full_name}/{name}"
         answer = GetMessageClass(method.output_type).FromString
@@ -276,7 +279,7 @@ def refused(code: grpc.StatusCode | tuple[grpc.StatusCode, ...], *words: str) ->
     except grpc.RpcError as error:
         said = error.details() or ""
         codes = code if isinstance(code, tuple) else (code,)
-        assert error.code() in codes, f"{error.code()}: {said}"
+        assert error.code() in codes, f"{error.code()}: {said}"  # noqa: PT017  more is asserted than one type
         assert "\n" not in said.strip(), said
         for word in words:
             assert word in said, f"{word!r} is missing in {said!r}"
@@ -290,7 +293,7 @@ def in_parallel(works: list[Callable[[], T]]) -> list[T | Exception]:
     def one(work: Callable[[], T]) -> T | Exception:
         try:
             return work()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the error is the result
             return error
 
     with ThreadPoolExecutor(max(len(works), 1)) as pool:

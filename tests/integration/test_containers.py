@@ -223,7 +223,7 @@ def test_limits_changed_before_the_start_hold_after_it(cri: CRI, pod: str) -> No
 
 
 def update(cri: CRI, container: str, **limits: int) -> None:
-    request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**limits))
+    request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**limits))  # pyright: ignore[reportArgumentType]
     cri.runtime.call("UpdateContainerResources", request, pb.UpdateContainerResourcesResponse)
 
 

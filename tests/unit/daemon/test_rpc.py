@@ -52,7 +52,7 @@ async def answered(error: Exception) -> Context:
 
     context, calls = Context(), Calls()
     with pytest.raises(Aborted):
-        await rpc._unary("Info", work, calls, _open)(pb.InfoRequest(), context)  # pyright: ignore[reportPrivateUsage]
+        await rpc._unary("Info", work, calls, _open)(pb.InfoRequest(), context)
     assert (calls.now, calls.seen) == (0, 1)
     return context
 
@@ -82,7 +82,7 @@ async def test_a_stream_that_fails_after_its_first_message_is_told() -> None:
         raise errors.DataLoss("the log is torn")
 
     context, calls = Context(), Calls()
-    stream = rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), context)  # pyright: ignore[reportPrivateUsage]
+    stream = rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), context)
     assert await anext(stream) == pb.LogsResponse()
     with pytest.raises(Aborted):
         await anext(stream)
@@ -98,7 +98,7 @@ async def test_a_gated_call_waits_for_its_gate() -> None:
     async def work(request: object, context: object) -> pb.InfoResponse:
         return pb.InfoResponse(pods=1)
 
-    call = rpc._unary("Info", work, Calls(), wait)  # pyright: ignore[reportPrivateUsage]
+    call = rpc._unary("Info", work, Calls(), wait)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(call(pb.InfoRequest(), Context()))
         await asyncio.sleep(0)
