@@ -50,30 +50,28 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def serve(config: Config) -> int:
     """Run a daemon until SIGTERM, SIGINT or idleness; the exit code.
 
-    Raises `FailedPrecondition` where another daemon has the state folder or the socket.
+    Raises `FailedPrecondition` where another daemon has the root, the state folder or the socket.
     """
     logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
-    state = Path(config.state)
-    try:
-        state.mkdir(mode=0o711, parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.FailedPrecondition(f"{state}: cannot be the state folder: {error.strerror}") from error
-    with _lock(state):
+    with _lock(Path(config.root), "root", 0o700), _lock(Path(config.state), "state", 0o711):
         asyncio.run(_serve(config))
     return 0
 
 
 @contextlib.contextmanager
-def _lock(state: Path) -> Generator[None]:
-    """One daemon a state folder: the lock ends with its process."""
-    path = state / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(folder: Path, what: str, mode: int) -> Generator[None]:
+    """One daemon a folder, which is made where it is missing: the lock ends with its process."""
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.FailedPrecondition(f"{folder}: cannot be the {what} folder: {error.strerror}") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.FailedPrecondition(
-                f"{state}: another atoll daemon uses this state folder; stop it, or give this one its own --state"
+                f"{folder}: another atoll daemon uses this {what} folder; stop it, or give this one its own --{what}"
             ) from None
         yield
     finally:
