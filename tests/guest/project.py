@@ -22,7 +22,7 @@ def write(target: Path, arguments: list[str], commit: str = "") -> None:
             committed = image.run("git", "archive", f"--output={tree}/commit.tar", commit, *PARTS, cwd=image.REPOSITORY)
             assert not committed, committed
             with tarfile.open(tree / "commit.tar") as archive:
-                archive.extractall(tree, filter="data")
+                archive.extractall(tree)
             (tree / "commit.tar").unlink()
         else:
             copy(tree)
