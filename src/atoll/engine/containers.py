@@ -436,8 +436,8 @@ class Containers:
             self._busy.discard(container.id)
 
     async def _remove_busy(self, pod: Pod | None, container: Container) -> None:
-        if pod is not None and container.status.get().can_stop:
-            await self._kill(pod, container)
+        if container.status.get().can_stop:
+            await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))
         if (watch := self._watches.get(container.id)) is not None:
             # The exit is known; its task is being deleted, which the walk must not do at the same time.
             await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
@@ -446,6 +446,19 @@ class Containers:
         with story.step("release", "ledger"):
             await self._release(container.id)
         self._publish(EventType.DELETED, container)
+
+    async def _end_without_pod(self, container: Container) -> None:
+        """End a container whose pod is gone, by what its shim has left; its exit is the recorded one, or unknown."""
+        bundle = self._bundle(container.id).path
+        await self._parts.orphans.kill(bundle)
+        try:
+            end = await asyncio.wait_for(self._parts.orphans.ended(bundle), KILL_TIMEOUT_S)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                f"container {container.id[:13]}: its init did not end within {KILL_TIMEOUT_S:g} s of SIGKILL"
+            ) from None
+        at = int(end.exited_at.timestamp() * 1e9)
+        await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at))
 
     async def remove_all(self, pod: Pod) -> None:
         """Remove every container of a stopped pod."""

@@ -111,9 +111,7 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
     sandboxes = parts.sandboxes.list()
     await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
     known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
-    await wait_all(
-        [containers.remove(None, container.id) for container in containers.list() if container.sandbox_id not in known]
-    )
+    await wait_all([_forget(containers, one) for one in containers.list() if one.sandbox_id not in known])
     await parts.ledger.recover(pods.owners() | containers.owners() | quarantined(parts))
     strays = [
         found
@@ -123,6 +121,14 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
     if strays:
         intents = [Intent(owner=found.owner, kind=found.kind, key=found.key) for found in strays]
         await parts.ledger.release(*await parts.ledger.enter(*intents), within=TEARDOWN_TIMEOUT_S)
+
+
+async def _forget(containers: Containers, container: Container) -> None:
+    log.warning("container %s: its pod is gone, it is removed", container.id[:13])
+    try:
+        await containers.remove(None, container.id)
+    except errors.AtollError as error:
+        log.error("container %s: not removed: %s", container.id[:13], error)
 
 
 def quarantined(parts: Parts) -> frozenset[str]:
