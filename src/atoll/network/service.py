@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from atoll.network.cni import CNI, PLUGIN_TIMEOUT_S, Attach
 from atoll.network.config import ConfigFolder, NetworkConfigList
 from atoll.network.default import DEFAULT_SUBNET, PLUGINS, DefaultNetwork, bridge_name, can_masquerade, missing_on_host
 from atoll.network.joining import Joiner
+from atoll.network.leftover import end_plugins
 from atoll.network.masquerade import Masquerade
 from atoll.network.model import (
     CONTAINER_ID,
@@ -36,6 +38,8 @@ from atoll.network.model import (
 )
 from atoll.network.pool import NetnsPool, PoolStats
 from atoll.network.ports import HostPorts
+
+log = logging.getLogger(__name__)
 
 NOT_READY = "NetworkPluginNotReady"
 POOL_NICE = 10
@@ -108,8 +112,12 @@ class Network:
     async def start(self, attachments: Iterable[Attachment], live: Collection[str]) -> None:
         """Take over what an earlier daemon left: the ports of its `attachments`, the pool's namespaces.
 
+        Plugins that it was executing when it was killed are ended first, so that nothing is attached any more.
+
         `live` are the IDs of all sandboxes known; a pooled namespace taken by any other is released.
         """
+        for pid in await self._blocking.run(end_plugins, self.netns_folder):
+            log.warning("cni plugin process %d of an earlier daemon: killed", pid)
         for attachment in attachments:
             self._ports.note(attachment.sandbox_id, attachment.ports)
         await self._pool.start(live)
