@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def started(
     host: Host, asked: pb.SecurityProfile | None = None, *capabilities: str, legacy: str = "", privileged: bool = False
 ) -> str:
-    pod_config = host.cri.pod_config()
+    pod_config = host.cri.pod_config(namespaces=pb.NamespaceOption(pid=pb.CONTAINER))
     pod_config.linux.security_context.privileged = privileged
     config = host.cri.container_config(*SLEEP)
     security = config.linux.security_context
