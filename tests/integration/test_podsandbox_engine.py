@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -101,6 +103,15 @@ def shim_of(pod: str) -> int:
     raise AssertionError(f"no shim of {pod[:13]}")
 
 
+def processes_of(roots: Roots, pod: str) -> list[int]:
+    """Everything that runs in a pod."""
+    return [
+        pid
+        for pid in pids()
+        if f"/{roots.prefix}/".encode() in read(pid, "cgroup") and pod.encode() in read(pid, "cgroup")
+    ]
+
+
 def socket_of(roots: Roots, pod: str) -> Path:
     """Where the shim of a pod listens."""
     (told,) = (roots.state / "shims" / pod).rglob("bootstrap.json")
@@ -108,7 +119,8 @@ def socket_of(roots: Roots, pod: str) -> Path:
 
 
 def relay_of(pod: str) -> int:
-    return next(pid for pid in pids() if read(pid, "comm").strip() == b"atoll-relay" and pod in _cwd(pid))
+    relays = (pid for pid in pids() if read(pid, "comm").strip() == b"atoll-relay" and pod in _cwd(pid))
+    return next(relays, 0)
 
 
 def _cwd(pid: int) -> str:
@@ -293,6 +305,7 @@ def test_a_killed_shim_ends_the_pod_and_leaves_nothing(cri: CRI, handler: str, r
     container = cri.script(pod, "echo up; sleep 1000")
     eventually(lambda: b"up" in cri.log(container), "it runs")
     listening = socket_of(roots, pod)
+    inside = processes_of(roots, pod)
     os.kill(shim_of(pod), signal.SIGKILL)
     assert cri.wait(container).code in (137, 255)
     eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is known to have ended")
@@ -300,6 +313,8 @@ def test_a_killed_shim_ends_the_pod_and_leaves_nothing(cri: CRI, handler: str, r
     cri.remove_pod(pod)
     assert not listening.exists()
     assert cri.fsck() == []
+    # Nobody but the machine's first process reaps them.
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), "they are reaped", within=60)
 
 
 def test_a_killed_relay_is_replaced_and_the_output_goes_on(cri: CRI) -> None:
@@ -309,7 +324,7 @@ def test_a_killed_relay_is_replaced_and_the_output_goes_on(cri: CRI) -> None:
     time.sleep(1.0)
     before = relay_of(pod)
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: relay_of(pod) != before, "another relay")
+    eventually(lambda: relay_of(pod) not in (0, before), "another relay")
     assert cri.wait(container).code == 0
     lines = cri.output(container).splitlines()
     assert lines[-1] == b"line 599"
@@ -330,3 +345,20 @@ def test_a_handler_whose_shim_is_not_installed_says_so(cri: CRI) -> None:
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "nowhere", "containerd-shim-nowhere-v9"):
         cri.run_pod(handler="nowhere")
     assert cri.fsck() == []
+
+
+def test_a_pod_that_nobody_knows_is_found_and_freed(cri: CRI, daemon: Daemon, handler: str, roots: Roots) -> None:
+    pod = cri.run_pod(cri.pod_config(network=True), handler)
+    container = cri.script(pod, "echo up; sleep 1000")
+    eventually(lambda: b"up" in cri.log(container), "it runs")
+    inside = processes_of(roots, pod)
+    daemon.kill()
+    with closing(sqlite3.connect(roots.root / "state.db", isolation_level=None)) as db:
+        for table in ("sandboxes", "containers", "ledger"):
+            db.execute(f"DELETE FROM {table}")
+    daemon.start()
+    found = {one.kind for one in cri.fsck()}
+    assert {"sandbox", "bundle", "snapshot"} <= found
+    cri.fsck(repair=True)
+    eventually(lambda: cri.fsck() == [], "a repair mends it", within=WITHIN_S)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), "they are reaped", within=60)

@@ -27,6 +27,7 @@ from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.config import Config
 from atoll.engine import orphans, strays
+from atoll.engine.drivers import is_foreign
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry, Found, Intent, Kind
@@ -37,10 +38,13 @@ from atoll.linux.cgroup_layout import Hierarchies
 from atoll.network import pool
 from atoll.network.model import Attachment, AttachRequest
 from atoll.network.service import Network
+from atoll.runtime.binary import BINARY_FILE
 from atoll.runtime.bundle import remove_mounted_tree
 from atoll.runtime.relay import Relays
 from atoll.sandbox.controller import Controller
+from atoll.sandboxers import podsandbox
 from atoll.sandboxers.roots import snapshot_key as pause_snapshot
+from atoll.shim import records
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
 
@@ -166,9 +170,9 @@ class SandboxKind(Kind):
     name = SANDBOX
     limit_s: float = 60.0
 
-    def __init__(self, controllers: Mapping[str, Controller], default: str, shims: Path, blocking: Blocking) -> None:
+    def __init__(self, controllers: Mapping[str, Controller], config: Config, shims: Path, blocking: Blocking) -> None:
         self._controllers = controllers
-        self._default = default
+        self._config = config
         self._shims = shims
         self._blocking = blocking
 
@@ -195,8 +199,26 @@ class SandboxKind(Kind):
         return True
 
     async def scan(self) -> list[Found]:
-        names = await self._blocking.run(_names, self._shims)
-        return [Found(kind=SANDBOX, key=name, owner=name, data={"handler": self._default}) for name in names]
+        return await self._blocking.run(self._scan)
+
+    def _scan(self) -> list[Found]:
+        return [
+            Found(kind=SANDBOX, key=name, owner=name, data={"handler": self._handler_of(name)})
+            for name in _names(self._shims)
+        ]
+
+    def _handler_of(self, sandbox_id: str) -> str:
+        """A handler that can free what is in the sandbox's folder, by its layout; where none can, what it would be."""
+        folder = self._shims / sandbox_id
+        has_pause = (folder / podsandbox.RECORD).exists() or (folder / sandbox_id).is_dir()
+        bundle = folder / sandbox_id if has_pause else folder
+        wanted = ("podsandbox" if has_pause else "shim", (bundle / BINARY_FILE).exists())
+        default = self._config.default_runtime
+        for name in (default, *self._config.runtimes):
+            handler = self._config.runtimes[name]
+            if (handler.sandboxer, is_foreign(handler.shim)) == wanted:
+                return name
+        return f"{wanted[0]} over {'another' if wanted[1] else 'our own'} shim"
 
 
 class SnapshotRemovalKind(Kind):
@@ -225,17 +247,18 @@ class SnapshotRemovalKind(Kind):
 class TaskKind(Kind):
     """A container in its OCI runtime; released without its shim, which has done it long before where it lives.
 
-    What is needed for that is in the record that the shim wrote into the bundle before it made the
-    container; where there is none nothing was made.
+    What is needed for that is in the record that the shim, or the driver of a foreign one, wrote into the bundle before
+    the container was made; where there is none nothing was made.
     """
 
     name = TASK
     volatile = True
     limit_s: float = 60.0
 
-    def __init__(self, paths: Paths, reaper: orphans.Orphans) -> None:
+    def __init__(self, paths: Paths, reaper: orphans.Orphans, blocking: Blocking) -> None:
         self._paths = paths
         self._orphans = reaper
+        self._blocking = blocking
 
     async def release(self, entry: Entry) -> None:
         await self._orphans.delete(self._paths.bundles / entry.key)
@@ -245,7 +268,12 @@ class TaskKind(Kind):
         return True
 
     async def scan(self) -> list[Found]:
-        return []
+        return await self._blocking.run(self._scan)
+
+    def _scan(self) -> list[Found]:
+        bundles = self._paths.bundles
+        names = [name for name in _names(bundles) if (bundles / name / records.TASK).exists()]
+        return [Found(kind=TASK, key=name, owner=name) for name in names]
 
 
 def make(
@@ -268,11 +296,11 @@ def make(
         MountedFolderKind(POD_FILES, paths.pods, blocking),
         NetworkKind(network, blocking),
         CgroupKind(f"{config.cgroup_parent}/{paths.instance}", hierarchies, blocking),
-        SandboxKind(controllers, config.default_runtime, paths.shims, blocking),
+        SandboxKind(controllers, config, paths.shims, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
         MountedFolderKind(BUNDLE, paths.bundles, blocking),
-        TaskKind(paths, reaper),
+        TaskKind(paths, reaper, blocking),
         strays.StrayShimKind(paths, blocking),
         strays.StrayMountKind(paths, blocking),
         strays.StraySocketKind(paths, NAMESPACE, blocking),
