@@ -18,11 +18,8 @@ def end_plugins(netns_folder: Path) -> list[int]:
     start of a daemon: then none of them is its own. Blocks; the pids that were killed.
     """
     mark = f"CNI_NETNS={netns_folder}/".encode()
-    found: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and _is_marked(int(name), mark) and _end(int(name), mark):
-            found.append(int(name))
-    return found
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return [pid for pid in pids if _is_marked(pid, mark) and _end(pid, mark)]
 
 
 def _is_marked(pid: int, mark: bytes) -> bool:
