@@ -90,6 +90,8 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
         sandboxes = await SandboxStore.open(db)
         containers = await ContainerStore.open(db, paths.root, blocking)
+        max_line = config.max_container_log_line_bytes
+        foreign_driver = ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner)
         ledger_kinds = kinds.make(
             paths,
             config,
@@ -102,11 +104,6 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         )
         ledger_kinds[kinds.RELAY] = kinds.RelayKind(relays, paths.relays, blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
-        max_line = config.max_container_log_line_bytes
-        drivers = Drivers(
-            AtollDriver(max_line),
-            ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner),
-        )
         engine = await Engine.open(
             Parts(
                 config=config,
@@ -122,7 +119,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
                 problems=handlers.problems(),
                 shim_options=handlers.shim_options(),
-                drivers=drivers,
+                drivers=Drivers(AtollDriver(max_line), foreign_driver),
                 orphans=orphans,
                 host=host,
                 blocking=blocking,
