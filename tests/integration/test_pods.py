@@ -14,6 +14,7 @@ import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.linux import cgroup_layout
+from atoll.linux.cgroup import Cgroup
 from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, eventually, in_parallel, refused, token
 from tests.integration.leaks import CGROUPS
@@ -287,6 +288,7 @@ def test_a_given_cgroup_parent_holds_the_containers_and_is_kept(cri: CRI, roots:
     config = cri.pod_config()
     config.linux.cgroup_parent = parent
     try:
+        Cgroup(parent, cgroup_layout.detect()).create()  # as a kubelet does
         pod = cri.run_pod(config)
         container = cri.script(pod, "sleep 1000")
         hierarchies = cgroup_layout.detect().mounts
