@@ -10,6 +10,7 @@ from atoll.linux import cgroup_layout, syscalls
 from atoll.linux.cgroup_layout import Hierarchies
 
 # Profiles for ordinary containers: ours, then those that containerd and Docker load where they run.
+APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 DEFAULT_APPARMOR_PROFILES = ("atoll-default", "cri-containerd.apparmor.d", "docker-default")
 SECCOMP_RET_ERRNO = 0x00050000
 
@@ -138,8 +139,17 @@ def _has_seccomp() -> bool:
         return False
 
 
+def apparmor_profiles() -> frozenset[str] | None:
+    """The names of the AppArmor profiles that the kernel has now; None where it does not tell (no securityfs)."""
+    try:
+        text = APPARMOR_PROFILES.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return frozenset(line.rpartition(" (")[0] for line in text.splitlines())
+
+
 def _apparmor_default() -> str:
-    loaded = {line.partition(" (")[0] for line in _read(Path("/sys/kernel/security/apparmor/profiles")).splitlines()}
+    loaded = apparmor_profiles() or frozenset()
     return next((name for name in DEFAULT_APPARMOR_PROFILES if name in loaded), "")
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from atoll import errors
-from atoll.linux.host import HostFacts
+from atoll.linux.host import HostFacts, apparmor_profiles
 from atoll.oci.config import LinuxContainerSecurityContext, ProfileType, SecurityProfile, SELinuxOption
 
 _LEVEL = re.compile(r"s\d+(-s\d+)?(:c\d+([.,]c\d+)*)?")
@@ -55,6 +55,10 @@ def apparmor_profile(security: LinuxContainerSecurityContext, host: HostFacts) -
             raise errors.InvalidArgument(f"apparmor.localhost_ref: {name[:100]!r} is no profile name")
         if not host.apparmor:
             raise errors.FailedPrecondition(f"apparmor profile {name}: this host has no AppArmor")
+        loaded = apparmor_profiles()
+        # A stack of profiles names each of its parts (apparmor.d(5)).
+        if loaded is not None and not loaded.issuperset(name.split("//&")):
+            raise errors.FailedPrecondition(f"apparmor profile {name}: is not loaded; load it with apparmor_parser")
         return name
     if asked is not None and host.apparmor and not host.apparmor_default:
         raise errors.FailedPrecondition(

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from atoll import errors
+from atoll.linux import host as host_facts
 from atoll.linux.host import HostFacts
 from atoll.oci import apparmor
+from atoll.oci.config import LinuxContainerSecurityContext, ProfileType, SecurityProfile
+from atoll.oci.security import apparmor_profile
 
 
 @dataclass(slots=True)
@@ -79,3 +83,21 @@ async def test_a_missing_parser_is_named(
     monkeypatch.setattr(apparmor, "PARSER", "apparmor_parser-of-nobody")
     assert (await apparmor.with_default(replace(host, apparmor=True), Parser())).apparmor_default == ""
     assert "install the package apparmor" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mine", "mine//&atoll-default"])
+def test_a_profile_by_name_must_be_loaded(
+    host: HostFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    profiles = tmp_path / "profiles"
+    monkeypatch.setattr(host_facts, "APPARMOR_PROFILES", profiles)
+    asked = LinuxContainerSecurityContext(
+        apparmor=SecurityProfile(profile_type=ProfileType.LOCALHOST, localhost_ref=name)
+    )
+    with_module = replace(host, apparmor=True)
+    assert apparmor_profile(asked, with_module) == name, "where the kernel does not tell, the runtime finds out"
+    profiles.write_text("mine (enforce)\natoll-default (enforce)\n")
+    assert apparmor_profile(asked, with_module) == name
+    profiles.write_text("/usr/bin/man (enforce)\natoll-default (enforce)\n")
+    with pytest.raises(errors.FailedPrecondition, match="is not loaded"):
+        apparmor_profile(asked, with_module)
