@@ -36,6 +36,8 @@ from atoll import errors
 DEFAULT_PATH = Path("/etc/atoll/config.toml")
 SANDBOXERS = ("shim", "podsandbox")
 """What a runtime handler may name; what the daemon cannot compose is refused, not ignored."""
+WITHOUT_SANDBOXES = ("io.containerd.runc.v1", "io.containerd.runc.v2")
+"""Shims that serve tasks only."""
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
 
@@ -135,6 +137,11 @@ def check(config: Config, source: str) -> Config:
             known = ", ".join(SANDBOXERS)
             raise errors.InvalidArgument(
                 f"{source}: [runtimes.{name}] sandboxer {handler.sandboxer!r}: is none of {known}"
+            )
+        if handler.sandboxer == "shim" and handler.shim in WITHOUT_SANDBOXES:
+            raise errors.InvalidArgument(
+                f"{source}: [runtimes.{name}] shim {handler.shim!r}: has no sandbox service; "
+                'give the handler sandboxer = "podsandbox"'
             )
     for name, path in (("root", config.root), ("state", config.state), ("socket", str(config.socket_path))):
         if not path.startswith("/"):

@@ -347,6 +347,14 @@ def test_a_handler_whose_shim_is_not_installed_says_so(cri: CRI) -> None:
     assert cri.fsck() == []
 
 
+def test_what_an_exec_left_behind_does_not_hold_its_answer_up_for_long(cri: CRI, handler: str) -> None:
+    container = cri.script(cri.run_pod(handler=handler), "sleep 1000")
+    begun = time.monotonic()
+    outcome = cri.exec(container, "sh", "-c", "sleep 1000 & echo done")
+    assert (outcome.code, outcome.stdout) == (0, b"done\n")
+    assert time.monotonic() - begun < 15
+
+
 def test_a_pod_that_nobody_knows_is_found_and_freed(cri: CRI, daemon: Daemon, handler: str, roots: Roots) -> None:
     pod = cri.run_pod(cri.pod_config(network=True), handler)
     container = cri.script(pod, "echo up; sleep 1000")

@@ -45,6 +45,10 @@ def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
         ('cgroup_parent = "/a/../b"', r"cgroup_parent '/a/\.\./b': must be like /atoll"),
         (f'socket = "/{"x" * 107}"', r"is longer than 107 bytes; choose a shorter path"),
         ('[runtimes.atoll]\nsandboxer = "shmi"', r"\[runtimes\.atoll\] sandboxer 'shmi': is none of "),
+        (
+            '[runtimes.atoll]\nshim = "io.containerd.runc.v2"',
+            r'has no sandbox service; give .* sandboxer = "podsandbox"',
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_place(file: Path, text: str, said: str) -> None:
