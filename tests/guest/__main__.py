@@ -16,7 +16,7 @@ from tests.guest.report import PREFIX
 
 LAYOUTS = ("v1", "hybrid", "v2")
 OWN_TESTS = ["tests/guest"]
-TIMEOUT_S = 900.0
+TIMEOUT_S = 1800.0
 CONSOLE_TAIL = 60
 
 
