@@ -188,8 +188,10 @@ def test_memory_that_runs_out_is_told(cri: CRI, handler: str) -> None:
 def test_a_command_that_is_not_there_is_a_start_error(cri: CRI, handler: str) -> None:
     pod = cri.run_pod(handler=handler)
     container = cri.create(pod, cri.container_config("/no/such/program"))
+    begun = time.monotonic()
     with refused((grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNKNOWN), "no/such/program"):
         cri.start(container)
+    assert time.monotonic() - begun < 5, "nobody waits for output that never was"
     assert cri.status(container).state == pb.CONTAINER_EXITED
     assert cri.status(container).reason == "StartError"
     assert cri.wait(cri.script(pod, "exit 3")).code == 3

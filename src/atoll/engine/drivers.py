@@ -9,7 +9,9 @@ Around the Task calls for one container: `prepare`, Create, `created`, Start, th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -378,13 +380,15 @@ class ForeignDriver:
             log.info("container %s: its exit is told before its last output: %s", container.id[:13], error)
 
     async def deleted(self, pod: Pod, container: Container, bundle: Path, *, by_shim: bool) -> None:
+        folder = self._relays.folder(pod.id)
+        await self._blocking.run(_say_end, (folder / f"{container.id}-stdout", folder / f"{container.id}-stderr"))
         try:
             await (await self._relay(pod.id, replace=False)).delete(container.id)
         except errors.AtollError as error:
             log.warning("container %s: is still relayed: %s", container.id[:13], error)
         config = container.metadata.config
         fifos = FifoSet(
-            self._relays.folder(pod.id),
+            folder,
             container.id,
             stdin=config is not None and config.stdin,
             terminal=config is not None and config.tty,
@@ -435,6 +439,13 @@ class ForeignDriver:
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         await (await self._relay(pod.id)).reopen(container.id)
+
+
+def _say_end(fifos: tuple[Path, ...]) -> None:
+    """Let whoever reads see the end of a fifo that was never written to: it has one only after a writer (fifo(7))."""
+    for path in fifos:
+        with contextlib.suppress(OSError):  # nobody reads it, or it is gone
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
 
 
 def _forget(bundle: Path) -> None:
