@@ -118,6 +118,24 @@ def thaw(folders: tuple[Path, ...]) -> None:
                     Path(parent, "freezer.state").write_text("THAWED", encoding="ascii")
 
 
+def is_frozen(folders: tuple[Path, ...]) -> bool:
+    """Whether all its processes stand, after somebody asked for it; true where no freezer tells.
+
+    A version 1 freezer can stay at FREEZING for good when a fork runs beside it; it is asked again each time.
+    """
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            state = folder / "freezer.state"
+            if state.exists():
+                state.write_text("FROZEN", encoding="ascii")
+                return state.read_text(encoding="ascii").strip() == "FROZEN"
+    for folder in folders:
+        if (folder / "cgroup.freeze").exists():
+            with contextlib.suppress(OSError):
+                return "frozen 1" in (folder / "cgroup.events").read_text(encoding="ascii")
+    return True
+
+
 def kill_tree(folders: tuple[Path, ...], root: int) -> int:
     """SIGKILL the process `root` and all in the cgroup that it started; how many.
 

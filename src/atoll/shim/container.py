@@ -33,6 +33,8 @@ from atoll.shim.stdio.request import StdioRequest
 
 EXECS_TIMEOUT_S = 10.0
 KILLED_TIMEOUT_S = 10.0
+FREEZE_TIMEOUT_S = 5.0
+FREEZE_PAUSE_S = 0.005
 EXECS_LIMIT = 1024
 
 log = logging.getLogger(__name__)
@@ -343,12 +345,23 @@ class Container:
         return True
 
     async def pause(self) -> None:
-        """Freeze every process of the container."""
+        """Freeze every process of the container, and wait until all stand; `DeadlineExceeded`, thawed then."""
         async with self._lock:
             self.init.require(rules.can_pause(self.init.phase), "pause")
             await self.runtime.pause(self.id)
+            await self._stands()
             self.init.enter(Phase.PAUSED)
             self._publish("/tasks/paused", events_pb2.TaskPaused(container_id=self.id))
+
+    async def _stands(self) -> None:
+        # crun 1.8 returns as soon as it has asked a version 1 freezer.
+        try:
+            async with asyncio.timeout(FREEZE_TIMEOUT_S):
+                while not cgroups.is_frozen(self.cgroups):  # noqa: ASYNC110  no freezer tells that it is done
+                    await asyncio.sleep(FREEZE_PAUSE_S)
+        except TimeoutError:
+            await self.runtime.resume(self.id)
+            raise errors.DeadlineExceeded(f"{self.id}: did not freeze within {FREEZE_TIMEOUT_S:g} s") from None
 
     async def resume(self) -> None:
         """Thaw the container."""
