@@ -54,7 +54,7 @@ class HangupWatch:
 
 
 class FramedProtocol(asyncio.BufferedProtocol):
-    """What both ends share: one read buffer, small while idle, the two kinds of back-pressure, the end of the connection.
+    """What both ends share: a read buffer, small while idle, both kinds of back-pressure, the end of the connection.
 
     A subclass gives `received` and `lost`. It is the `Budget` of its streams' inboxes.
     """
