@@ -25,6 +25,7 @@ import msgspec
 from atoll.concurrency import TaskOwner
 from atoll.linux import syscalls
 from atoll.shim import logfile, server
+from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import Fork, ShimRequest, receive
 
@@ -63,6 +64,7 @@ class Host:
         self._loop = loop
         self._alone = alone
         self._reaper = Reaper(programs_nofile=raise_descriptor_limit())
+        self._holders = Holders(self._reaper)
         self._tasks = TaskOwner("host")
         self._log = logfile.HostLog()
         self._control: socket.socket | None = None
@@ -91,6 +93,8 @@ class Host:
 
     async def _serve_all(self) -> None:
         self._reaper.open()
+        if self._control is not None:
+            self._tasks.spawn(self._holders.prepare(), name="holders")
         await self._over.wait()
         await self._tasks.aclose()
         self._reaper.close()
@@ -124,7 +128,7 @@ class Host:
         try:
             with self._log.of(request.bundle, request.id, debug=request.debug):
                 try:
-                    await server.serve(request, listener, self._reaper, alone=self._alone)
+                    await server.serve(request, listener, self._reaper, self._holders, alone=self._alone)
                 except Exception:  # the boundary of a shim: the last word goes to its log
                     log.exception("the shim failed")
         except OSError as error:

@@ -22,7 +22,7 @@ import msgspec
 from atoll import errors
 from atoll.concurrency import Latch
 from atoll.sandbox.config import PodConfig
-from atoll.shim import pod_files, pod_holder, pod_sysctls, records
+from atoll.shim import pod_files, pod_sysctls, records
 from atoll.shim.container import Container
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.pod_holder import Holder
@@ -142,13 +142,7 @@ class Pod:
         pod_files.create(request.files, request.config, shm=spaces.ipc)
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
-        self._holder = await pod_holder.start(
-            self._shim.reaper,
-            spaces,
-            hostname=request.config.hostname,
-            sysctls=self._sysctls,
-            mount_point=request.files,
-        )
+        self._holder = await self._shim.holders.start(spaces, hostname=request.config.hostname, sysctls=self._sysctls)
         self._write_record()
         self._holder.ended.add_done_callback(self._on_holder_ended)
 

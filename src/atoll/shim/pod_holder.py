@@ -25,7 +25,6 @@ import signal
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from atoll import errors
 from atoll.linux import syscalls
@@ -36,6 +35,9 @@ from atoll.shim.reaper import Exit, Reaper
 
 USER = 65535
 START_TIMEOUT_S = 10.0
+# Any folder that is always there: in a mount namespace that nobody else is in.
+MOUNT_POINT = "/proc"
+_BARE = PodNamespaces(netns="", uts=False, ipc=False, pid=False)
 _LOAD_ADDRESS = 0x400000
 _HEADER_BYTES = 64 + 56
 _STEP = struct.Struct("<6Q")
@@ -141,9 +143,13 @@ def program(steps: tuple[Step, ...], tell: int) -> bytes:
 
 
 def steps(
-    namespaces: PodNamespaces, hostname: str, sysctls: Mapping[str, str], mount_point: Path, netns: int | None
+    namespaces: PodNamespaces, hostname: str, sysctls: Mapping[str, str], *, netns: int | None, root: int | None
 ) -> tuple[Step, ...]:
-    """What a holder does; `netns` is the descriptor of its network namespace."""
+    """What a holder does.
+
+    `netns` is the descriptor of its network namespace, `root` that of a mount namespace with an empty root; without
+    one it makes itself one.
+    """
     made = (syscalls.CLONE_NEWUTS if namespaces.uts else 0) | (syscalls.CLONE_NEWIPC if namespaces.ipc else 0)
     found: list[Step] = []
     if netns is not None:
@@ -162,14 +168,16 @@ def steps(
     if namespaces.pid:
         # Its parent is ours too, so that it is our child and not the first process's.
         found.append(Step("pid namespace", _CLONE, (syscalls.CLONE_NEWPID | _CLONE_PARENT | signal.SIGCHLD,)))
-    return (*found, *_empty_root(mount_point), *_give_up(namespaces))
+    return (*found, *_empty_root(root), *_give_up(namespaces))
 
 
-def _empty_root(mount_point: Path) -> tuple[Step, ...]:
-    """Leave the host's mounts for an empty, read-only root of its own (pivot_root(2))."""
-    what = f"its root at {mount_point}"
+def _empty_root(root: int | None) -> tuple[Step, ...]:
+    """Leave the host's mounts for an empty, read-only root (pivot_root(2); setns(2) goes to a namespace's root)."""
+    what = "its root"
+    if root is not None:
+        return (Step(what, _SETNS, (root, syscalls.CLONE_NEWNS)),)
     flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    folder = os.fsencode(mount_point)
+    folder = os.fsencode(MOUNT_POINT)
     return (
         Step(what, _UNSHARE, (syscalls.CLONE_NEWNS,)),
         Step(what, _MOUNT, (b"none", b"/", 0, syscalls.MS_REC | syscalls.MS_PRIVATE, 0)),
@@ -199,50 +207,89 @@ def _give_up(namespaces: PodNamespaces) -> tuple[Step, ...]:
     )
 
 
-async def start(
-    reaper: Reaper, namespaces: PodNamespaces, *, hostname: str, sysctls: Mapping[str, str], mount_point: Path
-) -> Holder:
-    """Make the namespaces of a pod and their holder, or nothing.
+class Holders:
+    """Starts the holders of one process.
 
-    `mount_point` is any folder; the holder mounts its root there, seen by nobody else. Raises `InvalidArgument`
-    for a sysctl that the kernel refuses, `OSError` naming the network namespace, `Internal` for the rest.
+    They share one mount namespace, which is empty and cannot be written to: to make one each would cost
+    each pod some milliseconds of waiting for the kernel's readers of the mount tree.
     """
-    with contextlib.ExitStack() as stack:
-        netns: int | None = None
-        if namespaces.netns:
-            netns = os.open(namespaces.netns, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, netns)
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        stack.callback(os.close, reading)
+
+    def __init__(self, reaper: Reaper) -> None:
+        self._reaper = reaper
+        self._root: int | None = None
+
+    async def prepare(self) -> None:
+        """Make that mount namespace, ahead of the first pod. Raises as `start`."""
+        if self._root is not None:
+            return
+        first = await _start(self._reaper, steps(_BARE, "", {}, netns=None, root=None), kept=())
         try:
-            todo = steps(namespaces, hostname, sysctls, mount_point, netns)
-            stack.enter_context(reaper.expecting())
-            pid = _spawn(program(todo, writing), tuple(fd for fd in (writing, netns) if fd is not None))
+            root = os.open(f"/proc/{first.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(writing)
-        reports: list[tuple[Step, int]] = []
+            first.kill()
+        if self._root is None:
+            self._root = root
+        else:  # another pod was faster
+            os.close(root)
+
+    async def start(self, namespaces: PodNamespaces, *, hostname: str, sysctls: Mapping[str, str]) -> Holder:
+        """Make the namespaces of a pod and their holder, or nothing.
+
+        Raises `InvalidArgument` for a sysctl that the kernel refuses, `OSError` naming the network namespace,
+        `Internal` for the rest.
+        """
+        await self.prepare()
+        assert self._root is not None
+        if not namespaces.netns:
+            return await self._begin(namespaces, hostname, sysctls, None)
+        netns = os.open(namespaces.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                while report := await _read(reading):
-                    address, result = _REPORT.unpack(report)
-                    step = todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
-                    reports.append((step, result))
-                    if step.call == _CLONE and result > 0:
-                        pid = result
-            for step, result in reports:
+            return await self._begin(namespaces, hostname, sysctls, netns)
+        finally:
+            os.close(netns)
+
+    async def _begin(
+        self, namespaces: PodNamespaces, hostname: str, sysctls: Mapping[str, str], netns: int | None
+    ) -> Holder:
+        todo = steps(namespaces, hostname, sysctls, netns=netns, root=self._root)
+        return await _start(self._reaper, todo, kept=tuple(fd for fd in (netns, self._root) if fd is not None))
+
+
+async def _start(reaper: Reaper, todo: tuple[Step, ...], *, kept: tuple[int, ...]) -> Holder:
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with reaper.expecting():
+        try:
+            try:
+                pid = _spawn(program(todo, writing), (writing, *kept))
+            finally:
+                os.close(writing)
+            return await _ready(reaper, todo, pid, reading)
+        finally:
+            os.close(reading)
+
+
+async def _ready(reaper: Reaper, todo: tuple[Step, ...], pid: int, reading: int) -> Holder:
+    """Wait until it has done everything; `pid` is that of the process that was spawned."""
+    result = 0
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while report := await _read(reading):
+                address, result = _REPORT.unpack(report)
                 if result < 0:
+                    step = todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
                     raise _refused(step, -result)
-            found = identify(pid)
-            if found is None:
-                raise errors.Internal("pod holder: was killed before it was ready")
-            return Holder(found, reaper.watch(pid))
-        except BaseException as error:
-            if not reports or reports[-1][1] > 0:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if isinstance(error, TimeoutError):
-                raise errors.Internal(f"pod holder: not ready within {START_TIMEOUT_S:g} s") from None
-            raise
+                pid = result
+        found = identify(pid)
+        if found is None:
+            raise errors.Internal("pod holder: was killed before it was ready")
+        return Holder(found, reaper.watch(pid))
+    except BaseException as error:
+        if result >= 0:  # else it has ended by itself
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if isinstance(error, TimeoutError):
+            raise errors.Internal(f"pod holder: not ready within {START_TIMEOUT_S:g} s") from None
+        raise
 
 
 def _spawn(content: bytes, kept: tuple[int, ...]) -> int:
@@ -285,6 +332,6 @@ def _refused(step: Step, number: int) -> Exception:
     reason = os.strerror(number)
     if step.what.startswith("sysctl "):
         return errors.InvalidArgument(f"{step.what}: {reason}")
-    if step.call == _SETNS:
+    if step.call == _SETNS and step.what.startswith("/"):
         return OSError(number, reason, step.what)
     return errors.Internal(f"pod holder: {step.what}: {reason} ({errno.errorcode.get(number, number)})")

@@ -30,6 +30,7 @@ from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
 from atoll.linux import process as processes
 from atoll.shim import records
 from atoll.shim.own import OwnService
+from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import HOST_SERVICE, ShimRequest
 from atoll.shim.sandbox import SandboxService
@@ -63,9 +64,9 @@ class Served:
     task: TaskService
 
 
-def build(request: ShimRequest, reaper: Reaper) -> Served:
+def build(request: ShimRequest, reaper: Reaper, holders: Holders) -> Served:
     """Make a shim and its services, which do nothing yet."""
-    shim = Shim(request, reaper)
+    shim = Shim(request, reaper, holders)
     server = Server(peer_uid=os.geteuid())
     task = TaskService(shim)
     # One set of messages under two names: they are equal on the wire.
@@ -80,12 +81,14 @@ def build(request: ShimRequest, reaper: Reaper) -> Served:
     return Served(shim, server, task)
 
 
-async def serve(request: ShimRequest, listener: socket.socket, reaper: Reaper, *, alone: bool) -> None:
+async def serve(
+    request: ShimRequest, listener: socket.socket, reaper: Reaper, holders: Holders, *, alone: bool
+) -> None:
     """Be the shim of `request` from its first call to its end; the socket is closed and its path removed then.
 
     `alone`: this process serves no other. Raises `OSError` where the bundle takes no records.
     """
-    served = build(request, reaper)
+    served = build(request, reaper, holders)
     path = Path(request.socket)
     bound = addresses.inode(path)
     try:
@@ -155,7 +158,8 @@ def warm(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _rehearse_some(times: int) -> None:
-    served = build(NOBODY, Reaper())
+    reaper = Reaper()
+    served = build(NOBODY, reaper, Holders(reaper))
     async with served.shim.tasks, served.server as server:
         await _rehearse_calls(server, times)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from atoll import errors
 from atoll.concurrency import TaskOwner
 from atoll.shim.events import Forwarder
+from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import ShimRequest
 from atoll.shim.stdio.streaming import Streams
@@ -23,12 +24,13 @@ NOBODY = ShimRequest(id="nobody", namespace="nobody", bundle="/", socket="")
 class Shim:
     """One shim: what it was asked to be, and what outlives a call.
 
-    `reaper` is the process's, which other shims may share; everything else is its own.
+    `reaper` and `holders` are the process's, which other shims may share; everything else is its own.
     """
 
-    def __init__(self, request: ShimRequest, reaper: Reaper) -> None:
+    def __init__(self, request: ShimRequest, reaper: Reaper, holders: Holders) -> None:
         self.request = request
         self.reaper = reaper
+        self.holders = holders
         self.tasks = TaskOwner(f"shim {request.id}")
         self.events = Forwarder(self.tasks)
         self.streams = Streams()
