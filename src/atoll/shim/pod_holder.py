@@ -25,6 +25,7 @@ import signal
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from atoll import errors
 from atoll.linux import syscalls
@@ -274,7 +275,7 @@ async def _ready(reaper: Reaper, todo: tuple[Step, ...], pid: int, reading: int)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             while report := await _read(reading):
-                address, result = _REPORT.unpack(report)
+                address, result = cast("tuple[int, int]", _REPORT.unpack(report))
                 if result < 0:
                     step = todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
                     raise _refused(step, -result)
