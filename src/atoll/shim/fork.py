@@ -122,7 +122,7 @@ class HostProcess:
     def fork(cls, part: Part, shims: int, *not_its_own: socket.socket) -> HostProcess:
         """Fork one; it gets ready by itself. Raises `OSError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(HAND_OVER_TIMEOUT_S)
+        ours.setblocking(False)
 
         def work() -> int:
             for other in (ours, *not_its_own):
@@ -146,7 +146,11 @@ class HostProcess:
 
     def hand_over(self, question: Fork, listener: socket.socket) -> None:
         """Let it be this shim too; raises `OSError` where it has died, or takes nothing for `HAND_OVER_TIMEOUT_S`."""
-        send(self.control, msgspec.json.encode(question), listener.fileno())
+        self.control.settimeout(HAND_OVER_TIMEOUT_S)
+        try:
+            send(self.control, msgspec.json.encode(question), listener.fileno())
+        finally:
+            self.control.setblocking(False)
         self.live += 1
         self._left -= 1
 
@@ -154,6 +158,8 @@ class HostProcess:
         """Take note of shims that have ended, once `control` is readable; False where the process has ended itself."""
         try:
             note = self.control.recv(_NOTES_BYTES)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
         self.live -= len(note)
