@@ -218,6 +218,12 @@ class Pod:
             self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
         await self._end_holder()
 
+    async def let_go(self) -> None:
+        """End the holder and nothing else; what the pod is made of is left to whoever reads its record."""
+        if self._holder is not None:
+            self._holder.kill()
+            await asyncio.wait({self._holder.ended}, timeout=KILLED_TIMEOUT_S)
+
     async def _end_holder(self) -> None:
         """Let the namespaces go: the network's, and the link in it, lives as long as a process in it."""
         if self._holder is None:

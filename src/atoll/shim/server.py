@@ -62,6 +62,7 @@ class Served:
     shim: Shim
     server: Server
     task: TaskService
+    sandbox: SandboxService
 
 
 def build(request: ShimRequest, reaper: Reaper, holders: Holders) -> Served:
@@ -69,16 +70,17 @@ def build(request: ShimRequest, reaper: Reaper, holders: Holders) -> Served:
     shim = Shim(request, reaper, holders)
     server = Server(peer_uid=os.geteuid())
     task = TaskService(shim)
+    sandbox = SandboxService(shim, task)
     # One set of messages under two names: they are equal on the wire.
     methods = methods_of(task_pb2.DESCRIPTOR.services_by_name["Task"], task)
     server.register(TASK_V2, methods)
     server.register(TASK_V3, methods)
-    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], SandboxService(shim, task))
+    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], sandbox)
     server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
     own = OwnService(shim, task)
     server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], own)
     server.register(HOST_SERVICE, {"End": Method(handler=own.End, request_type=empty_pb2.Empty)})
-    return Served(shim, server, task)
+    return Served(shim, server, task, sandbox)
 
 
 async def serve(
@@ -114,6 +116,7 @@ async def _close(served: Served) -> None:
         # Nothing of it goes on when its peers see their connections end.
         await shim.tasks.aclose()
         await served.task.let_go()
+        await served.sandbox.let_go()
     await served.server.shutdown(within=KILLED_TIMEOUT_S if shim.is_killed else END_TIMEOUT_S)
     await shim.events.flush(within=FLUSH_TIMEOUT_S)
     await shim.events.aclose()
