@@ -4,6 +4,7 @@ root = "/var/lib/atoll"             # durable state
 state = "/run/atoll"                # volatile state
 socket = "/run/atoll/atoll.sock"
 default_runtime = "atoll"
+pods_per_shim = 32                  # pods that share a shim process; 1: each has its own
 
 [runtimes.atoll]                    # a runtime handler
 sandboxer = "shim"                  # shim | podsandbox
@@ -38,6 +39,7 @@ SANDBOXERS = ("shim", "podsandbox")
 """What a runtime handler may name; what the daemon cannot compose is refused, not ignored."""
 WITHOUT_SANDBOXES = ("io.containerd.runc.v1", "io.containerd.runc.v2")
 """Shims that serve tasks only."""
+MAX_PODS_PER_SHIM = 1024
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
 
@@ -95,6 +97,7 @@ class Config(Section, frozen=True):
     cgroup_parent: str = "/atoll"
     max_container_log_line_bytes: int = 16384
     idle_exit_s: float = 0.0
+    pods_per_shim: int = 32
 
     @property
     def socket_path(self) -> Path:
@@ -152,6 +155,10 @@ def check(config: Config, source: str) -> Config:
         )
     if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", config.cgroup_parent) or ".." in config.cgroup_parent:
         raise errors.InvalidArgument(f"{source}: cgroup_parent {config.cgroup_parent!r}: must be like /atoll")
+    if not 1 <= config.pods_per_shim <= MAX_PODS_PER_SHIM:
+        raise errors.InvalidArgument(
+            f"{source}: pods_per_shim = {config.pods_per_shim}: must be 1 to {MAX_PODS_PER_SHIM}"
+        )
     return config
 
 

@@ -181,8 +181,7 @@ class Real:
 
         async def end(instance: ControllerInstance) -> int:
             os.kill(instance.pid, signal.SIGKILL)
-            # Without a process of its own the pod is its shim, and nobody can know how that ended.
-            return 255 if kind == "shim-without-init" else KILLED
+            return KILLED
 
         return Subject(
             controller=make(),

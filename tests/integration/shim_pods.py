@@ -223,6 +223,12 @@ class ShimUnderTest:
         return await self.call("SandboxStatus", request, sandbox_pb2.SandboxStatusResponse)
 
     async def shim_ended(self) -> None:
+        """Return when the shim is gone; its process may serve others."""
+        async with asyncio.timeout(10):
+            await self.client.closed
+        assert not self.socket.exists()
+
+    async def process_ended(self) -> None:
         """Return when the process itself is gone."""
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -300,7 +306,9 @@ class ShimYard:
         Cgroup(f"/{self.prefix}", cgroup_layout.detect()).delete()
 
 
-async def open_yard(base: Path, state: Path, prefix: str, runtime: str) -> tuple[ShimYard, Server]:
+async def open_yard(
+    base: Path, state: Path, prefix: str, runtime: str, *, pods_per_shim: int = 32
+) -> tuple[ShimYard, Server]:
     """A yard; its server takes events."""
     shutil.copy("/bin/busybox", base / "busybox")
     sink = EventSink()
@@ -308,7 +316,7 @@ async def open_yard(base: Path, state: Path, prefix: str, runtime: str) -> tuple
     server.add_service(events_pb2.DESCRIPTOR.services_by_name["Events"], sink)
     address = state / "events"
     await server.serve(address)
-    zygote = await Zygote.start()
+    zygote = await Zygote.start(pods_per_shim=pods_per_shim)
     yard = ShimYard(
         zygote=zygote,
         base=base,

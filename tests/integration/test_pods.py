@@ -419,7 +419,7 @@ def test_a_stopped_daemon_undoes_what_it_was_making(cri: CRI, daemon: Daemon, ro
     assert cri.fsck() == []
 
 
-def test_a_shim_that_is_killed_ends_its_pod_and_its_containers(cri: CRI) -> None:
+def test_a_pod_whose_process_is_killed_is_not_ready_and_its_containers_go_with_it(cri: CRI) -> None:
     pod = cri.run_pod()
     container = cri.script(pod, "sleep 1000")
     pid = cri.pod_info(pod)["pid"]

@@ -37,6 +37,7 @@ def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
         ("[network]\n\npool_sise = 3", r"line 3: unknown key 'pool_sise'; did you mean 'pool_size'\?"),
         ('[runtimes.kata]\nshimm = "x"', r"line 2: unknown key 'shimm'; did you mean 'shim'\?"),
         ('[images.registries."a.example"]\nzzzz = 1', r"line 2: unknown key 'zzzz'; known here: plain_http, "),
+        ("pods_per_shim = 0", r"pods_per_shim = 0: must be 1 to 1024"),
         ("root = 5", r"Expected `str`, got `int` - at `\$\.root`"),
         ("root =", r"config\.toml: is not TOML: "),
         ('log_level = "loud"', r"Invalid enum value 'loud' - at `\$\.log_level`"),

@@ -58,7 +58,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         stack.callback(blocking.close)
         spawner = PidfdSpawner()
         host = await apparmor.with_default(await blocking.run(read_host_facts), spawner)
-        zygote = await stack.enter_async_context(await Zygote.start())
+        zygote = await stack.enter_async_context(await Zygote.start(pods_per_shim=config.pods_per_shim))
         owner = await stack.enter_async_context(TaskOwner("daemon"))
         detected = await _runtimes(config, paths, spawner)
         db = await Database.open(paths.database, SCHEMAS)

@@ -301,7 +301,7 @@ def make(
         SnapshotRemovalKind(snapshotter),
         MountedFolderKind(BUNDLE, paths.bundles, blocking),
         TaskKind(paths, reaper, blocking),
-        strays.StrayShimKind(paths, blocking),
+        strays.StrayShimKind(paths, NAMESPACE, blocking),
         strays.StrayMountKind(paths, blocking),
         strays.StraySocketKind(paths, NAMESPACE, blocking),
         strays.StrayAddressKind(network.default.leases, attached, blocking),

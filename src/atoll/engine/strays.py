@@ -1,6 +1,6 @@
 """What a crash, a bug or a hand can leave that no entry of a pod or container stands for; `fsck` looks for it.
 
-    shim      a shim process of ours whose bundle is gone
+    shim      a shim of ours, or a relay's process, whose bundle is gone
     mount     a mount below the daemon's folders, outside of those whose kinds see to their own mounts
     socket    a shim's socket where nobody listens, and no bundle's
     address   an address of the default network leased to nobody that is attached
@@ -25,35 +25,46 @@ from atoll.ledger.kind import Entry, Found, Kind
 from atoll.linux import mounts, process
 from atoll.runtime import ending
 
-SHIM_NAMES = frozenset({"atoll-shim", "atoll-relay"})
+RELAY = "atoll-relay"
 DELETED = " (deleted)"
 
 
 class StrayShimKind(Kind):
-    """A shim is known by its working folder, which is its bundle; it keeps it when the bundle is removed."""
+    """A shim is known by its socket, whose name its bundle tells; its process may serve others, which go on.
+
+    A relay is known by its working folder, which is its bundle; it keeps it when the bundle is removed.
+    """
 
     name = "shim"
     volatile = True
 
-    def __init__(self, paths: Paths, blocking: Blocking) -> None:
-        self._folders = tuple(one.resolve() for one in (paths.shims, paths.bundles, paths.relays))
+    def __init__(self, paths: Paths, namespace: str, blocking: Blocking) -> None:
+        self._paths = paths
+        self._namespace = namespace
+        self._relays = paths.relays.resolve()
         self._blocking = blocking
 
     async def scan(self) -> list[Found]:
-        return await self._blocking.run(lambda: list(self._strays()))
+        return await self._blocking.run(lambda: [*self._stray_shims(), *self._stray_relays()])
 
-    def _strays(self) -> Iterator[Found]:
+    def _stray_shims(self) -> Iterator[Found]:
+        # Sockets first: a bundle is there before its socket, and after it.
+        live = [name for name in _names(self._paths.sockets) if _is_live(self._paths.sockets / name)]
+        owned = _owned_sockets(self._paths, self._namespace)
+        return (Found(kind=self.name, key=name) for name in live if name not in owned)
+
+    def _stray_relays(self) -> Iterator[Found]:
         for name in os.listdir("/proc"):
             if not name.isdecimal():
                 continue
             seen = process.stat(int(name))
-            if seen is None or seen.command not in SHIM_NAMES or seen.state in "ZX":
+            if seen is None or seen.command != RELAY or seen.state in "ZX":
                 continue
             try:
                 folder = os.readlink(f"/proc/{name}/cwd")
             except OSError:
                 continue
-            if folder.endswith(DELETED) and Path(folder.removesuffix(DELETED)).parent in self._folders:
+            if folder.endswith(DELETED) and Path(folder.removesuffix(DELETED)).parent == self._relays:
                 owner = Path(folder.removesuffix(DELETED)).name
                 data = {"start": str(seen.start_ticks), "boot": process.boot_id()}
                 yield Found(kind=self.name, key=name, owner=owner, data=data)
@@ -62,6 +73,9 @@ class StrayShimKind(Kind):
         return process.ProcessId(pid=int(entry.key), start_ticks=int(entry.data["start"]), boot_id=entry.data["boot"])
 
     async def release(self, entry: Entry) -> None:
+        if not entry.data:
+            await ending.end_shared(self._socket(entry), entry.key)
+            return
         pidfd = process.open_pidfd(self._identity(entry))
         if pidfd is None:
             return
@@ -71,7 +85,15 @@ class StrayShimKind(Kind):
             os.close(pidfd)
 
     async def exists(self, entry: Entry) -> bool:
+        if not entry.data:
+            return await self._blocking.run(_is_live, self._socket(entry))
         return process.is_alive(self._identity(entry))
+
+    def _socket(self, entry: Entry) -> Path:
+        path = self._paths.sockets / entry.key
+        if path.parent != self._paths.sockets:
+            raise errors.InvalidArgument(f"shim {entry.key!r}: is no socket of this daemon")
+        return path
 
 
 class StrayMountKind(Kind):
@@ -129,11 +151,7 @@ class StraySocketKind(Kind):
 
     def _scan(self) -> list[Found]:
         dead = [name for name in _names(self._paths.sockets) if _is_dead(self._paths.sockets / name)]
-        owned = {
-            hashlib.sha256(f"{self._namespace}/{one}".encode()).hexdigest()[:32]
-            for folder in (self._paths.shims, self._paths.bundles)
-            for one in _names(folder)
-        }
+        owned = _owned_sockets(self._paths, self._namespace)
         return [Found(kind=self.name, key=name) for name in dead if name not in owned]
 
     async def release(self, entry: Entry) -> None:
@@ -199,6 +217,13 @@ class StrayAddressKind(Kind):
         return await self._blocking.run(os.path.lexists, self._folder / entry.key)
 
 
+def _owned_sockets(paths: Paths, namespace: str) -> set[str]:
+    """The names of the sockets of every shim and relay whose bundle is there."""
+    owners = [one for folder in (paths.shims, paths.bundles) for one in _names(folder)]
+    owners += [f"relay/{one}" for one in _names(paths.relays)]
+    return {hashlib.sha256(f"{namespace}/{one}".encode()).hexdigest()[:32] for one in owners}
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
@@ -218,3 +243,9 @@ def _is_dead(path: Path) -> bool:
     """Whether there is a socket at which nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+
+
+def _is_live(path: Path) -> bool:
+    """Whether somebody listens at a socket; one whose backlog is full is somebody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

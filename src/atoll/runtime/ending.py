@@ -1,27 +1,75 @@
-"""The end of a shim that does not end by itself."""
+"""The end of a shim that does not end by itself.
+
+A shim whose process is its own is killed. One that shares its process is asked over its socket to drop everything,
+which is as good as a kill: where nobody listens any more, nothing of it lives. Its process is never killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 from pathlib import Path
 
+from google.protobuf.empty_pb2 import Empty
+
 from atoll import errors
 from atoll.linux import process
 from atoll.shim import records
+from atoll.shim.request import HOST_SERVICE
+from atoll.ttrpc.client import Client
 
 KILL_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
+
+
+async def end_recorded(record_path: Path, socket: Path, shim_id: str) -> None:
+    """End the shim of a record, where it still lives, and wait for its end.
+
+    Raises `DataLoss` for a record that cannot be read, `DeadlineExceeded` where its own process survives, `Unavailable`
+    where a process that it shares with others does not answer.
+    """
+    record = records.read(record_path, records.ShimRecord)
+    if record is None or not record.alone:
+        await end_shared(socket, shim_id)
+    else:
+        await kill_recorded(record_path, shim_id)
+
+
+async def end_shared(socket: Path, shim_id: str) -> None:
+    """Let a process drop a shim and nothing else; fine where nobody listens. Raises `Unavailable` without an answer."""
+    try:
+        client = await Client.connect(str(socket), timeout=ASK_TIMEOUT_S)
+    except errors.Unavailable:
+        return
+    except errors.DeadlineExceeded as error:
+        raise _silent(shim_id, socket) from error
+    async with client:
+        try:
+            await client.call(HOST_SERVICE, "End", Empty(), Empty, timeout=ASK_TIMEOUT_S)
+            await asyncio.wait_for(client.closed, ASK_TIMEOUT_S)
+        except errors.Unavailable:
+            pass  # it hung up: it was ending
+        except (errors.DeadlineExceeded, TimeoutError) as error:
+            raise _silent(shim_id, socket) from error
+
+
+def _silent(shim_id: str, socket: Path) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"shim {shim_id}: does not answer on {socket}; it shares its process with other pods, so that is not killed; "
+        "try again, or kill the process named in its shim.json to end all of them"
+    )
 
 
 async def kill_recorded(record_path: Path, shim_id: str, *, grace_s: float = 0) -> None:
     """SIGKILL the shim of a record, where exactly that process still lives, and wait for its end.
 
-    One that was told to end has `grace_s` to do so by itself. Raises `DataLoss` for a record that cannot be read,
-    `DeadlineExceeded` where the process survives.
+    For a process that serves nobody else. One that was told to end has `grace_s` to do so by itself. Raises `DataLoss`
+    for a record that cannot be read, `DeadlineExceeded` where the process survives.
     """
     record = records.read(record_path, records.ShimRecord)
     if record is None:
@@ -59,3 +107,13 @@ async def _has_ended(pidfd: int, within_s: float) -> bool:
     finally:
         loop.remove_reader(pidfd)
     return True
+
+
+async def undo(pidfd: int, socket: Path, shim_id: str, *, alone: bool) -> None:
+    """End a shim that was just forked and that nobody wants any more; its socket goes with it."""
+    if alone:
+        await kill(pidfd, shim_id)
+    else:
+        await end_shared(socket, shim_id)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(socket)

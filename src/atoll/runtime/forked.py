@@ -82,8 +82,7 @@ class AtollLauncher:
             os.close(forked.pidfd)
 
     async def _undo(self, request: LaunchRequest, forked: ForkedShim) -> None:
-        await ending.kill(forked.pidfd, request.id)
-        self._socket(request).unlink(missing_ok=True)
+        await ending.undo(forked.pidfd, self._socket(request), request.id, alone=forked.alone)
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         bootstrap = Bootstrap.load(request.bundle.path)
@@ -98,9 +97,12 @@ class AtollLauncher:
         return _exit(records.read(bundle / records.EXIT, records.ExitRecord))
 
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
-        """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle."""
+        """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle.
+
+        Other shims of its process go on. Raises `Unavailable` where such a process does not answer.
+        """
         bundle = request.bundle.path
-        await ending.kill_recorded(bundle / records.SHIM, request.id)
+        await ending.end_recorded(bundle / records.SHIM, self._socket(request), request.id)
         ended: ExitStatus | None = None
         if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)):
             ended = await self._clear(request)

@@ -1,4 +1,4 @@
-"""The daemon's end of the zygote, the process that our shims are forked from.
+"""The daemon's end of the zygote, the process that our shims' processes are forked from.
 
 One request is answered in about a millisecond, in order. A zygote that died is started again for the
 next request, at most `RESTARTS_LIMIT` times in `RESTARTS_WINDOW_S`; shims never notice.
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
 from atoll import errors
-from atoll.concurrency import run_to_completion
+from atoll.concurrency import TaskOwner, run_to_completion
 from atoll.linux.process import ProcessId, boot_id
+from atoll.runtime import ending
 from atoll.shim.request import Answer, Fork, Forked, Refused, ShimRequest, receive, send
 
+PODS_PER_SHIM = 32
 FORK_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 RESTARTS_LIMIT = 5
@@ -37,11 +38,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkedShim:
-    """A shim that listens already. The caller owns `pidfd`, which is readable once the shim has ended."""
+    """A shim that listens already. The caller owns `pidfd`, which is readable once its process has ended.
+
+    The process serves other shims too, unless it is `alone`.
+    """
 
     pid: int
     pidfd: int
     identity: ProcessId
+    alone: bool
 
 
 class Zygote:
@@ -50,8 +55,10 @@ class Zygote:
     The daemon itself never forks: the zygote is started with vfork and exec.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pods_per_shim: int) -> None:
         """Not for callers: use `start`."""
+        self._pods_per_shim = pods_per_shim
+        self._tasks = TaskOwner("zygote")
         self._loop = asyncio.get_running_loop()
         self._child: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -62,9 +69,12 @@ class Zygote:
         self._closed = False
 
     @classmethod
-    async def start(cls) -> Zygote:
-        """Start the process; it is ready when it answers, requests until then wait. Raises `OSError`."""
-        zygote = cls()
+    async def start(cls, *, pods_per_shim: int = PODS_PER_SHIM) -> Zygote:
+        """Start the process; it is ready when it answers, requests until then wait. Raises `OSError`.
+
+        Up to `pods_per_shim` shims share a process; with 1 each has its own.
+        """
+        zygote = cls(pods_per_shim)
         zygote._launch()
         return zygote
 
@@ -78,7 +88,7 @@ class Zygote:
 
         Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
         dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller that is cancelled, or that
-        gave up, is killed, and its socket removed; a cancelled call returns after that.
+        gave up, is ended, and its socket removed; a cancelled call returns after that.
         """
         if self._closed:
             raise errors.Unavailable("zygote: is closed")
@@ -103,11 +113,11 @@ class Zygote:
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            answer.add_done_callback(functools.partial(_abandon, request.socket))
+            self._tasks.spawn(_discard(answer, request), name=f"zygote/discard/{request.id}")
             raise errors.DeadlineExceeded(f"shim {request.id}: not forked within {FORK_TIMEOUT_S:g} s") from None
         except asyncio.CancelledError:
             with contextlib.suppress(errors.DeadlineExceeded):
-                await run_to_completion(_discard(answer, request.socket), within=FORK_TIMEOUT_S)
+                await run_to_completion(_discard(answer, request), within=FORK_TIMEOUT_S)
             raise
 
     async def aclose(self) -> None:
@@ -115,6 +125,7 @@ class Zygote:
         self._closed = True
         child, self._child = self._child, None
         self._lost()
+        await self._tasks.aclose()
         if child is not None:
             await _reap(child)
 
@@ -132,7 +143,7 @@ class Zygote:
             ours.setblocking(False)
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "atoll.shim.zygote", str(theirs.fileno())],
+                    [sys.executable, "-m", "atoll.shim.zygote", str(theirs.fileno()), str(self._pods_per_shim)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -196,34 +207,18 @@ class Zygote:
 
 def _forked(answer: Forked, pidfd: int) -> ForkedShim:
     identity = ProcessId(pid=answer.pid, start_ticks=answer.start_ticks, boot_id=boot_id())
-    return ForkedShim(pid=answer.pid, pidfd=pidfd, identity=identity)
+    return ForkedShim(pid=answer.pid, pidfd=pidfd, identity=identity, alone=answer.alone)
 
 
-def _abandon(path: str, answer: asyncio.Future[ForkedShim]) -> None:
-    if answer.cancelled() or answer.exception() is not None:
-        return
-    shim = answer.result()
-    _kill(shim, path)
-    os.close(shim.pidfd)
-
-
-async def _discard(answer: asyncio.Future[ForkedShim], path: str) -> None:
+async def _discard(answer: asyncio.Future[ForkedShim], request: ShimRequest) -> None:
     try:
         shim = await answer
     except errors.AtollError:
         return
     try:
-        _kill(shim, path)
-        await _ended(shim.pidfd)
+        await ending.undo(shim.pidfd, Path(request.socket), request.id, alone=shim.alone)
     finally:
         os.close(shim.pidfd)
-
-
-def _kill(shim: ForkedShim, path: str) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(shim.pidfd, signal.SIGKILL)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 async def _ended(pidfd: int) -> None:

@@ -13,13 +13,13 @@ import atoll
 from atoll import errors
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api import containerd_types_pb2 as types_pb2
+from atoll.linux import process as processes
 from atoll.linux import syscalls
-from atoll.linux.process import ProcessId, send_signal
 from atoll.oci.runtime import OCIRuntime
 from atoll.shim import cgroups, pod_files, records, runtimes, wire
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.reaper import Reaper
-from atoll.shim.records import ExitRecord, SandboxRecord, ShimRecord, TaskRecord
+from atoll.shim.records import ExitRecord, SandboxRecord, TaskRecord
 from atoll.shim.rootfs import unmount_root
 
 KILLED_STATUS = 137
@@ -72,18 +72,15 @@ def _delete_pod(bundle: Path, faults: list[str]) -> None:
     pod = records.read(bundle / records.SANDBOX, SandboxRecord)
     if pod is None:
         return
-    shim = records.read(bundle / records.SHIM, ShimRecord)
-    if pod.init_pid and shim is not None:
-        # Its parent was the shim, and nobody else would end it; what shares its pid namespace ends with it.
-        init = ProcessId(pid=pod.init_pid, start_ticks=pod.init_start_ticks, boot_id=shim.boot_id)
-        send_signal(init, signal.SIGKILL)
+    if pod.holder is not None:
+        processes.send_signal(pod.holder, signal.SIGKILL)
     _attempt(faults, pod_files.remove, Path(pod.files))
     if pod.has_rootfs:
         _attempt(faults, unmount_root, bundle / "rootfs")
     if pod.cgroup:
         cgroup = PodCgroup(pod.cgroup, exclusive=False)
         try:
-            cgroup.remove()
+            cgroup.remove_now()
         except (errors.AtollError, OSError) as error:
             faults.append(str(error))
 

@@ -1,8 +1,8 @@
-"""How a shim process comes to be: by a fork now, or by a spare that was forked before it was needed.
+"""How the processes of shims come to be: by a fork now, or by one that was forked before it was needed.
 
 A fork and the first use of its memory cost some milliseconds (each page is copied when it is first written to). A
-`Spare` has both behind it: it waits, ready, for its request and its listening socket. One that never
-gets a request ends with its parent.
+`HostProcess` has both behind it when it is handed its first shim: it waits, ready, for requests and their listening
+sockets. It serves what it was handed to its end, whatever becomes of its parent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from atoll import errors
 from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.shim import server
-from atoll.shim.request import Fork, ShimRequest, receive, send
+from atoll.shim.request import Fork, ShimRequest, send
 from atoll.ttrpc import address as addresses
+
+HAND_OVER_TIMEOUT_S = 1.0
+# How many shims a shared process is handed in its life, times as many as it serves at once: memory is given back then.
+LIVES = 16
+_NOTES_BYTES = 16
 
 
 class Part(Protocol):
@@ -33,11 +38,12 @@ class Part(Protocol):
         ...
 
     def play(self, question: Fork, listener: socket.socket) -> int:
-        """Be what the request asks for; the exit code."""
+        """Be what the request asks for, and nothing else; the exit code."""
         ...
 
-
-_decoder = msgspec.json.Decoder(Fork)
+    def host(self, control: socket.socket, *, alone: bool) -> int:
+        """Be every shim that comes over `control`, one only where `alone`; the exit code."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def listen(request: ShimRequest) -> socket.socket:
 
 
 def fork_shim(question: Fork, part: Part, *not_its_own: socket.socket) -> Child:
-    """Listen for a shim and fork it; whatever fails leaves nothing behind."""
+    """Listen for a shim and fork it a process of its own; whatever fails leaves nothing behind."""
     listener = listen(question.shim)
 
     def work() -> int:
@@ -102,47 +108,64 @@ def _become(work: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
-@dataclass(frozen=True, slots=True)
-class Spare:
-    """A process that waits for its request."""
+class HostProcess:
+    """A process for up to `shims` shims at a time, seen from its parent."""
 
-    child: Child
-    control: socket.socket
+    def __init__(self, child: Child, control: socket.socket, shims: int) -> None:
+        self.child = child
+        self.control = control
+        self.live = 0
+        self._shims = shims
+        self._left = 1 if shims == 1 else LIVES * shims
 
     @classmethod
-    def fork(cls, part: Part, *not_its_own: socket.socket) -> Spare:
+    def fork(cls, part: Part, shims: int, *not_its_own: socket.socket) -> HostProcess:
         """Fork one; it gets ready by itself. Raises `OSError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+
+        def work() -> int:
+            for other in (ours, *not_its_own):
+                other.close()
+            syscalls.set_name("atoll-spare")
+            part.get_ready()
+            return part.host(theirs, alone=shims == 1)
+
         with theirs:
-            return cls(_fork(lambda: _wait(theirs, part, (ours, *not_its_own))), ours)
+            return cls(_fork(work), ours, shims)
 
-    def hand_over(self, question: Fork) -> Child:
-        """Listen for a shim, and let this process be it. Errors as `fork_shim`; then the spare is still one.
+    @property
+    def room(self) -> int:
+        """How many more shims it takes now."""
+        return min(self._shims - self.live, self._left)
 
-        Raises `BrokenPipeError` where the process has died.
-        """
-        with listen(question.shim) as listener:
-            try:
-                send(self.control, msgspec.json.encode(question), listener.fileno())
-            except OSError:
-                os.unlink(question.shim.socket)
-                raise
-        self.control.close()
-        return self.child
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it will never be handed a shim again."""
+        return self._left == 0
+
+    def hand_over(self, question: Fork, listener: socket.socket) -> None:
+        """Let it be this shim too; raises `OSError` where it has died, or takes nothing for `HAND_OVER_TIMEOUT_S`."""
+        self.control.settimeout(HAND_OVER_TIMEOUT_S)
+        try:
+            send(self.control, msgspec.json.encode(question), listener.fileno())
+        finally:
+            self.control.setblocking(False)
+        self.live += 1
+        self._left -= 1
+
+    def hear(self) -> bool:
+        """Take note of shims that have ended, once `control` is readable; False where the process has ended itself."""
+        try:
+            note = self.control.recv(_NOTES_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.live -= len(note)
+        return bool(note)
 
     def close(self) -> None:
-        """Let it end."""
+        """Let it end with its last shim."""
         self.control.close()
         os.close(self.child.pidfd)
-
-
-def _wait(control: socket.socket, part: Part, not_its_own: tuple[socket.socket, ...]) -> int:
-    for other in not_its_own:
-        other.close()
-    syscalls.set_name("atoll-spare")
-    part.get_ready()
-    packet, listener = receive(control)
-    control.close()
-    if not packet or listener is None:
-        return 0
-    return part.play(_decoder.decode(packet), socket.socket(fileno=listener))

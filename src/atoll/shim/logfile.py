@@ -11,6 +11,8 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Generator
+from contextvars import ContextVar
 
 FILE = "log"
 FILE_LIMIT_BYTES = 1 << 20
@@ -30,6 +32,13 @@ class LogHandler(logging.Handler):
     def fd(self) -> int:
         """The descriptor written to now."""
         return self._fd
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -68,3 +77,60 @@ def configure(bundle: str, prefix: str, *, debug: bool) -> int:
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.raiseExceptions = False
     return handler.fd
+
+
+class HostLog(logging.Handler):
+    """The logs of a process with many shims: each record goes to the log of the shim in whose context it is made.
+
+    What is nobody's, and what the interpreter writes to stderr, goes to the log of the shim that is there longest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logs: list[LogHandler] = []
+
+    def install(self) -> None:
+        """Take every record of this process, and let go of the parent's streams."""
+        root = logging.getLogger()
+        root.handlers[:] = [self]
+        root.setLevel(logging.INFO)
+        logging.raiseExceptions = False
+        for number in range(3):
+            self._redirect(number, None)
+
+    @contextlib.contextmanager
+    def of(self, bundle: str, prefix: str, *, debug: bool) -> Generator[None]:
+        """Within, in this context and those made from it, the log is `<bundle>/log`. Raises `OSError`."""
+        handler = LogHandler(f"{bundle}/{FILE}", prefix)
+        handler.setLevel(logging.DEBUG if debug else logging.INFO)
+        token = _current.set(handler)
+        self._logs.append(handler)
+        self._changed()
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            self._logs.remove(handler)
+            self._changed()
+            handler.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        handler = _current.get() or (self._logs[0] if self._logs else None)
+        if handler is not None and record.levelno >= handler.level:
+            handler.emit(record)
+
+    def _changed(self) -> None:
+        logging.getLogger().setLevel(min((handler.level for handler in self._logs), default=logging.INFO))
+        self._redirect(2, self._logs[0].fd if self._logs else None)
+
+    @staticmethod
+    def _redirect(number: int, fd: int | None) -> None:
+        if fd is not None:
+            os.dup2(fd, number)
+            return
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, number)
+        os.close(null)
+
+
+_current: ContextVar[LogHandler | None] = ContextVar("log of a shim", default=None)

@@ -1,8 +1,10 @@
-"""What Atoll's shim serves beyond containerd's services: `atoll.shim.v1.Shim`."""
+"""What Atoll's shim serves beyond containerd's services: `atoll.shim.v1.Shim`, and `End` of `HOST_SERVICE`."""
 
 from __future__ import annotations
 
 import os
+
+from google.protobuf.empty_pb2 import Empty
 
 import atoll
 from atoll.api import atoll_shim_v1_pb2 as pb
@@ -33,3 +35,11 @@ class OwnService:
             sandbox_id=self._shim.request.id if self._task.has_sandbox else "",
             container_ids=sorted(container.id for container in self._task.containers),
         )
+
+    async def End(self, request: Empty, context: CallContext) -> Empty:
+        """End this shim as SIGKILL would end a process of its own; other shims of the process go on.
+
+        Nothing of it runs any more once the connection is closed.
+        """
+        self._shim.kill()
+        return Empty()

@@ -1,8 +1,8 @@
-"""The life of the pod that a shim is.
+"""The life of the pod that a shim serves.
 
 What Create acquires, in this order, and what Shutdown gives back in reverse: the record, the cgroup, the
-pod files, the root filesystem's mounts if any were given, the namespaces (they go with the process), the
-sysctls in them. Start adds the init of a shared pid namespace.
+pod files, the root filesystem's mounts if any were given, the holder with the namespaces and the sysctls in
+them. Stop ends the holder already, so that a stopped pod holds no network.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Latch
-from atoll.linux import process as processes
 from atoll.sandbox.config import PodConfig
-from atoll.shim import pod_files, pod_init, pod_namespaces, pod_sysctls, records
+from atoll.shim import pod_files, pod_sysctls, records
 from atoll.shim.container import Container
 from atoll.shim.pod_cgroup import PodCgroup
+from atoll.shim.pod_holder import Holder
 from atoll.shim.pod_namespaces import PodNamespaces
 from atoll.shim.reaper import Exit
 from atoll.shim.records import SandboxExit, SandboxRecord
@@ -85,12 +85,8 @@ class Pod:
         self._cgroup = PodCgroup(request.cgroup, exclusive=request.owns_cgroup) if request.cgroup else None
         self._made_cgroup = False
         self._created = False
-        self._entered = False
-        self._home: int | None = None
         self._started = False
-        self._init_pid = 0
-        self._init_start_ticks = 0
-        self._init_ended: asyncio.Future[Exit] | None = None
+        self._holder: Holder | None = None
         self._lock = asyncio.Lock()
 
     def _checked_sysctls(self) -> dict[str, str]:
@@ -104,9 +100,9 @@ class Pod:
     @property
     def pid(self) -> int:
         """The process that stands for the pod; 0 before its start and after its end."""
-        if not self._started or self.exited.is_set:
+        if self._holder is None or not self._started or self.exited.is_set:
             return 0
-        return self._init_pid or os.getpid()
+        return self._holder.pid
 
     @property
     def state(self) -> str:
@@ -115,7 +111,7 @@ class Pod:
     @property
     def is_nothing(self) -> bool:
         """Whether its creation failed without a trace, so that another may be asked for."""
-        return not self._created and not self._entered
+        return not self._created
 
     def cgroup_folders(self) -> tuple[Path, ...]:
         """The pod's cgroup, for its metrics; none where it has none."""
@@ -124,23 +120,19 @@ class Pod:
     # create
 
     async def create(self) -> None:
-        """Acquire everything but the init; repeated, it does nothing. A failure is undone."""
+        """Acquire everything; repeated, it does nothing. A failure is undone."""
         async with self._lock:
             if self._created:
                 return
-            if self._entered:
-                raise errors.FailedPrecondition(
-                    f"sandbox {self.id}: its creation failed; end this shim and start another"
-                )
             try:
-                self._acquire()
+                await self._acquire()
             except (errors.AtollError, OSError) as error:
-                raise self._failed("create", error, self._release()) from error
+                raise self._failed("create", error, await self._release()) from error
             self._created = True
             self._task.has_sandbox = True
             self.created_at_ns = time.time_ns()
 
-    def _acquire(self) -> None:
+    async def _acquire(self) -> None:
         request, spaces = self.request, self._namespaces
         self._write_record()
         if self._cgroup is not None and not self._cgroup.is_slice and not self._cgroup.exists():
@@ -150,11 +142,9 @@ class Pod:
         pod_files.create(request.files, request.config, shm=spaces.ipc)
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
-        self._entered = True
-        if spaces.network:
-            self._home = pod_namespaces.open_network()
-        pod_namespaces.enter(spaces, request.config.hostname)
-        pod_sysctls.apply(self._sysctls)
+        self._holder = await self._shim.holders.start(spaces, hostname=request.config.hostname, sysctls=self._sysctls)
+        self._write_record()
+        self._holder.ended.add_done_callback(self._on_holder_ended)
 
     def _write_record(self) -> None:
         record = SandboxRecord(
@@ -162,8 +152,7 @@ class Pod:
             files=str(self.request.files),
             cgroup=self._cgroup.path if self._cgroup is not None and self._made_cgroup else "",
             has_rootfs=bool(self.request.rootfs),
-            init_pid=self._init_pid,
-            init_start_ticks=self._init_start_ticks,
+            holder=self._holder.id if self._holder is not None else None,
             exit=self.exited.value,
         )
         records.write(self.request.bundle / records.SANDBOX, record)
@@ -184,27 +173,12 @@ class Pod:
                 raise errors.FailedPrecondition(f"sandbox {self.id}: has ended")
             if not self._created:
                 raise errors.FailedPrecondition(f"sandbox {self.id}: is not created")
-            if self._started:
-                return
-            if self._namespaces.pid:
-                try:
-                    self._start_init()
-                except (errors.AtollError, OSError) as error:
-                    raise self._failed("start", error, []) from error
             self._started = True
 
-    def _start_init(self) -> None:
-        with self._shim.reaper.expecting():
-            self._init_pid = pod_init.start(self.request.files)
-            seen = processes.stat(self._init_pid)
-            self._init_start_ticks = seen.start_ticks if seen is not None else 0
-            self._init_ended = self._shim.reaper.watch(self._init_pid)
-        self._write_record()
-        self._init_ended.add_done_callback(self._on_init_ended)
-
-    def _on_init_ended(self, ended: asyncio.Future[Exit]) -> None:
+    def _on_holder_ended(self, ended: asyncio.Future[Exit]) -> None:
         exit_ = ended.result()
-        self._settle(SandboxExit(exit_status=exit_.status, exited_at_ns=exit_.at_ns))
+        if self._created and not self._shim.is_killed:
+            self._settle(SandboxExit(exit_status=exit_.status, exited_at_ns=exit_.at_ns))
 
     def _settle(self, ended: SandboxExit) -> None:
         if self.exited.set(ended):
@@ -234,26 +208,32 @@ class Pod:
             await _signal(container, signal.SIGKILL)
         if self._cgroup is not None and self._cgroup.exclusive:
             self._cgroup.kill()
-        if self._init_ended is not None and not self._init_ended.done():
-            os.kill(self._init_pid, signal.SIGKILL)
+        if self._holder is not None and self._namespaces.pid:
+            self._holder.kill()
         survivors = await _all_ended(running, KILLED_TIMEOUT_S)
         if survivors:
             names = ", ".join(container.id for container in survivors)
             raise errors.DeadlineExceeded(f"sandbox {self.id}: survive SIGKILL for {KILLED_TIMEOUT_S:g} s: {names}")
-        if self._init_ended is not None:
-            await asyncio.wait({self._init_ended}, timeout=KILLED_TIMEOUT_S)
-        if self._created and not (self._init_ended is not None and not self._init_ended.done()):
+        if self._created and not self._namespaces.pid:
             self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
-        self._leave_network()
+        await self._end_holder()
 
-    def _leave_network(self) -> None:
-        """Let the pod's network go with its pin: a stopped pod may wait long for its Shutdown."""
-        home, self._home = self._home, None
-        if home is not None:
-            try:
-                pod_namespaces.return_to_network(home)
-            finally:
-                os.close(home)
+    async def let_go(self) -> None:
+        """End the holder and nothing else; what the pod is made of is left to whoever reads its record."""
+        if self._holder is not None:
+            self._holder.kill()
+            await asyncio.wait({self._holder.ended}, timeout=KILLED_TIMEOUT_S)
+
+    async def _end_holder(self) -> None:
+        """Let the namespaces go: the network's, and the link in it, lives as long as a process in it."""
+        if self._holder is None:
+            return
+        self._holder.kill()
+        await asyncio.wait({self._holder.ended}, timeout=KILLED_TIMEOUT_S)
+        if not self._holder.ended.done():
+            raise errors.DeadlineExceeded(
+                f"sandbox {self.id}: its holder {self._holder.pid} survives SIGKILL for {KILLED_TIMEOUT_S:g} s"
+            )
 
     # shutdown
 
@@ -268,16 +248,19 @@ class Pod:
                     self._task.forget(container)
                 except (errors.AtollError, OSError) as error:
                     left.append(f"container {container.id} ({error})")
-            left += self._release()
+            left += await self._release()
             if left:
                 raise errors.Internal(f"sandbox {self.id}: left behind: {', '.join(left)}")
             self._created = False
             self._task.has_sandbox = False
 
-    def _release(self) -> list[str]:
+    async def _release(self) -> list[str]:
         """Undo `_acquire`, every step whatever the others do; what could not be undone."""
         left: list[str] = []
         request = self.request
+        with _noting(left, "holder"):
+            await self._end_holder()
+            self._holder = None
         with _noting(left, "root filesystem"):
             if request.rootfs:
                 unmount_root(request.bundle / "rootfs")
@@ -285,7 +268,7 @@ class Pod:
             pod_files.remove(request.files)
         with _noting(left, "cgroup"):
             if self._cgroup is not None and self._made_cgroup:
-                self._cgroup.remove()
+                await self._cgroup.remove()
                 self._made_cgroup = False
         if not left:
             with _noting(left, "record"):

@@ -7,14 +7,18 @@ systemd, which makes it with the first container.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
+from atoll import errors
 from atoll.linux import cgroup_layout
 from atoll.linux.cgroup import Cgroup, Limits
 from atoll.oci.config import LinuxContainerResources
 from atoll.sandbox.config import LinuxPodConfig
 
 DELETE_TIMEOUT_S = 1.0
+DELETE_PAUSE_S = 0.005
 
 
 class PodCgroup:
@@ -57,8 +61,24 @@ class PodCgroup:
         """SIGKILL every process in it and below."""
         self._cgroup.kill()
 
-    def remove(self) -> None:
-        """Remove it with what is below; idempotent. Raises `FailedPrecondition` where a process is left in it."""
+    async def remove(self) -> None:
+        """Remove it with what is below, within a second; idempotent.
+
+        Raises `FailedPrecondition` where a process is left in it. Other pods of the process go on meanwhile.
+        """
+        deadline = time.monotonic() + DELETE_TIMEOUT_S
+        while True:
+            try:
+                self._cgroup.delete(0)
+            except errors.FailedPrecondition:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(DELETE_PAUSE_S)
+            else:
+                return
+
+    def remove_now(self) -> None:
+        """As `remove`; blocks."""
         self._cgroup.delete(DELETE_TIMEOUT_S)
 
 

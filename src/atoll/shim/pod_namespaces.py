@@ -1,12 +1,11 @@
-"""The namespaces of a pod: the shim lives in them, so its pid stands for the pod.
+"""The namespaces of a pod: which ones it has of its own. A process of its own holds them: see `pod_holder`.
 
     network  joined by path                     unless the pod uses the host's
     uts      made, with the pod's hostname      unless the pod uses the host's network
     ipc      made                               unless the pod uses the host's
+    pid      made                               where its containers share one
 
-They belong to the calling thread and are inherited by threads made later, so the shim enters them on
-its only thread (setns(2), unshare(2)). The mount, pid, cgroup and user namespaces stay the daemon's. A stopped
-pod's shim goes back to where it came from: a network namespace, and the link in it, lives for as long as a process.
+The mount, cgroup and user namespaces are not the pod's: each container has its own, or the host's.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import os
 from dataclasses import dataclass
 
 from atoll import errors
-from atoll.linux import syscalls
 from atoll.oci.config import NamespaceMode
 from atoll.sandbox.config import PodConfig
 
@@ -61,30 +59,3 @@ class PodNamespaces:
             ipc=asked.ipc is NamespaceMode.POD,
             pid=asked.pid is NamespaceMode.POD,
         )
-
-
-def enter(namespaces: PodNamespaces, hostname: str) -> None:
-    """Make and join the namespaces on the calling thread; raises `OSError` naming the path."""
-    if namespaces.netns:
-        fd = os.open(namespaces.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(fd, syscalls.CLONE_NEWNET)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, namespaces.netns) from None
-        finally:
-            os.close(fd)
-    flags = (syscalls.CLONE_NEWUTS if namespaces.uts else 0) | (syscalls.CLONE_NEWIPC if namespaces.ipc else 0)
-    if flags:
-        syscalls.unshare(flags)
-    if namespaces.uts and hostname:
-        syscalls.sethostname(hostname)
-
-
-def open_network() -> int:
-    """The network namespace of the calling thread, for `return_to_network`; the caller closes it."""
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def return_to_network(fd: int) -> None:
-    """Leave the pod's network namespace for the one that `fd` holds; raises `OSError`."""
-    syscalls.setns(fd, syscalls.CLONE_NEWNET)

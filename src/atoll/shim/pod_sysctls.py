@@ -49,15 +49,9 @@ def with_defaults(sysctls: Mapping[str, str], *, network: bool) -> dict[str, str
     return {**defaults, **sysctls}
 
 
-def apply(sysctls: Mapping[str, str]) -> None:
-    """Write them in the namespaces of the calling thread; `InvalidArgument` names the one the kernel refuses."""
-    for name, value in sysctls.items():
-        path = PROC_SYS / _file(name)
-        try:
-            with open(path, "wb", buffering=0) as stream:
-                stream.write(value.encode())
-        except OSError as error:
-            raise errors.InvalidArgument(f"sysctl {name}={value}: {error.strerror}") from error
+def file_of(name: str) -> Path:
+    """Where a sysctl of that name with dots is written; it means the namespaces of whoever opens it."""
+    return PROC_SYS / name.translate(str.maketrans("./", "/."))
 
 
 def _require(held: bool, name: str, namespace: str) -> None:
@@ -69,7 +63,3 @@ def _with_dots(name: str) -> str:
     # sysctl(8): whichever of . and / comes first separates; the other is part of a name (net/ipv4/conf/eth0.1).
     first = next((letter for letter in name if letter in "./"), ".")
     return name if first == "." else name.translate(str.maketrans("./", "/."))
-
-
-def _file(name: str) -> str:
-    return name.translate(str.maketrans("./", "/."))

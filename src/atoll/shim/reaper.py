@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -44,7 +45,9 @@ class Reaper:
     Nobody else in the process may wait for children while it is open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, programs_nofile: tuple[int, int] | None = None) -> None:
+        """`programs_nofile`: RLIMIT_NOFILE, soft and hard, of the programs it starts; None for this process's own."""
+        self._programs_nofile = programs_nofile
         self._watched: dict[int, asyncio.Future[Exit]] = {}
         self._early: dict[int, Exit] = {}
         self._expecting = 0
@@ -123,7 +126,7 @@ class Reaper:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, number))
         # dup2 onto itself makes the child's copy survive exec (posix_spawn_file_actions_adddup2(3)).
         actions.extend((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds)
-        with _working_in(cwd):
+        with _working_in(cwd), _limited(self._programs_nofile):
             pid = os.posix_spawnp(
                 argv[0],
                 list(argv),
@@ -174,3 +177,17 @@ def _working_in(cwd: Path | None) -> Generator[None]:
     finally:
         os.fchdir(before)
         os.close(before)
+
+
+@contextlib.contextmanager
+def _limited(nofile: tuple[int, int] | None) -> Generator[None]:
+    # posix_spawn cannot set limits either; descriptors that are open stay so under a lower one (getrlimit(2)).
+    if nofile is None:
+        yield
+        return
+    own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, nofile)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, own)

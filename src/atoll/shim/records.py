@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from atoll import errors
+from atoll.linux.process import ProcessId
 
 T = TypeVar("T")
 
@@ -36,12 +37,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShimRecord(Record, frozen=True, kw_only=True):
-    """One shim process; `start_ticks` and `boot_id` tell it from a later process of the same pid."""
+    """The process of a shim; `start_ticks` and `boot_id` tell it from a later process of the same pid.
+
+    `alone`: it serves this bundle and never another, so that whoever kills it ends nothing else.
+    """
 
     pid: int
     start_ticks: int
     boot_id: str
     version: str
+    alone: bool = True
 
 
 class BootstrapRecord(Record, frozen=True, kw_only=True):
@@ -89,15 +94,14 @@ class SandboxExit(Record, frozen=True, kw_only=True):
 class SandboxRecord(Record, frozen=True, kw_only=True):
     """What it takes to remove a pod without its shim, and how the pod ended once it has.
 
-    `cgroup` is set where the shim made it. `init_start_ticks` tells its init from a later process of the same pid.
+    `cgroup` is set where the shim made it; `holder` is the process that has the namespaces.
     """
 
     id: str
     files: str
     cgroup: str = ""
     has_rootfs: bool = False
-    init_pid: int = 0
-    init_start_ticks: int = 0
+    holder: ProcessId | None = None
     exit: SandboxExit | None = None
 
 

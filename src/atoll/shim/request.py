@@ -1,7 +1,8 @@
 """What the daemon asks of the zygote and what it is answered: one JSON message a packet.
 
-The socket is a unix SOCK_SEQPACKET, so a packet is a message. The answer to a fork carries the new
-process's pidfd (SCM_RIGHTS). `number` pairs answers with questions; roles that the zygote does not know are refused.
+The socket is a unix SOCK_SEQPACKET, so a packet is a message. The answer to a fork carries the
+pidfd of the shim's process (SCM_RIGHTS). `number` pairs answers with questions; roles that the zygote does not know are
+refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import msgspec
 
 MAX_MESSAGE_BYTES = 64 << 10
 ZYGOTE_FD = 3
+# Beside containerd's services on every shim's socket: `End(Empty)`, see `atoll.shim.own`.
+HOST_SERVICE = "atoll.host.v1.Host"
 
 
 class RuntimeChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +51,15 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
-    """The shim listens; `start_ticks` is field 22 of its /proc/<pid>/stat."""
+    """The shim listens; `start_ticks` is field 22 of its process's /proc/<pid>/stat.
+
+    `alone`: the process serves no other shim, now or later.
+    """
 
     number: int
     pid: int
     start_ticks: int
+    alone: bool
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

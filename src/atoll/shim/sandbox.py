@@ -43,6 +43,11 @@ class SandboxService:
         self._task = task
         self._pod: Pod | None = None
 
+    async def let_go(self) -> None:
+        """End the process that holds the pod's namespaces, if there is one."""
+        if self._pod is not None:
+            await self._pod.let_go()
+
     def _find(self, sandbox_id: str) -> Pod:
         if self._pod is None or self._pod.id != sandbox_id:
             raise errors.NotFound(f"sandbox {sandbox_id}: not found in this shim")

@@ -1,23 +1,24 @@
-"""The life of a shim process: from the fork to its end.
+"""One shim: its services on its socket, from its first call to its end.
 
-    run ── records, log, signals ── loop ── reaper, services, socket ── until `end()` ── flush, remove the socket
+    records ── services, socket ── until `end()` ── flush, close the connections and streams
 
-Only `end()` ends it: the last Shutdown of the Task service or ShutdownSandbox. A daemon that dies, a
-connection that breaks, SIGTERM, SIGINT and SIGHUP do not.
+Only `end()` ends it: the last Shutdown of the Task service or ShutdownSandbox; or `kill()`. A daemon that dies and
+a connection that breaks do not. Any number of shims live in one process: see `host`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import gc
 import logging
 import os
-import signal
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
+from google.protobuf import empty_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 import atoll
@@ -27,23 +28,26 @@ from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
 from atoll.linux import process as processes
-from atoll.linux import syscalls
-from atoll.shim import logfile, records
+from atoll.shim import records
 from atoll.shim.own import OwnService
-from atoll.shim.request import ShimRequest
+from atoll.shim.pod_holder import Holders
+from atoll.shim.reaper import Reaper
+from atoll.shim.request import HOST_SERVICE, ShimRequest
 from atoll.shim.sandbox import SandboxService
 from atoll.shim.shim import NOBODY, Shim
 from atoll.shim.stdio.streaming import StreamingService
 from atoll.shim.task import TaskService
+from atoll.ttrpc import address as addresses
 from atoll.ttrpc import codec
 from atoll.ttrpc.calls import ServedConnection
 from atoll.ttrpc.server import Server
-from atoll.ttrpc.service import methods_of
+from atoll.ttrpc.service import Method, methods_of
 
 TASK_V2 = "containerd.task.v2.Task"
 TASK_V3 = "containerd.task.v3.Task"
 SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 END_TIMEOUT_S = 2.0
+KILLED_TIMEOUT_S = 0.1
 FLUSH_TIMEOUT_S = 2.0
 TASK_API_VERSION = 3
 REHEARSALS = 20
@@ -51,95 +55,85 @@ REHEARSALS = 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A shim that is nobody's yet, with its services; made before the fork, so that the fork finds it made.
-
-    `loop` is made after the fork, by `settle`.
-    """
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The services of one shim."""
 
     shim: Shim
     server: Server
-    loop: asyncio.AbstractEventLoop | None = None
+    task: TaskService
+    sandbox: SandboxService
 
 
-def prepare() -> Prepared:
-    """Build the services of a shim; no event loop is needed."""
-    shim = Shim()
+def build(request: ShimRequest, reaper: Reaper, holders: Holders) -> Served:
+    """Make a shim and its services, which do nothing yet."""
+    shim = Shim(request, reaper, holders)
     server = Server(peer_uid=os.geteuid())
     task = TaskService(shim)
+    sandbox = SandboxService(shim, task)
     # One set of messages under two names: they are equal on the wire.
     methods = methods_of(task_pb2.DESCRIPTOR.services_by_name["Task"], task)
     server.register(TASK_V2, methods)
     server.register(TASK_V3, methods)
-    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], SandboxService(shim, task))
+    server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], sandbox)
     server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
-    server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], OwnService(shim, task))
-    return Prepared(shim, server)
+    own = OwnService(shim, task)
+    server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], own)
+    server.register(HOST_SERVICE, {"End": Method(handler=own.End, request_type=empty_pb2.Empty)})
+    return Served(shim, server, task, sandbox)
 
 
-def settle() -> None:
-    """Become a session and a subreaper of its own; what a new process can do before it knows who it is."""
-    os.setsid()
-    os.umask(0o022)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Handled, not ignored: programs started from here must not inherit that they are ignored.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stay)
-    syscalls.set_child_subreaper(True)
+async def serve(
+    request: ShimRequest, listener: socket.socket, reaper: Reaper, holders: Holders, *, alone: bool
+) -> None:
+    """Be the shim of `request` from its first call to its end; the socket is closed and its path removed then.
 
-
-def run(request: ShimRequest, listener: socket.socket, prepared: Prepared) -> int:
-    """Be the shim of `request` until it ends; the exit code. Call it in a settled process of one thread."""
-    attend(request, "atoll-shim")
-    prepared.shim.request = request
-    loop = prepared.loop or asyncio.new_event_loop()
+    `alone`: this process serves no other. Raises `OSError` where the bundle takes no records.
+    """
+    served = build(request, reaper, holders)
+    path = Path(request.socket)
+    bound = addresses.inode(path)
     try:
-        write_records(request)
-        loop.run_until_complete(_serve(prepared, listener))
-    except Exception:  # the boundary of the process: the last word goes to its log
-        log.exception("the shim failed")
-        return 1
+        write_records(request, alone=alone)
+        served.shim.events.open(request.ttrpc_address, request.namespace)
+        await served.server.serve(listener)
+        await served.shim.ended.wait()
     finally:
-        os.unlink(request.socket)
-    return 0
+        # First of all, so that another shim may be made at this path.
+        _remove_socket(path, bound)
+        await _close(served)
 
 
-def attend(request: ShimRequest, name: str) -> None:
-    """Live in the bundle, with a log instead of the parent's streams."""
-    gc.enable()
-    os.chdir(request.bundle)
-    syscalls.set_name(name)
-    log_fd = logfile.configure(request.bundle, request.id, debug=request.debug)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number, source in ((0, null), (1, null), (2, log_fd)):
-        os.dup2(source, number)
-    os.close(null)
+def _remove_socket(path: Path, bound: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if addresses.inode(path) == bound:
+            path.unlink()
 
 
-def _stay(number: int, frame: object) -> None:
-    log.info("signal %d: only a Shutdown ends a shim", number)
-
-
-async def _serve(prepared: Prepared, listener: socket.socket) -> None:
-    shim, server = prepared.shim, prepared.server
-    shim.reaper.open()
-    shim.events.open(shim.request.ttrpc_address, shim.request.namespace)
-    await server.serve(listener)
-    await shim.ended.wait()
-    await server.shutdown(within=END_TIMEOUT_S)
+async def _close(served: Served) -> None:
+    shim = served.shim
+    if shim.is_killed:
+        # Nothing of it goes on when its peers see their connections end.
+        await shim.tasks.aclose()
+        await served.task.let_go()
+        await served.sandbox.let_go()
+    await served.server.shutdown(within=KILLED_TIMEOUT_S if shim.is_killed else END_TIMEOUT_S)
     await shim.events.flush(within=FLUSH_TIMEOUT_S)
     await shim.events.aclose()
     await shim.tasks.aclose()
-    shim.reaper.close()
+    await served.task.let_go()
     log.info("ended")
 
 
-def write_records(request: ShimRequest) -> None:
+def write_records(request: ShimRequest, *, alone: bool) -> None:
     """Say on disk which process serves the bundle, and where; raises `OSError`."""
     own = processes.parse_stat(own_stat())
     record = records.ShimRecord(
-        pid=own.pid, start_ticks=own.start_ticks, boot_id=processes.boot_id(), version=atoll.__version__
+        pid=own.pid,
+        start_ticks=own.start_ticks,
+        boot_id=processes.boot_id(),
+        version=atoll.__version__,
+        alone=alone,
     )
     records.write(f"{request.bundle}/{records.SHIM}", record)
     where = records.BootstrapRecord(version=TASK_API_VERSION, address=f"unix://{request.socket}", protocol="ttrpc")
@@ -158,15 +152,19 @@ def rehearse() -> None:
 
 
 async def _rehearse() -> None:
-    prepared = prepare()
-    async with prepared.shim.tasks, prepared.server as server:
-        await _rehearse_calls(server, REHEARSALS)
+    await _rehearse_some(REHEARSALS)
 
 
-def warm(prepared: Prepared) -> None:
+def warm(loop: asyncio.AbstractEventLoop) -> None:
     """Answer some calls from nobody, so that the pages they write to are this process's own before it is needed."""
-    assert prepared.loop is not None
-    prepared.loop.run_until_complete(_rehearse_calls(prepared.server, 1))
+    loop.run_until_complete(_rehearse_some(1))
+
+
+async def _rehearse_some(times: int) -> None:
+    reaper = Reaper()
+    served = build(NOBODY, reaper, Holders(reaper))
+    async with served.shim.tasks, served.server as server:
+        await _rehearse_calls(server, times)
 
 
 async def _rehearse_calls(server: Server, times: int) -> None:

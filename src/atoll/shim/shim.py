@@ -1,4 +1,4 @@
-"""What the services of one shim process share."""
+"""What the services of one shim share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TypeVar
 from atoll import errors
 from atoll.concurrency import TaskOwner
 from atoll.shim.events import Forwarder
+from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import ShimRequest
 from atoll.shim.stdio.streaming import Streams
@@ -21,21 +22,28 @@ NOBODY = ShimRequest(id="nobody", namespace="nobody", bundle="/", socket="")
 
 
 class Shim:
-    """One shim process: what it was asked to be, and what outlives a call.
+    """One shim: what it was asked to be, and what outlives a call.
 
-    Made before the fork, as nobody; `request` is set after it.
+    `reaper` and `holders` are the process's, which other shims may share; everything else is its own.
     """
 
-    def __init__(self) -> None:
-        self.request = NOBODY
-        self.reaper = Reaper()
-        self.tasks = TaskOwner("shim")
+    def __init__(self, request: ShimRequest, reaper: Reaper, holders: Holders) -> None:
+        self.request = request
+        self.reaper = reaper
+        self.holders = holders
+        self.tasks = TaskOwner(f"shim {request.id}")
         self.events = Forwarder(self.tasks)
         self.streams = Streams()
         self.ended = asyncio.Event()
+        self.is_killed = False
 
     def end(self) -> None:
-        """End the process after the answers that are under way were sent; idempotent."""
+        """End the shim after the answers that are under way were sent; idempotent."""
+        self.ended.set()
+
+    def kill(self) -> None:
+        """End the shim as if its process were killed: what it has is left to whoever reads its records."""
+        self.is_killed = True
         self.ended.set()
 
     async def own(self, work: Coroutine[None, None, T], *, name: str) -> T:

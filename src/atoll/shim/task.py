@@ -56,6 +56,12 @@ class TaskService:
             raise errors.NotFound(f"container {container_id}: not found")
         return container
 
+    async def let_go(self) -> None:
+        """Close the streams of every process there is; the processes go on."""
+        for container in self.containers:
+            for process in (container.init, *container.execs.values()):
+                await process.close(drain=False)
+
     def _process(self, container_id: str, exec_id: str) -> Process:
         return self.container(container_id).process(exec_id)
 

@@ -22,7 +22,10 @@ from typing import cast
 
 from atoll import errors
 
+# A connection reads into a small buffer until it is full at once, and again after so many small reads.
+IDLE_BUFFER_BYTES = 4 << 10
 READ_BUFFER_BYTES = 64 << 10
+SMALL_READS_BEFORE_SHRINKING = 16
 UNREAD_HIGH_BYTES = 4 << 20
 UNREAD_LOW_BYTES = 2 << 20
 # Callers compare the end of an error's text with this, as the reference client's callers do.
@@ -51,14 +54,15 @@ class HangupWatch:
 
 
 class FramedProtocol(asyncio.BufferedProtocol):
-    """What both ends share: one read buffer, the two kinds of back-pressure, the end of the connection.
+    """What both ends share: a read buffer, small while idle, both kinds of back-pressure, the end of the connection.
 
     A subclass gives `received` and `lost`. It is the `Budget` of its streams' inboxes.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self._buffer = memoryview(bytearray(IDLE_BUFFER_BYTES))
+        self._small_reads = 0
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -159,6 +163,20 @@ class FramedProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received(self._buffer[:nbytes])
+        self._resize(nbytes)
+
+    def _resize(self, nbytes: int) -> None:
+        size = len(self._buffer)
+        if size == IDLE_BUFFER_BYTES:
+            if nbytes == size:
+                self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        elif nbytes > IDLE_BUFFER_BYTES:
+            self._small_reads = 0
+        elif (small := self._small_reads + 1) < SMALL_READS_BEFORE_SHRINKING:
+            self._small_reads = small
+        else:
+            self._small_reads = 0
+            self._buffer = memoryview(bytearray(IDLE_BUFFER_BYTES))
 
     def eof_received(self) -> None:
         # A ttrpc peer that closes its side has gone; what is still buffered for it must not keep the connection.

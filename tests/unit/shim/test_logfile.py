@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -50,3 +51,46 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="log"):
         LogHandler(str(tmp_path / "log"), "p")
+
+
+async def test_a_record_goes_to_the_log_of_the_shim_that_made_it(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    stderr = os.dup(2)
+    host = logfile.HostLog()
+    root.handlers[:] = [host]
+    said = logging.getLogger("said")
+    one_is_there, two_is_done = asyncio.Event(), asyncio.Event()
+
+    async def one() -> None:
+        with host.of(str(tmp_path / "one"), "one", debug=False):
+            said.info("first")
+            one_is_there.set()
+            await two_is_done.wait()
+            said.debug("too much")
+            said.info("last")
+
+    async def two() -> None:
+        await one_is_there.wait()
+        with host.of(str(tmp_path / "two"), "two", debug=True):
+            said.debug("mine")
+        two_is_done.set()
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one())
+            group.create_task(two())
+            await one_is_there.wait()
+            said.warning("nobody's")
+        said.warning("dropped")
+    finally:
+        root.handlers[:], root.level = handlers, level
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    texts = {
+        name: [line.split(" ", 1)[1] for line in (tmp_path / name / "log").read_text().splitlines()]
+        for name in ("one", "two")
+    }
+    assert texts == {"one": ["info one first", "warning one nobody's", "info one last"], "two": ["debug two mine"]}

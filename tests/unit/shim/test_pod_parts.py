@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from atoll import errors
 from atoll.oci.config import LinuxContainerResources, NamespaceMode, NamespaceOption, UserNamespace
 from atoll.sandbox.config import DNSConfig, LinuxPodConfig, LinuxSandboxSecurityContext, PodConfig
-from atoll.shim import pod_cgroup, pod_files, pod_init, pod_sysctls
+from atoll.shim import pod_cgroup, pod_files, pod_holder, pod_sysctls
 from atoll.shim.pod_namespaces import PodNamespaces
 
 
@@ -160,11 +161,37 @@ def test_pod_limits_are_the_sum_and_the_overhead() -> None:
     assert limits.cpu_shares is None, "no sum, no limit"
 
 
-def test_the_init_is_an_executable_whose_sigaction_is_where_the_code_looks() -> None:
-    program = pod_init.program()
+def test_the_holder_is_an_executable_whose_list_is_where_the_code_looks() -> None:
+    steps = (pod_holder.Step("a path", 2, (b"/x", 1)), pod_holder.Step("its end", 3, (0,)))
+    program = pod_holder.program(steps, tell=9)
     assert program[:4] == b"\x7fELF"
     code = program[120:]
-    end_of_lea = 17
-    offset = int.from_bytes(code[13:17], "little")
-    assert code[end_of_lea + offset :] == pod_init.IGNORE
-    assert len(program) < 256
+    at = 7 + int.from_bytes(code[3:7], "little")  # lea rbx, [rip+offset], whose end is at 7
+    assert struct.unpack_from("<q", code, at - 8) == (9,)
+    call, path, flags, *_ = struct.unpack_from("<6Q", code, at)
+    assert (call, flags) == (2, 1)
+    assert struct.unpack_from("<6Q", code, at + 48)[:2] == (3, 0)
+    assert struct.unpack_from("<Q", code, at + 96) == (0xFFFFFFFFFFFFFFFF,)
+    load_address = struct.unpack_from("<Q", program, 64 + 16)[0]
+    assert program[path - load_address :].startswith(b"/x\0")
+
+
+def test_a_holder_gives_everything_up_after_it_entered_its_namespaces() -> None:
+    spaces = PodNamespaces(netns="/run/netns/x", uts=True, ipc=True, pid=True)
+    steps = pod_holder.steps(spaces, "pod", {"net.a": "1"}, netns=5, root=6)
+    whats = list(dict.fromkeys(step.what for step in steps))
+    assert whats == [
+        "/run/netns/x",
+        "its namespaces",
+        "hostname 'pod'",
+        "sysctl net.a=1",
+        "pid namespace",
+        "its root",
+        "its session",
+        "its credentials",
+        "its signals",
+        "its descriptors",
+    ]
+    bare = PodNamespaces(netns="", uts=False, ipc=False, pid=False)
+    assert pod_holder.steps(bare, "", {}, netns=None, root=6)[0].what == "its root"
+    assert pod_holder.steps(bare, "", {}, netns=None, root=None)[0].what == "its root"
