@@ -93,4 +93,8 @@ class PodConfig(Config, frozen=True):
 
     @property
     def privileged(self) -> bool:
-        return self.linux is not None and self.linux.security_context is not None and self.linux.security_context.privileged
+        return (
+            self.linux is not None
+            and self.linux.security_context is not None
+            and self.linux.security_context.privileged
+        )
