@@ -2,14 +2,16 @@
 
 The shim is a subreaper, so the processes of its containers become its children when the OCI runtime
 that made them ends. SIGCHLD coalesces; each one makes the reaper wait until no dead child is left
-(waitpid(2)), so none is lost. A container's init may die before its pid file was read: while anybody
-`expecting()` a process, exits of unknown pids are kept for `watch`.
+(waitpid(2)), so none is lost. A container's init may die before its pid file was read: an exit of an unknown
+pid is kept for `watch` until everybody who was `expecting()` a process when it came has stopped to. Such an exit says
+nothing of a child that has the pid now.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -49,8 +51,10 @@ class Reaper:
         """`programs_nofile`: RLIMIT_NOFILE, soft and hard, of the programs it starts; None for this process's own."""
         self._programs_nofile = programs_nofile
         self._watched: dict[int, asyncio.Future[Exit]] = {}
-        self._early: dict[int, Exit] = {}
-        self._expecting = 0
+        # Oldest first; each with the newest window that was open when it came.
+        self._early: dict[int, tuple[int, Exit]] = {}
+        self._windows: dict[int, None] = {}
+        self._numbers = itertools.count()
 
     def open(self) -> None:
         """Begin; children that are dead already are reaped at once."""
@@ -77,21 +81,30 @@ class Reaper:
         if watched is not None:
             if not watched.done():
                 watched.set_result(ended)
-        elif self._expecting:
+        elif self._windows:
+            self._early.pop(pid, None)
             if len(self._early) >= EARLY_EXITS_LIMIT:
                 del self._early[next(iter(self._early))]
-            self._early[pid] = ended
+            self._early[pid] = (next(reversed(self._windows)), ended)
 
     @contextlib.contextmanager
     def expecting(self) -> Generator[None]:
         """Within, exits of pids that nobody watches yet are kept, so that `watch` finds them."""
-        self._expecting += 1
+        number = next(self._numbers)
+        self._windows[number] = None
         try:
             yield
         finally:
-            self._expecting -= 1
-            if not self._expecting:
-                self._early.clear()
+            del self._windows[number]
+            self._forget_early()
+
+    def _forget_early(self) -> None:
+        oldest = next(iter(self._windows), None)
+        while self._early:
+            pid = next(iter(self._early))
+            if oldest is not None and self._early[pid][0] >= oldest:
+                return
+            del self._early[pid]
 
     def watch(self, pid: int) -> asyncio.Future[Exit]:
         """The end of the child `pid`; done at once if it was reaped inside the `expecting()` that is open."""
@@ -99,10 +112,10 @@ class Reaper:
         if future is None:
             future = asyncio.get_running_loop().create_future()
             early = self._early.pop(pid, None)
-            if early is None:
+            if early is None or _is_child(pid):
                 self._watched[pid] = future
             else:
-                future.set_result(early)
+                future.set_result(early[1])
         return future
 
     def start(
@@ -136,6 +149,7 @@ class Reaper:
                 setsigmask=(),
                 setsigdef=_DEFAULTED,
             )
+        self._early.pop(pid, None)
         return pid, self.watch(pid)
 
     async def run(
@@ -162,6 +176,15 @@ class Reaper:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=KILL_TIMEOUT_S)
+
+
+def _is_child(pid: int) -> bool:
+    # Alive or dead, a child that was not waited for is not the one whose exit was seen (waitid(2), ECHILD).
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from atoll import errors
 from atoll.concurrency import TaskOwner, wait_all
-from atoll.shim.reaper import Exit, Reaper
+from atoll.shim.reaper import EARLY_EXITS_LIMIT, Exit, Reaper
 
 
 @pytest.fixture
@@ -84,6 +84,91 @@ async def test_an_early_death_is_kept_while_somebody_expects_it(reaper: Reaper) 
     with reaper.expecting():
         watched = reaper.watch(late)
         assert not watched.done(), "an exit nobody expected says nothing of a later process of that pid"
+
+
+class Children:
+    """The kernel's view of one process's children: those alive, and the dead that nobody waited for."""
+
+    def __init__(self) -> None:
+        self.alive: set[int] = set()
+        self.dead: list[int] = []
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        assert (pid, options) == (-1, os.WNOHANG)
+        if self.dead:
+            return self.dead.pop(0), 3 << 8
+        if self.alive:
+            return 0, 0
+        raise ChildProcessError
+
+    def waitid(self, kind: int, pid: int, options: int) -> None:
+        assert kind == os.P_PID
+        assert options & os.WNOWAIT
+        if pid not in self.alive and pid not in self.dead:
+            raise ChildProcessError
+
+    def spawn(self, *_: object, **__: object) -> int:
+        self.alive.add(77)
+        return 77
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Children:
+    made = Children()
+    monkeypatch.setattr(os, "waitpid", made.waitpid)
+    monkeypatch.setattr(os, "waitid", made.waitid)
+    monkeypatch.setattr(os, "posix_spawnp", made.spawn)
+    return made
+
+
+async def test_a_new_process_is_not_mistaken_for_a_dead_one_of_its_pid(children: Children) -> None:
+    reaper = Reaper()
+    with reaper.expecting():
+        children.dead.append(77)
+        reaper.reap()
+        pid, ended = reaper.start(["program"])
+        assert pid == 77
+        assert not ended.done()
+        children.alive.clear()
+        children.dead.append(77)
+        reaper.reap()
+        assert ended.result().code == 3
+
+
+async def test_a_child_that_is_there_is_not_mistaken_for_a_dead_one_of_its_pid(children: Children) -> None:
+    reaper = Reaper()
+    with reaper.expecting():
+        children.dead.append(77)
+        reaper.reap()
+        children.alive.add(77)
+        assert not reaper.watch(77).done()
+
+
+async def test_an_early_death_is_forgotten_with_the_last_who_could_expect_it(children: Children) -> None:
+    reaper = Reaper()
+    first, second, third = reaper.expecting(), reaper.expecting(), reaper.expecting()
+    first.__enter__()
+    second.__enter__()
+    children.dead += [5, 6]
+    reaper.reap()
+    third.__enter__()
+    children.dead.append(7)
+    reaper.reap()
+    first.__exit__(None, None, None)
+    assert reaper.watch(5).done()
+    second.__exit__(None, None, None)
+    assert not reaper.watch(6).done(), "who opened later never expected it"
+    assert reaper.watch(7).done()
+    third.__exit__(None, None, None)
+
+
+async def test_early_deaths_are_bounded(children: Children) -> None:
+    reaper = Reaper()
+    with reaper.expecting():
+        children.dead += range(100, 100 + EARLY_EXITS_LIMIT + 1)
+        reaper.reap()
+        assert not reaper.watch(100).done()
+        assert reaper.watch(101).done()
 
 
 async def test_programs_do_not_inherit_ignored_signals(reaper: Reaper) -> None:
