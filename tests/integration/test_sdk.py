@@ -11,6 +11,7 @@ import pytest
 
 import atoll
 from atoll import errors
+from atoll.api import atoll_v1_pb2 as pb
 from tests.integration.conftest import Daemon
 
 IMAGE = "atoll/busybox"
@@ -78,6 +79,26 @@ async def test_exec_that_is_let_go_of_ends(pod: atoll.Pod) -> None:
         assert "sleep 4711" in (await container.exec(["ps"])).text
     async with asyncio.timeout(10):
         while "sleep 4711" in (await container.exec(["ps"])).text:
+            pass
+
+
+async def test_exec_whose_client_reads_no_more_and_leaves_is_ended(daemon: Daemon, pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    async with grpc.aio.insecure_channel(f"unix:{daemon.roots.socket}") as channel:
+        execute = channel.stream_stream(
+            "/atoll.v1.Runtime/Exec",
+            request_serializer=pb.ExecRequest.SerializeToString,
+            response_deserializer=pb.ExecResponse.FromString,
+        )
+        call = execute()
+        await call.write(pb.ExecRequest(start=pb.ExecStart(container_id=container.id, command=["yes", "4711"])))
+        assert (await call.read()).started.pid
+        assert (await call.read()).stdout
+        await asyncio.sleep(2)  # until every queue on the way is full
+        assert "yes 4711" in (await container.exec(["ps"])).text
+        call.cancel()
+    async with asyncio.timeout(10):
+        while "yes 4711" in (await container.exec(["ps"])).text:
             pass
 
 

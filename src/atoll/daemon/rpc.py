@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc
@@ -97,14 +98,20 @@ def _unary(name: str, work: Callable[..., Awaitable[Message]], activity: Activit
 
 
 def _streaming(
-    name: str, work: Callable[..., AsyncIterator[Message]], activity: Activity, gate: Gate
+    name: str, work: Callable[..., AsyncGenerator[Message]], activity: Activity, gate: Gate
 ) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Message]:
+    """A coroutine, so that a client that leaves while a message waits for it cancels the work in here.
+
+    In a generator gRPC would be cancelled outside of it, and its clean-up left to the garbage collector.
+    """
+
+    async def call(request: Any, context: Context) -> None:
         activity.begin()
         try:
             await gate()
-            async for message in work(request, context):
-                yield message
+            async with contextlib.aclosing(work(request, context)) as messages:
+                async for message in messages:
+                    await context.write(message)
         except Exception as error:  # noqa: BLE001  the one boundary where errors become statuses
             await _abort(name, error, context)
         finally:

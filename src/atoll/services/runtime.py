@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import atoll
@@ -20,15 +21,10 @@ from atoll.engine.pod import Pod
 from atoll.image.config import Auth
 from atoll.image.progress import Progress
 from atoll.ledger.fsck import Finding, Problem
-from atoll.runtime.streams import ByteReader, ProcessIO
-from atoll.services import logs
-
-EXIT_DRAIN_S = 10.0
-"""How long output may be held open by what a process left behind, after its own end."""
+from atoll.runtime.streams import ProcessIO
+from atoll.services import logs, process
 
 PROGRESS_INTERVAL_S = 0.1
-MAX_QUEUE = 64
-"""Chunks of output on their way to a client; then the process waits."""
 
 
 class RuntimeService:
@@ -77,10 +73,11 @@ class RuntimeService:
         )
         async with self._engine.execs.open(pod, container, request) as running, TaskOwner("exec") as tasks:
             yield pb.ExecResponse(started=pb.ExecStarted(pid=running.pid))
-            tasks.spawn(_feed_exec(requests, running), name=f"exec/{running.id}/input")
+            feeding = tasks.spawn(process.fed(_feed_exec(requests, running)), name=f"exec/{running.id}/input")
             ending = tasks.spawn(_end_of(running, start.timeout_s), name=f"exec/{running.id}/wait")
-            async for message in _output(running.io, ending, tasks):
-                yield message
+            async with contextlib.aclosing(process.output(running.io, ending, feeding, tasks)) as messages:
+                async for message in messages:
+                    yield message
             yield pb.ExecResponse(exit=ending.result())
 
     async def Attach(
@@ -94,10 +91,12 @@ class RuntimeService:
         try:
             async with TaskOwner("attach") as tasks:
                 name = f"attach/{container.id}"
-                tasks.spawn(self._feed_attach(requests, io, pod, container), name=f"{name}/input")
+                feed = self._feed_attach(requests, io, pod, container)
+                feeding = tasks.spawn(process.fed(feed), name=f"{name}/input")
                 ending = tasks.spawn(_container_exit(container), name=f"{name}/wait")
-                async for message in _output(io, ending, tasks):
-                    yield message
+                async with contextlib.aclosing(process.output(io, ending, feeding, tasks)) as messages:
+                    async for message in messages:
+                        yield message
                 yield pb.ExecResponse(exit=ending.result())
         finally:
             io.close()
@@ -105,14 +104,16 @@ class RuntimeService:
     async def _feed_attach(
         self, requests: AsyncIterator[pb.AttachRequest], io: ProcessIO, pod: Pod, container: Container
     ) -> None:
+        stdin = process.Stdin(io.stdin) if io.stdin is not None else None
         async for request in requests:
             match request.WhichOneof("message"):
-                case "stdin" if io.stdin is not None:
-                    await io.stdin.write(request.stdin)
-                case "close_stdin" if io.stdin is not None:
-                    await io.stdin.close()
+                case "stdin" if stdin is not None:
+                    await stdin.write(request.stdin)
+                case "close_stdin" if stdin is not None:
+                    await stdin.close()
                 case "resize":
-                    await self._engine.execs.resize(pod, container, request.resize.width, request.resize.height)
+                    with contextlib.suppress(errors.NotFound):  # it has ended, which its exit says
+                        await self._engine.execs.resize(pod, container, request.resize.width, request.resize.height)
                 case _:
                     raise errors.InvalidArgument("attach: input for a container that was attached to without stdin")
 
@@ -211,7 +212,7 @@ class RuntimeService:
 
 
 async def _feed_exec(requests: AsyncIterator[pb.ExecRequest], running: Exec) -> None:
-    stdin = running.io.stdin
+    stdin = process.Stdin(running.io.stdin) if running.io.stdin is not None else None
     async for request in requests:
         match request.WhichOneof("message"):
             case "stdin" if stdin is not None:
@@ -219,7 +220,8 @@ async def _feed_exec(requests: AsyncIterator[pb.ExecRequest], running: Exec) -> 
             case "close_stdin" if stdin is not None:
                 await stdin.close()
             case "resize":
-                await running.resize(request.resize.width, request.resize.height)
+                with contextlib.suppress(errors.NotFound):  # it has ended, which its exit says
+                    await running.resize(request.resize.width, request.resize.height)
             case "signal":
                 await running.signal(request.signal)
             case _:
@@ -258,45 +260,6 @@ async def _container_exit(container: Container) -> pb.Exit:
         reason=status.reason,
         message=status.message,
     )
-
-
-async def _output(io: ProcessIO, ending: asyncio.Task[pb.Exit], tasks: TaskOwner) -> AsyncIterator[pb.ExecResponse]:
-    """Both streams as they come, until both have ended, or the process has and its streams do not follow in time."""
-    queue: asyncio.Queue[pb.ExecResponse | None] = asyncio.Queue(MAX_QUEUE)
-
-    async def read(stream: ByteReader, wrap: Callable[[bytes], pb.ExecResponse]) -> None:
-        try:
-            async for chunk in stream:
-                await queue.put(wrap(chunk))
-        finally:
-            await queue.put(None)
-
-    left = 0
-    for stream, wrap in ((io.stdout, _stdout), (io.stderr, _stderr)):
-        if stream is not None:
-            tasks.spawn(read(stream, wrap), name="output")
-            left += 1
-    while left:
-        getting = tasks.spawn(queue.get(), name="output/next")
-        await asyncio.wait({getting, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
-            await asyncio.wait({getting}, timeout=EXIT_DRAIN_S)
-        if not getting.done():
-            break
-        message = getting.result()
-        if message is None:
-            left -= 1
-        else:
-            yield message
-    await ending
-
-
-def _stdout(chunk: bytes) -> pb.ExecResponse:
-    return pb.ExecResponse(stdout=chunk)
-
-
-def _stderr(chunk: bytes) -> pb.ExecResponse:
-    return pb.ExecResponse(stderr=chunk)
 
 
 def _layer(progress: Progress) -> pb.LayerProgress:

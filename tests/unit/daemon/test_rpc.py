@@ -23,6 +23,10 @@ class Context:
     def __init__(self) -> None:
         self.code: grpc.StatusCode | None = None
         self.details = ""
+        self.written: list[object] = []
+
+    async def write(self, message: object) -> None:
+        self.written.append(message)
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         self.code, self.details = code, details
@@ -82,11 +86,34 @@ async def test_a_stream_that_fails_after_its_first_message_is_told() -> None:
         raise errors.DataLoss("the log is torn")
 
     context, calls = Context(), Calls()
-    stream = rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), context)
-    assert await anext(stream) == pb.LogsResponse()
     with pytest.raises(Aborted):
-        await anext(stream)
+        await rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), context)
+    assert context.written == [pb.LogsResponse()]
     assert (context.code, calls.now) == (grpc.StatusCode.DATA_LOSS, 0)
+
+
+async def test_a_stream_whose_client_leaves_cleans_up_before_its_call_ends() -> None:
+    cleaned: list[str] = []
+
+    async def work(request: object, context: object) -> AsyncIterator[pb.LogsResponse]:
+        try:
+            while True:
+                yield pb.LogsResponse()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append("work")
+
+    class Stuck(Context):
+        async def write(self, message: object) -> None:
+            await asyncio.Event().wait()
+
+    calls = Calls()
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), Stuck()))
+        await asyncio.sleep(0)
+        call.cancel()
+    assert call.cancelled()
+    assert (cleaned, calls.now) == (["work"], 0)
 
 
 async def test_a_gated_call_waits_for_its_gate() -> None:
