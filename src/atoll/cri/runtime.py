@@ -119,6 +119,13 @@ class RuntimeService:
         container = self._engine.containers.get(container_id)
         return self._engine.pods.get(container.sandbox_id), container
 
+    def _pod_of(self, container: Container) -> Pod | None:
+        """None where the pod is gone, or its record cannot be read."""
+        try:
+            return self._engine.pods.get(container.sandbox_id)
+        except errors.NotFound:
+            return None
+
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: object) -> pb.CreateContainerResponse:
         pod = self._engine.pods.get(request.pod_sandbox_id)
         container = await self._engine.containers.create(pod, to_struct(ContainerConfig, request.config))
@@ -131,18 +138,18 @@ class RuntimeService:
 
     async def StopContainer(self, request: pb.StopContainerRequest, context: object) -> pb.StopContainerResponse:
         try:
-            pod, container = self._container(request.container_id)
+            container = self._engine.containers.get(request.container_id)
         except errors.NotFound:
             return pb.StopContainerResponse()
-        await self._engine.containers.stop(pod, container.id, float(request.timeout))
+        await self._engine.containers.stop(self._pod_of(container), container.id, float(request.timeout))
         return pb.StopContainerResponse()
 
     async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: object) -> pb.RemoveContainerResponse:
         try:
-            pod, container = self._container(request.container_id)
+            container = self._engine.containers.get(request.container_id)
         except errors.NotFound:
             return pb.RemoveContainerResponse()
-        await self._engine.containers.remove(pod, container.id)
+        await self._engine.containers.remove(self._pod_of(container), container.id)
         return pb.RemoveContainerResponse()
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: object) -> pb.ListContainersResponse:
@@ -171,7 +178,7 @@ class RuntimeService:
         return (container,) if pod in (None, container.sandbox_id) else ()
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: object) -> pb.ContainerStatusResponse:
-        _, container = self._container(request.container_id)
+        container = self._engine.containers.get(request.container_id)
         answer = pb.ContainerStatusResponse(status=views.container_status(container, self._engine.parts.images.find))
         if request.verbose:
             info = {
@@ -219,8 +226,9 @@ class RuntimeService:
         wanted = request.filter
         answer = pb.ListContainerStatsResponse()
         for container in self._selected(wanted.id, wanted.pod_sandbox_id):
-            if views.has_labels(container.record.labels, wanted.label_selector):
-                pod = self._engine.pods.get(container.sandbox_id)
+            # Read one by one: a pod may have gone since the list was made.
+            pod = self._pod_of(container)
+            if pod is not None and views.has_labels(container.record.labels, wanted.label_selector):
                 answer.stats.append(await stats.of_container(self._engine, pod, container))
         return answer
 

@@ -41,7 +41,6 @@ from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.runtime.bundle import Bundle
 from atoll.sandbox.controller import ExitStatus, TypedAny
-from atoll.sandbox.controller import State as PodState
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,8 @@ KILL_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 1.0
 """Pause between questions to a shim that lives and does not answer."""
+NO_CREATE = "no container can be made in it"
+NO_START = "nothing can be started in it"
 SIGKILLED = 128 + signal.SIGKILL
 
 
@@ -91,8 +92,7 @@ class Containers:
             raise errors.InvalidArgument("container config: metadata.name is required")
         if config.image is None or not config.image.image:
             raise errors.InvalidArgument("container config: image.image is required")
-        if pod.state is not PodState.READY:
-            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, no container can be made in it")
+        pod.require_open(NO_CREATE)
         name = f"{config.metadata.name}_{pod.name.rpartition('_')[0]}_{config.metadata.attempt}"
         holder = self._parts.containers.names.key(name)
         if holder is not None and self._creates.running(name) is None:
@@ -105,6 +105,10 @@ class Containers:
         )
 
     async def _create(self, pod: Pod, name: str, config: ContainerConfig) -> Container:
+        with pod.admitted(NO_CREATE):
+            return await self._create_admitted(pod, name, config)
+
+    async def _create_admitted(self, pod: Pod, name: str, config: ContainerConfig) -> Container:
         parts = self._parts
         assert config.image is not None
         image = parts.images.get(config.image.image)
@@ -139,7 +143,7 @@ class Containers:
             labels=config.labels,
         )
         resources = ContainerResources(linux=config.resources) if config.linux is not None else None
-        container = await self._record(record, image, Status(created_at=now, resources=resources), story)
+        container = await self._record(pod, record, image, Status(created_at=now, resources=resources), story)
         self._publish(EventType.CREATED, container)
         return container
 
@@ -153,7 +157,7 @@ class Containers:
             raise errors.InvalidArgument(f"target_id {options.target_id!r}: no running container of this pod")
         return target
 
-    async def _record(self, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
+    async def _record(self, pod: Pod, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
         parent = image.top
@@ -162,6 +166,8 @@ class Containers:
             async with parts.snapshotter.preparing(record.id, parent) as prepared:
                 with story.step("record", "disk"):
                     container = await parts.containers.prepare(record, status)
+                    # An end of the pod that would not wait any longer has listed its containers.
+                    pod.require_open(NO_CREATE)
                     await parts.db.commit(
                         parts.containers.plan_add(container),
                         Plan(prepared.record),
@@ -190,15 +196,17 @@ class Containers:
     async def start(self, pod: Pod, container_id: str) -> None:
         """Run a CREATED container. A failure leaves it EXITED with code 128 and reason `StartError`."""
         container = self.get(container_id)
-        if pod.state is not PodState.READY:
-            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, nothing can be started in it")
-        if self._starts.running(container.id) is None:
-            await container.status.update(lambda status: status.begin_start())
+        pod.require_open(NO_START)
         await self._starts.run(
             container.id, lambda: self._start(pod, container), name=f"pod/{pod.id}/start/{container.id}"
         )
 
     async def _start(self, pod: Pod, container: Container) -> None:
+        with pod.admitted(NO_START):
+            await container.status.update(lambda status: status.begin_start())
+            await self._start_admitted(pod, container)
+
+    async def _start_admitted(self, pod: Pod, container: Container) -> None:
         parts = self._parts
         story = parts.stories.begin(pod.id, "start", container.id)
         parts.expedite()
@@ -314,8 +322,10 @@ class Containers:
 
     # --- stop ---
 
-    async def stop(self, pod: Pod, container_id: str, timeout_s: float) -> None:
+    async def stop(self, pod: Pod | None, container_id: str, timeout_s: float) -> None:
         """Send the stop signal, wait `timeout_s`, then SIGKILL. Idempotent; unknown or not running is done.
+
+        One whose pod is gone, None, is killed at once.
 
         A caller that goes away while the container still has time stops the escalation, not the signal.
         """
@@ -324,6 +334,9 @@ class Containers:
         except errors.NotFound:
             return
         if not container.status.get().can_stop:
+            return
+        if pod is None:
+            await self._end_without_pod(container)
             return
         story = self._parts.stories.begin(pod.id, "stop", container.id)
         if timeout_s > 0:

@@ -8,8 +8,11 @@ container:  CREATED ──start──> RUNNING ──exit──> EXITED ──re
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from atoll import errors
 from atoll.concurrency import Latch
 from atoll.config import RuntimeHandler
 from atoll.container.store import Container
@@ -22,7 +25,11 @@ from atoll.sandbox.controller import ControllerInstance, ExitStatus, Sandbox, St
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pod:
-    """One pod. Its `lock` orders the operations that change it; reading needs none."""
+    """One pod. Its `lock` orders the operations that change it; reading needs none.
+
+    Creations and starts of containers go beside each other, each `admitted`. An end of the pod says `closing` first,
+    which refuses new ones, and `drained` waits for those under way.
+    """
 
     sandbox: Sandbox
     config: PodConfig
@@ -39,6 +46,9 @@ class Pod:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     containers: dict[str, Container] = field(default_factory=dict[str, Container])
+    closing: bool = False
+    _admitted: int = 0
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
@@ -52,3 +62,32 @@ class Pod:
     @property
     def ip(self) -> str:
         return self.attachment.ip if self.attachment is not None and self.state is State.READY else ""
+
+    def require_open(self, refused: str) -> None:
+        """Raise `FailedPrecondition`, ending with what is `refused`, unless the pod is READY and not ending."""
+        if self.closing:
+            raise errors.FailedPrecondition(f"pod {self.id[:13]}: is being stopped, {refused}")
+        if self.state is not State.READY:
+            raise errors.FailedPrecondition(f"pod {self.id[:13]}: is not ready, {refused}")
+
+    @contextlib.contextmanager
+    def admitted(self, refused: str) -> Generator[None]:
+        """A creation or a start in the pod; raises as `require_open`."""
+        self.require_open(refused)
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
+            self._left.set()
+
+    async def drained(self, within: float) -> bool:
+        """Wait until nothing admitted is under way; False where that is not so within the seconds given."""
+        try:
+            async with asyncio.timeout(within):
+                while self._admitted:
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError:
+            return False
+        return True

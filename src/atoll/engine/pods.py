@@ -8,10 +8,12 @@ remove  stop; then the ledger walk of every container and of the pod; the record
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +61,8 @@ MADE = "io.atoll.sandbox.made"
 """The extension of a record whose pod was READY once; without it nobody was ever told of the pod."""
 FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 0.1, 10.0
 """Pauses between questions to a shim that does not answer."""
+DRAIN_TIMEOUT_S = 15.0
+"""How long the end of a pod waits for creations and starts under way; then its shim is ended under them."""
 MAX_LEAVING = 16
 """Pods whose network may be given back behind the answer to stop."""
 
@@ -361,23 +365,36 @@ class Pods:
         await self._ends.run(("stop", pod.id), lambda: self._stop(pod), name=f"pod/{pod.id}/stop")
 
     async def _stop(self, pod: Pod) -> None:
-        async with pod.lock:
+        async with pod.lock, _closing(pod):
             story = self._parts.stories.begin(pod.id, "stop")
             await self._stop_locked(pod, story)
 
     async def _stop_locked(self, pod: Pod, story: Story) -> None:
+        with story.step("drain", "OCI runtime"):
+            if not await pod.drained(DRAIN_TIMEOUT_S):
+                log.warning("pod %s: a creation or a start hangs, it is stopped all the same", pod.id[:13])
         with story.step("containers", "OCI runtime"):
             await self._containers.kill_all(pod)
-        controller = self.controller(pod)
         if pod.state is not State.NOTREADY:
             with story.step("stop sandbox", f"sandboxer {pod.handler.sandboxer}"):
-                await controller.stop(pod.id)
-            pod.ended.set(ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
+                status = await self._stop_sandbox(pod)
+            pod.ended.set(ExitStatus(exit_status=status, exited_at=datetime.now(UTC)))
             pod.state = State.NOTREADY
         if pod.netns_path:
             with story.step("network", "CNI DEL"):
                 await self._leave_network(pod)
             pod.netns_path = ""
+
+    async def _stop_sandbox(self, pod: Pod) -> int:
+        """Its exit status. Where the runtime handler left the configuration the sandbox is left to the ledger."""
+        try:
+            controller = self.controller(pod)
+        except errors.FailedPrecondition as error:
+            log.warning("%s; its sandbox is left until then", error)
+            pod.reason = str(error)
+            return UNKNOWN_EXIT_STATUS
+        await controller.stop(pod.id)
+        return 0
 
     async def _leave_network(self, pod: Pod) -> None:
         """Give the network back: behind the answer where nobody can tell, else now.
@@ -425,9 +442,12 @@ class Pods:
         await self._ends.run(("remove", pod.id), lambda: self._remove(pod), name=f"pod/{pod.id}/remove")
 
     async def _remove(self, pod: Pod) -> None:
-        async with pod.lock:
+        async with pod.lock, _closing(pod):
             story = self._parts.stories.begin(pod.id, "remove")
             await self._stop_locked(pod, story)
+            # What still hung when the sandbox was stopped ends with its shim.
+            if not await pod.drained(DRAIN_TIMEOUT_S):
+                raise errors.Unavailable(f"pod {pod.id[:13]}: a container is still being made or started; try again")
             with story.step("remove containers", "ledger"):
                 await self._containers.remove_all(pod)
             with story.step("release", "ledger"):
@@ -450,6 +470,17 @@ class Pods:
     async def _hang_up(self, pod: Pod) -> None:
         await lines.hang_up(pod)
         await self._parts.drivers.of(pod).let_go(pod)
+
+
+@contextlib.asynccontextmanager
+async def _closing(pod: Pod) -> AsyncGenerator[None]:
+    """Refuse creations and starts; an end that fails gives a pod that is READY still back to its users."""
+    pod.closing = True
+    try:
+        yield
+    except BaseException:
+        pod.closing = False
+        raise
 
 
 def _extensions(
