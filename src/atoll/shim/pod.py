@@ -144,6 +144,7 @@ class Pod:
             mount_root(request.rootfs, request.bundle / "rootfs")
         self._holder = await self._shim.holders.start(spaces, hostname=request.config.hostname, sysctls=self._sysctls)
         self._write_record()
+        self._holder.keep()
         self._holder.ended.add_done_callback(self._on_holder_ended)
 
     def _write_record(self) -> None:

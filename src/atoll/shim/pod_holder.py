@@ -9,6 +9,9 @@ fork and the exec. SIGCHLD is ignored, so the first process of a pid namespace r
     network   joined by the path given          uts, ipc   made
     sysctls   written from inside               pid        made, by a second process that the first one clones
 
+Until the pod's record names it, it is on a leash, a socket to the process that started it: when all is done it waits
+there, and ends where that process has closed its end, by itself or by its death. `Holder.keep` lets it off.
+
 One without a pid namespace ends with the shim that started it: then nothing is left of the pod but
 its containers, whose namespaces live on with them. The first process of a pid namespace stays, for its
 end would be theirs; who frees the pod finds it in the pod's record.
@@ -22,6 +25,7 @@ import errno
 import os
 import platform
 import signal
+import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,20 +49,22 @@ _STEP = struct.Struct("<6Q")
 _REPORT = struct.Struct("<Qq")
 
 _CODE_X86_64 = bytes.fromhex(
-    "488d1d69000000"  # lea rbx, [rip+105]        the list
+    "488d1d6d000000"  # lea rbx, [rip+109]        the list
     "488b03"  # next: mov rax, [rbx]              system call
     "4883f8ff"  # cmp rax, -1                     end of the list
-    "744f"  # je hold
+    "7453"  # je hold
     "488b7b08488b7310488b53184c8b53204c8b4328"  # mov rdi|rsi|rdx|r10|r8, [rbx+8|16|24|32|40]
     "0f05"  # syscall
     "4885c0"  # test rax, rax
-    "7810"  # js tell
+    "7814"  # js tell
+    "7407"  # jz nothing
     "833b38"  # cmp dword [rbx], 56               clone:
-    "7505"  # jne on
-    "4885c0"  # test rax, rax                     the parent tells the pid and ends
-    "7506"  # jnz tell
+    "740d"  # je tell                             the parent tells the pid and ends
+    "eb05"  # jmp on
+    "833b2d"  # nothing: cmp dword [rbx], 45      recvfrom:
+    "7406"  # je tell                             nobody is there
     "4883c330"  # on: add rbx, 48
-    "ebcc"  # jmp next
+    "ebc8"  # jmp next
     "5053"  # tell: push rax; push rbx            result, step
     "b801000000"  # mov eax, 1                    write
     "488b3d1f000000"  # mov rdi, [rip+31]         the descriptor before the list
@@ -77,11 +83,13 @@ _END = 0xFFFFFFFFFFFFFFFF
 
 # System calls of x86_64 (arch/x86/entry/syscalls/syscall_64.tbl)
 _WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _RT_SIGPROCMASK = 1, 2, 3, 13, 14
-_CLONE, _CHDIR, _SETSID, _SETGROUPS, _SETRESUID, _SETRESGID = 56, 80, 112, 116, 117, 119
+_RECVFROM, _CLONE, _CHDIR, _SETSID, _SETGROUPS, _SETRESUID, _SETRESGID = 45, 56, 80, 112, 116, 117, 119
 _PIVOT_ROOT, _PRCTL, _MOUNT, _UMOUNT2, _SETHOSTNAME = 155, 157, 165, 166, 170
 _UNSHARE, _SETNS, _CLOSE_RANGE = 272, 308, 436
 _CLONE_PARENT = 0x8000
 _SIG_SETMASK = 2
+# At the address of no step: every step was made
+_READY = _REPORT.pack(0, 0)
 # struct kernel_sigaction: handler SIG_IGN, flags, restorer, mask
 _IGNORE = struct.pack("<4Q", 1, 0, 0, 0)
 _ALL_SIGNALS = struct.pack("<Q", _END)
@@ -98,26 +106,39 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A pod's holder; `ended` is its end, seen by the reaper."""
+    """A pod's holder; `ended` is its end, seen by the reaper. It is on its leash until `keep`."""
 
     id: ProcessId
     ended: asyncio.Future[Exit]
+    leash: socket.socket
 
     @property
     def pid(self) -> int:
         return self.id.pid
 
+    def keep(self) -> None:
+        """Let it outlive its leash: a record names it now. Call it once."""
+        with self.leash, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `ended` tells that it died
+            self.leash.send(b"k")
+
     def kill(self) -> None:
-        """End it, where it lives: it is our child, so its pid is nobody else's before the reaper saw its end."""
-        if not self.ended.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        """End it, where it lives; idempotent."""
+        self.leash.close()
+        _kill(self.pid, self.ended)
+
+
+def _kill(pid: int, ended: asyncio.Future[Exit]) -> None:
+    # Our child: its pid is nobody else's before the reaper saw its end.
+    if not ended.done():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def program(steps: tuple[Step, ...], tell: int) -> bytes:
     """A static ELF executable (elf(5)) of one segment: the code, the list, what the list points to.
 
-    A step that fails, and a clone, are told on the descriptor `tell`: the address of the step and its result.
+    A step that fails, a clone, and a recvfrom that finds the other end closed are told on the descriptor `tell`:
+    the address of the step and its result. Then the process ends.
     """
     if platform.machine() != "x86_64":
         raise errors.Unimplemented(f"a pod: Atoll has no holder of namespaces for {platform.machine()}")
@@ -144,12 +165,18 @@ def program(steps: tuple[Step, ...], tell: int) -> bytes:
 
 
 def steps(
-    namespaces: PodNamespaces, hostname: str, sysctls: Mapping[str, str], *, netns: int | None, root: int | None
+    namespaces: PodNamespaces,
+    hostname: str,
+    sysctls: Mapping[str, str],
+    *,
+    netns: int | None,
+    root: int | None,
+    leash: int,
 ) -> tuple[Step, ...]:
     """What a holder does.
 
     `netns` is the descriptor of its network namespace, `root` that of a mount namespace with an empty root; without
-    one it makes itself one.
+    one it makes itself one. `leash` is its end of its leash.
     """
     made = (syscalls.CLONE_NEWUTS if namespaces.uts else 0) | (syscalls.CLONE_NEWIPC if namespaces.ipc else 0)
     found: list[Step] = []
@@ -169,7 +196,7 @@ def steps(
     if namespaces.pid:
         # Its parent is ours too, so that it is our child and not the first process's.
         found.append(Step("pid namespace", _CLONE, (syscalls.CLONE_NEWPID | _CLONE_PARENT | signal.SIGCHLD,)))
-    return (*found, *_empty_root(root), *_give_up(namespaces))
+    return (*found, *_empty_root(root), *_give_up(), *_wait_to_be_kept(namespaces, leash))
 
 
 def _empty_root(root: int | None) -> tuple[Step, ...]:
@@ -190,9 +217,8 @@ def _empty_root(root: int | None) -> tuple[Step, ...]:
     )
 
 
-def _give_up(namespaces: PodNamespaces) -> tuple[Step, ...]:
+def _give_up() -> tuple[Step, ...]:
     what = "its credentials"
-    ends_with_us = () if namespaces.pid else (Step(what, _PRCTL, (syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)),)
     return (
         Step("its session", _SETSID),
         Step(what, _SETGROUPS, (0, 0)),
@@ -200,10 +226,23 @@ def _give_up(namespaces: PodNamespaces) -> tuple[Step, ...]:
         Step(what, _SETRESUID, (USER, USER, USER)),
         Step(what, _PRCTL, (syscalls.PR_SET_NO_NEW_PRIVS, 1)),
         Step(what, _PRCTL, (syscalls.PR_SET_NAME, b"pause")),
-        *ends_with_us,  # a change of user forgets it
         Step("its signals", _RT_SIGACTION, (signal.SIGCHLD, _IGNORE, 0, 8)),
         Step("its signals", _RT_SIGPROCMASK, (_SIG_SETMASK, _ALL_SIGNALS, 0, 8)),
-        # The end of the pipe says that all is done.
+    )
+
+
+def _wait_to_be_kept(namespaces: PodNamespaces, leash: int) -> tuple[Step, ...]:
+    """Say that all is done, wait for the one packet that keeps it, let go of every descriptor.
+
+    It is to end with its parent, which a change of user would forget, so it says so here; a parent that is dead
+    by then has closed its end of the leash. A recvfrom of no bytes gives the packet's length (MSG_TRUNC, recv(2)).
+    """
+    what = "its leash"
+    ends_with_us = () if namespaces.pid else (Step(what, _PRCTL, (syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)),)
+    return (
+        *ends_with_us,
+        Step(what, _WRITE, (leash, _READY, len(_READY))),
+        Step(what, _RECVFROM, (leash, 0, 0, socket.MSG_TRUNC)),
         Step("its descriptors", _CLOSE_RANGE, (0, 0xFFFFFFFF, 0)),
     )
 
@@ -223,7 +262,7 @@ class Holders:
         """Make that mount namespace, ahead of the first pod. Raises as `start`."""
         if self._root is not None:
             return
-        first = await _start(self._reaper, steps(_BARE, "", {}, netns=None, root=None), kept=())
+        first = await self._begin(_BARE, "", {}, None)
         try:
             root = os.open(f"/proc/{first.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -232,6 +271,12 @@ class Holders:
             self._root = root
         else:  # another pod was faster
             os.close(root)
+
+    def close(self) -> None:
+        """Let that mount namespace go; idempotent. Holders live on in it."""
+        if self._root is not None:
+            os.close(self._root)
+            self._root = None
 
     async def start(self, namespaces: PodNamespaces, *, hostname: str, sysctls: Mapping[str, str]) -> Holder:
         """Make the namespaces of a pod and their holder, or nothing.
@@ -252,45 +297,52 @@ class Holders:
     async def _begin(
         self, namespaces: PodNamespaces, hostname: str, sysctls: Mapping[str, str], netns: int | None
     ) -> Holder:
-        todo = steps(namespaces, hostname, sysctls, netns=netns, root=self._root)
-        return await _start(self._reaper, todo, kept=tuple(fd for fd in (netns, self._root) if fd is not None))
-
-
-async def _start(reaper: Reaper, todo: tuple[Step, ...], *, kept: tuple[int, ...]) -> Holder:
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    with reaper.expecting():
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            try:
-                pid = _spawn(program(todo, writing), (writing, *kept))
-            finally:
-                os.close(writing)
-            return await _ready(reaper, todo, pid, reading)
-        finally:
-            os.close(reading)
+            ours.setblocking(False)
+            with self._reaper.expecting():
+                with its:
+                    leash, root = its.fileno(), self._root
+                    todo = steps(namespaces, hostname, sysctls, netns=netns, root=root, leash=leash)
+                    pid = _spawn(program(todo, leash), tuple(fd for fd in (leash, netns, root) if fd is not None))
+                return await _ready(self._reaper, todo, pid, ours)
+        except BaseException:
+            ours.close()
+            raise
 
 
-async def _ready(reaper: Reaper, todo: tuple[Step, ...], pid: int, reading: int) -> Holder:
+async def _ready(reaper: Reaper, todo: tuple[Step, ...], pid: int, leash: socket.socket) -> Holder:
     """Wait until it has done everything; `pid` is that of the process that was spawned."""
-    result = 0
+    ended = reaper.watch(pid)
+    # In any order: the second process does not wait for the first one's report of it.
+    is_ready, is_cloned = False, all(step.call != _CLONE for step in todo)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            while report := await _read(reading):
+            while not (is_ready and is_cloned):
+                report = await _receive(leash)
+                if not report:
+                    raise errors.Internal("pod holder: was killed before it was ready")
                 address, result = cast("tuple[int, int]", _REPORT.unpack(report))
                 if result < 0:
-                    step = todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
-                    raise _refused(step, -result)
-                pid = result
+                    raise _refused(_step(todo, address), -result)
+                if report == _READY:
+                    is_ready = True
+                else:
+                    is_cloned, pid, ended = True, result, reaper.watch(result)
         found = identify(pid)
         if found is None:
             raise errors.Internal("pod holder: was killed before it was ready")
-        return Holder(found, reaper.watch(pid))
+        return Holder(found, ended, leash)
     except BaseException as error:
-        if result >= 0:  # else it has ended by itself
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # One whose pid was not told yet finds its leash closed.
+        _kill(pid, ended)
         if isinstance(error, TimeoutError):
             raise errors.Internal(f"pod holder: not ready within {START_TIMEOUT_S:g} s") from None
         raise
+
+
+def _step(todo: tuple[Step, ...], address: int) -> Step:
+    return todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
 
 
 def _spawn(content: bytes, kept: tuple[int, ...]) -> int:
@@ -310,23 +362,11 @@ def _spawn(content: bytes, kept: tuple[int, ...]) -> int:
         os.close(executable)
 
 
-async def _read(fd: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return os.read(fd, _REPORT.size)
-        except BlockingIOError:
-            readable = loop.create_future()
-            loop.add_reader(fd, _settle, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(fd)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+async def _receive(leash: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(leash, _REPORT.size)
+    except ConnectionResetError:
+        return b""
 
 
 def _refused(step: Step, number: int) -> Exception:

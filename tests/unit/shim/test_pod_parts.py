@@ -178,7 +178,7 @@ def test_the_holder_is_an_executable_whose_list_is_where_the_code_looks() -> Non
 
 def test_a_holder_gives_everything_up_after_it_entered_its_namespaces() -> None:
     spaces = PodNamespaces(netns="/run/netns/x", uts=True, ipc=True, pid=True)
-    steps = pod_holder.steps(spaces, "pod", {"net.a": "1"}, netns=5, root=6)
+    steps = pod_holder.steps(spaces, "pod", {"net.a": "1"}, netns=5, root=6, leash=7)
     whats = list(dict.fromkeys(step.what for step in steps))
     assert whats == [
         "/run/netns/x",
@@ -190,8 +190,9 @@ def test_a_holder_gives_everything_up_after_it_entered_its_namespaces() -> None:
         "its session",
         "its credentials",
         "its signals",
+        "its leash",
         "its descriptors",
     ]
     bare = PodNamespaces(netns="", uts=False, ipc=False, pid=False)
-    assert pod_holder.steps(bare, "", {}, netns=None, root=6)[0].what == "its root"
-    assert pod_holder.steps(bare, "", {}, netns=None, root=None)[0].what == "its root"
+    assert pod_holder.steps(bare, "", {}, netns=None, root=6, leash=7)[0].what == "its root"
+    assert pod_holder.steps(bare, "", {}, netns=None, root=None, leash=7)[0].what == "its root"
