@@ -29,6 +29,7 @@ from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
 from atoll.engine import kinds, lines, specs
 from atoll.engine.events import Event, EventType
+from atoll.engine.exits import Exits
 from atoll.engine.lines import tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
@@ -63,6 +64,7 @@ class Containers:
         self._starts: SingleFlight[str, None] = SingleFlight(parts.owner)
         self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._exits = Exits(parts.owner)
         self._busy: set[str] = set()
 
     def get(self, container_id: str) -> Container:
@@ -288,9 +290,14 @@ class Containers:
         if end.exit_status == SIGKILLED and await self._was_oom_killed(pod, container):
             reason = "OOMKilled"
         at = int(end.exited_at.timestamp() * 1e9)
-        await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at, reason=reason))
+        is_written = await self._exits.tell(
+            container,
+            lambda status: status.exited(code=end.exit_status, at=at, reason=reason),
+            lambda: self.delete_task(pod, container),
+        )
         self._publish(EventType.STOPPED, container)
-        await self.delete_task(pod, container)
+        if is_written:
+            await self.delete_task(pod, container)
 
     async def delete_task(self, pod: Pod, container: Container) -> None:
         """Have the shim forget a container; what it does not do is left to the ledger. Idempotent."""
@@ -454,6 +461,7 @@ class Containers:
         if (watch := self._watches.get(container.id)) is not None:
             # The exit is known; its task is being deleted, which the walk must not do at the same time.
             await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
+        await self._exits.give_up(container.id)
         await container.status.update(lambda status: status.begin_removal())
         story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
         with story.step("release", "ledger"):
