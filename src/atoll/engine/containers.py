@@ -35,6 +35,7 @@ from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
+from atoll.engine.request import log_path
 from atoll.engine.signals import resolve
 from atoll.image.model import Image
 from atoll.oci import resources
@@ -94,6 +95,7 @@ class Containers:
             raise errors.InvalidArgument("container config: metadata.name is required")
         if config.image is None or not config.image.image:
             raise errors.InvalidArgument("container config: image.image is required")
+        log_path(pod.config, config, "")
         pod.require_open(NO_CREATE)
         name = f"{config.metadata.name}_{pod.name.rpartition('_')[0]}_{config.metadata.attempt}"
         holder = self._parts.containers.names.key(name)
@@ -121,19 +123,14 @@ class Containers:
                 specs.build, parts, pod, container_id, config, image, self._target(pod, config)
             )
         now = time.time_ns()
-        log_path = ""
-        if pod.config.log_directory and config.log_path:
-            log_path = f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
-        elif config.log_path:
-            # Nobody keeps a folder for it, so it lives and goes with the container's own.
-            log_path = str(parts.paths.containers / container_id / "log")
         metadata = Metadata(
             id=container_id,
             name=name,
             sandbox_id=pod.id,
             config=config,
             image_ref=image.id,
-            log_path=log_path,
+            # Without a folder of the pod's it lives and goes with the container's own.
+            log_path=log_path(pod.config, config, str(parts.paths.containers / container_id / "log")),
             stop_signal=image.config.stop_signal,
         )
         record = ContainerRecord(

@@ -20,6 +20,7 @@ from atoll.engine.recovery import Recovery
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Findings
+from atoll.ledger.kind import Entry
 from atoll.linux.cgroup import Cgroup
 from atoll.network.model import Attachment
 
@@ -53,9 +54,8 @@ class Engine:
         engine = cls(parts)
         recovery.load(parts, engine.pods)
         entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
-        decoded = [kinds.NetworkKind.decode(entry) for entry in entries]
         live = {sandbox.id for sandbox in parts.sandboxes.list()} | {entry.key for entry in entries}
-        await parts.network.start([one for one in decoded if isinstance(one, Attachment)], live)
+        await parts.network.start(_attachments(entries), live)
         return engine
 
     async def recover(self) -> Recovery:
@@ -120,3 +120,14 @@ class Engine:
                     except OSError as error:
                         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                             raise
+
+
+def _attachments(entries: list[Entry]) -> list[Attachment]:
+    """Those that can be read; the pod of a damaged one says so itself."""
+    found: list[Attachment] = []
+    for entry in entries:
+        with contextlib.suppress(errors.DataLoss):
+            attachment = kinds.recorded_attachment(entry)
+            if attachment is not None:
+                found.append(attachment)
+    return found

@@ -17,6 +17,7 @@ Teardown is the same list from the bottom to the top.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ from atoll.sandboxers.roots import snapshot_key as pause_snapshot
 from atoll.shim import records
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
+
+log = logging.getLogger(__name__)
 
 POD_FILES = "pod-files"
 NETWORK = "network"
@@ -97,11 +100,16 @@ class NetworkKind(Kind):
     async def release(self, entry: Entry) -> None:
         await self._network.detach(self.decode(entry))
 
-    @staticmethod
-    def decode(entry: Entry) -> Attachment | AttachRequest:
-        if "attachment" in entry.data:
-            return msgspec.json.decode(entry.data["attachment"], type=Attachment)
-        return msgspec.json.decode(entry.data["request"], type=AttachRequest)
+    def decode(self, entry: Entry) -> Attachment | AttachRequest:
+        """What is recorded; a value that is damaged stands for an attachment that may be half made."""
+        try:
+            attachment = recorded_attachment(entry)
+            if attachment is not None:
+                return attachment
+            return msgspec.json.decode(entry.data["request"], type=AttachRequest)
+        except (KeyError, errors.DataLoss, msgspec.MsgspecError) as error:
+            log.warning("network entry %s: cannot be read, taken as half made: %s", entry.key[:13], error)
+            return AttachRequest(sandbox_id=entry.key, netns_path=str(self._network.netns_path(entry.key)))
 
     async def exists(self, entry: Entry) -> bool:
         return await self._blocking.run(netns.exists, Path(self.decode(entry).netns_path))
@@ -274,6 +282,16 @@ class TaskKind(Kind):
         bundles = self._paths.bundles
         names = [name for name in _names(bundles) if (bundles / name / records.TASK).exists()]
         return [Found(kind=TASK, key=name, owner=name) for name in names]
+
+
+def recorded_attachment(entry: Entry) -> Attachment | None:
+    """The attachment in a network's entry, None where it never came to one; raises `DataLoss` for a damaged one."""
+    if "attachment" not in entry.data:
+        return None
+    try:
+        return msgspec.json.decode(entry.data["attachment"], type=Attachment)
+    except msgspec.MsgspecError as error:
+        raise errors.DataLoss(f"network entry {entry.key[:13]}: its attachment cannot be read: {error}") from error
 
 
 def make(

@@ -38,6 +38,8 @@ class Pod:
     handler: RuntimeHandler
     state: State = State.UNKNOWN
     reason: str = ""
+    damage: str = ""
+    """What of its record cannot be read; such a pod is served as UNKNOWN until it is removed."""
     instance: ControllerInstance | None = None
     attachment: Attachment | None = None
     netns_path: str = ""

@@ -33,7 +33,7 @@ from atoll.engine.events import Event, EventType
 from atoll.engine.parts import Parts
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
-from atoll.engine.request import attach_request, pod_name
+from atoll.engine.request import attach_request, pod_name, require_log_directory
 from atoll.ledger.kind import Entry
 from atoll.linux import netns
 from atoll.network.model import Attachment
@@ -143,6 +143,7 @@ class Pods:
         state UNKNOWN, which stop and remove take away, and is retried meanwhile.
         """
         name = pod_name(config)
+        require_log_directory(config)
         chosen = handler_name or self._parts.config.default_runtime
         handler = self._parts.config.runtimes.get(chosen)
         if handler is None:

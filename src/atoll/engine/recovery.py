@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
-import msgspec
-
 from atoll import errors
 from atoll.concurrency import wait_all
 from atoll.config import RuntimeHandler
@@ -164,23 +162,27 @@ async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, pod: Po
 
 def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
     metadata = SandboxMetadata(id=sandbox.id)
-    reason = ""
+    damage: list[str] = []
     try:
         metadata = decode_metadata(sandbox.extensions[EXTENSION])
     except (KeyError, errors.DataLoss) as error:
-        reason = f"its metadata cannot be read: {error}"
+        damage.append(f"its metadata cannot be read: {error}")
     handler = parts.config.runtimes.get(metadata.runtime_handler, RuntimeHandler(sandboxer=sandbox.sandboxer))
     entry = parts.ledger.find(kinds.NETWORK, sandbox.id)
     attachment: Attachment | None = None
-    if entry is not None and "attachment" in entry.data:
-        attachment = msgspec.json.decode(entry.data["attachment"], type=Attachment)
+    if entry is not None:
+        try:
+            attachment = kinds.recorded_attachment(entry)
+        except errors.DataLoss as error:
+            damage.append(str(error))
     return Pod(
         sandbox=sandbox,
         config=metadata.config or PodConfig(),
         name=metadata.name,
         handler_name=metadata.runtime_handler,
         handler=handler,
-        reason=reason,
+        reason="; ".join(damage),
+        damage="; ".join(damage),
         attachment=attachment,
         netns_path=metadata.netns_path if entry is not None else "",
     )
@@ -199,8 +201,8 @@ async def _ask(pods: Pods, pod: Pod) -> None:
         pod.reason = str(error)
         pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC)))
         return
-    pod.state = status.state
-    pod.reason = status.reason
+    pod.state = PodState.UNKNOWN if pod.damage and status.state is PodState.READY else status.state
+    pod.reason = "; ".join(filter(None, (pod.damage, status.reason)))
     pod.instance = ControllerInstance(
         sandbox_id=pod.id,
         pid=status.pid,

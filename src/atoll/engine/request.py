@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atoll import errors
+from atoll.container.config import ContainerConfig
 from atoll.network.model import AttachRequest, Dns, PortMapping
 from atoll.sandbox.config import PodConfig, Protocol
 
@@ -15,6 +16,34 @@ def pod_name(config: PodConfig) -> str:
     if metadata is None or not metadata.name:
         raise errors.InvalidArgument("pod config: metadata.name is required")
     return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+
+def require_log_directory(config: PodConfig) -> str:
+    """The pod's log folder without a slash at its end, or ""; raises `InvalidArgument` unless absolute and clean."""
+    folder = config.log_directory
+    trimmed = folder.rstrip("/")
+    if folder and not (trimmed.startswith("/") and _is_clean(trimmed[1:])):
+        raise errors.InvalidArgument(f"pod config: log_directory {folder!r}: must be an absolute path without . and ..")
+    return trimmed
+
+
+def log_path(pod: PodConfig, config: ContainerConfig, own: str) -> str:
+    """Where a container's log goes, "" for none: below the pod's folder, in `own` where it has none.
+
+    Raises `InvalidArgument` for a log_path that could lead out of the pod's folder.
+    """
+    if not config.log_path:
+        return ""
+    if not _is_clean(config.log_path):
+        raise errors.InvalidArgument(
+            f"container config: log_path {config.log_path!r}: must be a relative path without . and .."
+        )
+    folder = require_log_directory(pod)
+    return f"{folder}/{config.log_path}" if folder else own
+
+
+def _is_clean(path: str) -> bool:
+    return "\0" not in path and not {"", ".", ".."}.intersection(path.split("/"))
 
 
 def attach_request(pod_id: str, config: PodConfig, netns_path: str) -> AttachRequest:

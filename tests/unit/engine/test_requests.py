@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
+from atoll.container.config import ContainerConfig
 from atoll.engine.execs import ExecRequest, exec_process
-from atoll.engine.request import attach_request, pod_name
+from atoll.engine.request import attach_request, log_path, pod_name, require_log_directory
 from atoll.engine.specs import namespaces
 from atoll.oci import spec as oci
 from atoll.oci.config import NamespaceMode, NamespaceOption
@@ -86,3 +87,23 @@ def test_an_execs_environment_replaces_by_name_and_its_terminal_has_a_size() -> 
     assert tuple(process.env) == ("A=1", "B=3", "C=4", "TERM=xterm")
     assert process.console_size == oci.Box(height=24, width=80)
     assert (process.cwd, process.terminal) == ("/tmp", True)
+
+
+def test_a_log_goes_below_the_pods_folder_or_is_the_daemons_own() -> None:
+    config = ContainerConfig(log_path="web/0.log")
+    assert log_path(PodConfig(log_directory="/var/log/pods/a_b_c/"), config, "/own") == "/var/log/pods/a_b_c/web/0.log"
+    assert log_path(PodConfig(), config, "/own") == "/own"
+    assert not log_path(PodConfig(log_directory="/var/log"), ContainerConfig(), "/own")
+
+
+@pytest.mark.parametrize("path", ["/etc/shadow", "..", "a/../../b", "./a", "a//b", "a/", "a\0b"])
+@pytest.mark.parametrize("folder", ["", "/var/log/pods/a"])
+def test_a_log_that_leads_out_of_the_folder_is_refused(path: str, folder: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="log_path"):
+        log_path(PodConfig(log_directory=folder), ContainerConfig(log_path=path), "/own")
+
+
+@pytest.mark.parametrize("folder", ["logs", "/", "/a/../b", "/a/./b", "//a", "/a\0b", "../a"])
+def test_a_log_folder_that_is_no_clean_absolute_path_is_refused(folder: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="log_directory"):
+        require_log_directory(PodConfig(log_directory=folder))
