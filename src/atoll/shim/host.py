@@ -97,6 +97,7 @@ class Host:
             self._tasks.spawn(self._holders.prepare(), name="holders")
         await self._over.wait()
         await self._tasks.aclose()
+        self._holders.close()
         self._reaper.close()
 
     def _asked(self) -> None:
@@ -111,10 +112,23 @@ class Host:
             self._close_control()
             return
         listener = socket.socket(fileno=fd)
-        request = self._decoder.decode(packet).shim
-        self._install(request)
+        try:
+            request = self._decoder.decode(packet).shim
+            self._install(request)
+        except (msgspec.MsgspecError, OSError) as error:
+            self._refuse(listener, error)
+            return
         self._shims += 1
         self._begin(request, listener)
+
+    def _refuse(self, listener: socket.socket, error: Exception) -> None:
+        # The zygote has told the daemon that it listens: who connects is to see that nobody does.
+        with listener:
+            path = str(listener.getsockname())
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        log.error("%s: cannot be served: %s", path, error)
+        self._ended()
 
     def _install(self, request: ShimRequest) -> None:
         if not self._shims:
