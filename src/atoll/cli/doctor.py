@@ -27,6 +27,7 @@ from atoll.oci import detect
 
 KERNEL = (5, 9)
 """The oldest kernel with close_range and pidfd waits, which everything here stands on."""
+MACHINE = "x86_64"
 CONTROLLERS = ("cpu", "memory", "pids")
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_SETUID", "CAP_MKNOD", "CAP_KILL")
 DISK_WARNING_BYTES = 1 << 30
@@ -93,8 +94,15 @@ def _kernel(facts: HostFacts) -> Iterator[Check]:
     yield Check(
         name="kernel",
         verdict=Verdict.OK if enough else Verdict.MISSING,
-        found=f"{facts.kernel_release} {facts.machine}",
+        found=facts.kernel_release,
         fix="" if enough else f"boot a kernel of version {wanted} or later",
+    )
+    known = facts.machine == MACHINE
+    yield Check(
+        name="architecture",
+        verdict=Verdict.OK if known else Verdict.MISSING,
+        found=facts.machine,
+        fix="" if known else f"run on {MACHINE}: what holds a pod's namespaces is machine code, not there for others yet",
     )
     yield Check(
         name="overlayfs",
