@@ -44,7 +44,7 @@ async def tasks_of(pod: Pod) -> TaskClient:
 
 
 async def is_gone(pod: Pod) -> bool:
-    """Whether nobody serves the pod any more: certain, and for good."""
+    """Whether nobody serves the pod any more: certain, and for good. False where it cannot be asked now."""
     try:
         await shim_of(pod)
     except errors.Unavailable:

@@ -73,19 +73,25 @@ class AtollLauncher:
             )
         )
         try:
-            bootstrap = Bootstrap(version=TASK_API_VERSION, address=f"unix://{path}")
-            return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+            return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=self._bootstrap(request))
         except BaseException:
             await run_to_completion(self._undo(request, forked), within=UNDO_TIMEOUT_S)
             raise
         finally:
             os.close(forked.pidfd)
 
+    def _bootstrap(self, request: LaunchRequest) -> Bootstrap:
+        return Bootstrap(version=TASK_API_VERSION, address=f"unix://{self._socket(request)}")
+
     async def _undo(self, request: LaunchRequest, forked: ForkedShim) -> None:
         await ending.undo(forked.pidfd, self._socket(request), request.id, alone=forked.alone)
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
-        bootstrap = Bootstrap.load(request.bundle.path)
+        try:
+            bootstrap = Bootstrap.load(request.bundle.path)
+        except errors.DataLoss as error:
+            log.warning("shim %s: asked where it was told to listen: %s", request.id, error)
+            bootstrap = self._bootstrap(request)
         return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
 
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:

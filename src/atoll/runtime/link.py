@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from atoll import errors
+from atoll.linux import process
 from atoll.runtime.shim import Launcher, LaunchRequest, Shim
+from atoll.shim import records
 
 T = TypeVar("T")
 
@@ -30,7 +32,8 @@ log = logging.getLogger(__name__)
 class Link:
     """The connection to one shim, made again where it broke and the shim lives.
 
-    `is_gone` once it is known that nobody serves any more; a shim that does not answer is not gone.
+    `is_gone` once it is known that nobody serves any more; a shim that does not answer, or that cannot be asked for
+    a lack of ours, is not gone.
     """
 
     def __init__(self, launcher: Launcher, request: LaunchRequest, shim: Shim | None = None) -> None:
@@ -65,9 +68,28 @@ class Link:
         self._reconnects.append(now)
         try:
             return await self._launcher.reconnect(self._request)
-        except (errors.NotFound, errors.Unavailable, errors.DataLoss) as error:
-            self.is_gone = True
-            raise errors.Unavailable(f"sandbox {self._request.id}: its shim is gone: {error}") from error
+        except errors.DataLoss as error:
+            if not self._is_dead():
+                raise  # where it answers cannot be read: it may well live
+            raise self._gone(error) from error
+        except (errors.NotFound, errors.Unavailable) as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: errors.AtollError) -> errors.Unavailable:
+        self.is_gone = True
+        return errors.Unavailable(f"sandbox {self._request.id}: its shim is gone: {error}")
+
+    def _is_dead(self) -> bool:
+        """Whether the shim's process, by its record, is provably no more."""
+        try:
+            record = records.read(self._request.bundle.path / records.SHIM, records.ShimRecord)
+        except errors.DataLoss:
+            return False
+        if record is None:
+            return False
+        return not process.is_alive(
+            process.ProcessId(pid=record.pid, start_ticks=record.start_ticks, boot_id=record.boot_id)
+        )
 
     async def ask(self, question: Callable[[Shim], Awaitable[T]]) -> T:
         """Ask what may be asked twice: again on a new connection where the first one broke under it."""

@@ -23,6 +23,7 @@ UNIX_SCHEME = "unix://"
 MAX_NAME_BYTES = 107
 FULL_BACKLOG_PAUSE_S = 0.005
 LISTEN_BACKLOG = 128
+NOBODY_LISTENS = frozenset({errno.ENOENT, errno.ECONNREFUSED})
 _UCRED = struct.Struct("3i")
 
 
@@ -66,8 +67,9 @@ def socket_names(address: str) -> list[str]:
 async def connect(address: str, *, timeout_s: float) -> socket.socket:
     """A connected non-blocking socket; the caller closes it.
 
-    A peer that is not there is told at once: `Unavailable`; one that refuses this user: `PermissionDenied`.
-    Only a full backlog is waited for, at most `timeout_s`.
+    A peer that is not there, and only that, is told at once: `Unavailable`; one that refuses this user:
+    `PermissionDenied`; a lack on this side, such as of descriptors: `ResourceExhausted`. Only a full backlog is
+    waited for, at most `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -82,11 +84,17 @@ async def _connect_first(address: str) -> socket.socket:
         try:
             return await _connect_one(name)
         except OSError as error:
+            if error.errno not in NOBODY_LISTENS:
+                first = error
+                break
             first = first or error
             if error.errno != errno.ENOENT:
                 break
     if isinstance(first, PermissionError):
         raise errors.PermissionDenied(f"{address}: cannot connect: {first.strerror}") from first
+    if first is not None and first.errno not in NOBODY_LISTENS:
+        # Says nothing about the peer, which a caller must not take for dead.
+        raise errors.ResourceExhausted(f"{address}: cannot be asked now: {first.strerror}") from first
     reason = first.strerror if first is not None else "no name"
     raise errors.Unavailable(f"{address}: cannot connect: {reason}") from first
 

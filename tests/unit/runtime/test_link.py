@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from atoll import errors
+from atoll.linux import process
 from atoll.runtime.link import RECONNECTS_LIMIT, Link
 from atoll.runtime.shim import LaunchRequest
+from atoll.shim import records
 from atoll.testing.faultpoints import Fault, FaultPlan
 from tests.unit.runtime.shims import LocalLauncher, request
 
@@ -100,3 +103,29 @@ async def test_what_was_let_go_does_not_connect_again(launcher: LocalLauncher, a
     with pytest.raises(errors.Unavailable, match="let go"):
         await link.shim()
     assert not link.is_gone
+
+
+async def test_a_shim_that_cannot_be_asked_now_is_not_gone(launcher: LocalLauncher, asked: LaunchRequest) -> None:
+    launcher.faults = FaultPlan(Fault(point="launcher.reconnect", error=errors.ResourceExhausted("no descriptors")))
+    await launcher.serve(asked)
+    link = Link(launcher, asked)
+    with pytest.raises(errors.ResourceExhausted):
+        await link.shim()
+    assert not link.is_gone
+
+
+@pytest.mark.parametrize("recorded", ["nobody", "alive", "dead"])
+async def test_a_shim_whose_address_cannot_be_read_is_gone_only_where_its_process_is(
+    launcher: LocalLauncher, asked: LaunchRequest, recorded: str
+) -> None:
+    own = process.identify(os.getpid())
+    assert own is not None
+    if recorded != "nobody":
+        ticks = own.start_ticks + (recorded == "dead")
+        record = records.ShimRecord(pid=own.pid, start_ticks=ticks, boot_id=own.boot_id, version="")
+        records.write(asked.bundle.path / records.SHIM, record)
+    launcher.faults = FaultPlan(Fault(point="launcher.reconnect", error=errors.DataLoss("torn")))
+    link = Link(launcher, asked)
+    with pytest.raises(errors.Unavailable if recorded == "dead" else errors.DataLoss):
+        await link.shim()
+    assert link.is_gone == (recorded == "dead")
