@@ -102,7 +102,7 @@ def _kernel(facts: HostFacts) -> Iterator[Check]:
         name="architecture",
         verdict=Verdict.OK if known else Verdict.MISSING,
         found=facts.machine,
-        fix="" if known else f"run on {MACHINE}: what holds a pod's namespaces is machine code, not there for others yet",
+        fix="" if known else f"run on {MACHINE}: the holder of a pod's namespaces is machine code, for it alone",
     )
     yield Check(
         name="overlayfs",
