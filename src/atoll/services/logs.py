@@ -1,7 +1,8 @@
 """Reading a container's CRI log: from its end or its beginning, and on as it grows.
 
 A rotated file (renamed, a new one at the path) is read to its end before the new one. Following wakes up
-by inotify(7), never by polling.
+by inotify(7), never by polling. The file may be as long as its disk and the disk slow: a tail is found from the end,
+and every read is a thread's.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
 from atoll import errors
-from atoll.concurrency import Latch
+from atoll.concurrency import Blocking, Latch
 from atoll.container.status import Status
 from atoll.linux.watch import Watch
 
@@ -62,27 +63,29 @@ def parse_time(text: str) -> int:
     return seconds * 1_000_000_000 + int(fraction.ljust(9, "0")[:9])
 
 
-async def read(path: Path, *, follow: bool, tail: int, since_ns: int, ended: Latch[Status]) -> AsyncIterator[Line]:
+async def read(
+    path: Path, *, follow: bool, tail: int, since_ns: int, ended: Latch[Status], blocking: Blocking
+) -> AsyncGenerator[Line]:
     """The lines of a log; with `follow` until the container has ended and its log was read to the end.
 
-    `tail` counts entries from the end, negative or zero for all of them.
+    `tail` counts entries from the end, negative or zero for all of them. Without `follow` it ends where the file
+    ended at the call. The disk is waited for in `blocking`, a chunk at a time.
     """
     if tail > MAX_TAIL_LINES:
         raise errors.InvalidArgument(f"tail {tail}: at most {MAX_TAIL_LINES} lines")
-    with Reader(path) as reader:
-        first: Iterator[Line] = reader.lines()
-        if tail > 0:
-            first = iter(deque(first, maxlen=tail))
-        for line in first:
-            if line.time_ns >= since_ns:
+    with Reader(path, since_ns=since_ns) as reader:
+        await blocking.run(reader.start, max(tail, 0))
+        while (lines := await blocking.run(reader.batch)) is not None:
+            for line in lines:
                 yield line
         if not follow:
             return
+        reader.go_on()
         with Watch(path.parent) as watch:
             while True:
                 over = ended.is_set
-                for line in reader.lines():
-                    if line.time_ns >= since_ns:
+                while (lines := await blocking.run(reader.batch)) is not None:
+                    for line in lines:
                         yield line
                 if over:
                     return
@@ -99,46 +102,130 @@ async def _change(watch: Watch, ended: Latch[Status]) -> None:
 
 
 class Reader:
-    """Whole lines of a growing file; follows it over a rotation."""
+    """Whole lines of a growing file; follows it over a rotation.
 
-    def __init__(self, path: Path) -> None:
+    Leaving it while a thread reads is fine: the thread then closes the file.
+    """
+
+    def __init__(self, path: Path, *, since_ns: int = 0) -> None:
         self._path = path
+        self._since_ns = since_ns
         self._fd = -1
         self._rest = b""
+        self._left: int | None = None
+        self._busy = threading.Lock()
+        self._is_over = False
 
     def __enter__(self) -> Self:
-        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._close_unless_busy()
+
+    def _close_unless_busy(self) -> None:
+        if self._busy.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._busy.release()
+
+    def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+        self._fd, self._rest = -1, b""
 
     def _open(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[None]:
+        with self._busy:
+            yield
+        if self._is_over:
+            self._close_unless_busy()
+
+    def start(self, tail: int) -> None:
+        """Begin at the last `tail` entries, 0 for all, and end where the file ends now, until `go_on`."""
+        with self._reading():
+            self._left = 0
+            if not self._is_over:
+                self._open()
+            if self._fd >= 0:
+                size = os.fstat(self._fd).st_size
+                offset = self._tail_offset(size, tail) if tail else 0
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                self._left = size - offset
+
+    def go_on(self) -> None:
+        """Read what came after `start`, too."""
+        self._left = None
+
     def lines(self) -> Iterator[Line]:
         """What came since the last call, the rest of a rotated file first."""
-        if self._fd < 0:
-            self._open()
-        while self._fd >= 0:
-            yield from self._read_on()
-            if not self._rotated():
-                return
-            yield from self._read_on()
-            os.close(self._fd)
-            self._fd, self._rest = -1, b""
-            self._open()
+        while (found := self.batch()) is not None:
+            yield from found
 
-    def _read_on(self) -> Iterator[Line]:
-        while chunk := os.read(self._fd, READ_BYTES):
-            *whole, self._rest = (self._rest + chunk).split(b"\n")
-            for raw in whole:
-                line = parse(raw)
-                if line is not None:
-                    yield line
+    def batch(self) -> list[Line] | None:
+        """The lines of one chunk, or None where there is none now; the rest of a rotated file comes first."""
+        with self._reading():
+            return None if self._is_over else self._batch()
+
+    def _batch(self) -> list[Line] | None:
+        while True:
+            if self._fd < 0:
+                self._open()
+            if self._fd < 0:
+                return None
+            if chunk := self._read():
+                return self._split(chunk)
+            if self._left is not None or not self._rotated():
+                return None
+            if chunk := self._read():
+                return self._split(chunk)
+            self._close()
+
+    def _read(self) -> bytes:
+        if self._left is None:
+            return os.read(self._fd, READ_BYTES)
+        chunk = os.read(self._fd, min(self._left, READ_BYTES))
+        self._left -= len(chunk)
+        return chunk
+
+    def _split(self, chunk: bytes) -> list[Line]:
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if self._since_ns and whole and all(self._is_before(raw) for raw in (whole[0], whole[-1])):
+            return []  # times rise: nothing between the two is wanted
+        lines = (parse(raw) for raw in whole)
+        return [line for line in lines if line is not None and line.time_ns >= self._since_ns]
+
+    def _is_before(self, raw: bytes) -> bool:
+        line = parse(raw)
+        return line is not None and line.time_ns < self._since_ns
+
+    def _tail_offset(self, size: int, count: int) -> int:
+        """Where the last `count` entries of the first `size` bytes begin, found from their end."""
+        position, rest, is_torn = size, b"", True
+        while position > 0 and not self._is_over:
+            length = min(READ_BYTES, position)
+            position -= length
+            block = os.pread(self._fd, length, position) + rest
+            rest, *whole = block.split(b"\n")
+            at = position + len(block)
+            if is_torn:  # what follows the last line break is no entry yet
+                if not whole:
+                    rest = b""
+                    continue
+                is_torn = False
+                at -= len(whole.pop()) + 1
+            for raw in reversed(whole):
+                at -= len(raw)
+                count -= parse(raw) is not None
+                if not count:
+                    return at
+                at -= 1
+        return 0
 
     def _rotated(self) -> bool:
         try:

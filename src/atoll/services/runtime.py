@@ -125,19 +125,17 @@ class RuntimeService:
             raise errors.FailedPrecondition(
                 f"container {container.id[:13]}: keeps no log; run it in a pod with a log directory"
             )
-        async for line in logs.read(
+        reading = logs.read(
             Path(container.metadata.log_path),
             follow=request.follow,
             tail=request.tail,
             since_ns=request.since,
             ended=container.stopped,
-        ):
-            yield pb.LogsResponse(
-                stream=pb.LogsResponse.STDERR if line.stream == "stderr" else pb.LogsResponse.STDOUT,
-                time=line.time_ns,
-                content=line.content,
-                partial=line.partial,
-            )
+            blocking=self._engine.parts.blocking,
+        )
+        async with contextlib.aclosing(reading) as lines:
+            async for line in lines:
+                yield _line(line)
 
     async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
         _, container = self._container(request.container_id)
@@ -259,6 +257,15 @@ async def _container_exit(container: Container) -> pb.Exit:
         exited_at=status.finished_at,
         reason=status.reason,
         message=status.message,
+    )
+
+
+def _line(line: logs.Line) -> pb.LogsResponse:
+    return pb.LogsResponse(
+        stream=pb.LogsResponse.STDERR if line.stream == "stderr" else pb.LogsResponse.STDOUT,
+        time=line.time_ns,
+        content=line.content,
+        partial=line.partial,
     )
 
 

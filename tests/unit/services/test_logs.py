@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.concurrency import Latch
+from atoll.concurrency import Blocking, Latch
 from atoll.container.status import Status
 from atoll.services import logs
 from atoll.services.logs import Reader, parse, parse_time, read
@@ -53,9 +57,17 @@ def test_times_are_exact_to_the_nanosecond(fraction: int) -> None:
     assert parse_time(f"2026-01-01T02:00:00.{fraction:09}+02:00") == BASE_NS + fraction
 
 
+@pytest.fixture
+def blocking() -> Iterator[Blocking]:
+    with contextlib.closing(Blocking(1)) as blocking:
+        yield blocking
+
+
 async def collected(path: Path, *, follow: bool = False, tail: int = -1, since_ns: int = 0) -> list[bytes]:
     ended: Latch[Status] = Latch()
-    return [line.content async for line in read(path, follow=follow, tail=tail, since_ns=since_ns, ended=ended)]
+    with contextlib.closing(Blocking(1)) as blocking:
+        lines = read(path, follow=follow, tail=tail, since_ns=since_ns, ended=ended, blocking=blocking)
+        return [line.content async for line in lines]
 
 
 async def test_all_the_last_and_those_since(tmp_path: Path) -> None:
@@ -99,11 +111,11 @@ def test_a_rotated_file_is_read_to_its_end_first(tmp_path: Path) -> None:
         assert [line.content for line in reader.lines()] == [b"two", b"three"]
 
 
-async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: Path) -> None:
+async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: Path, blocking: Blocking) -> None:
     path = tmp_path / "log"
     path.write_bytes(entry(1, "one"))
     ended: Latch[Status] = Latch()
-    lines = read(path, follow=True, tail=-1, since_ns=0, ended=ended)
+    lines = read(path, follow=True, tail=-1, since_ns=0, ended=ended, blocking=blocking)
     async with asyncio.timeout(5):
         found = [(await anext(lines)).content]
         for number in (2, 3):
@@ -115,3 +127,66 @@ async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: 
         ended.set(Status())
         found += [line.content async for line in lines]
     assert found == [b"one", b"2", b"3", b"last"]
+
+
+async def test_the_tail_of_a_long_log_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        for number in range(60_000):
+            file.write(entry(number % 60, f"{number} " + "x" * 100))
+        file.write(b"no entry\n")
+        file.write(entry(0, "last"))
+        file.write(b"torn")
+    read_bytes: list[int] = []
+    whole_read, whole_pread = os.read, os.pread
+
+    def counted(fd: int, length: int) -> bytes:
+        read_bytes.append(length)
+        return whole_read(fd, length)
+
+    def counted_at(fd: int, length: int, offset: int) -> bytes:
+        read_bytes.append(length)
+        return whole_pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "read", counted)
+    monkeypatch.setattr(os, "pread", counted_at)
+    found = await collected(path, tail=3)
+    assert [content.split()[0] for content in found] == [b"59998", b"59999", b"last"]
+    assert path.stat().st_size > 8 << 20
+    assert sum(read_bytes) <= 2 * logs.READ_BYTES
+
+
+@given(
+    count=st.integers(min_value=1, max_value=12),
+    texts=st.lists(st.text(alphabet="ab ", max_size=30), max_size=10),
+    torn=st.sampled_from([b"", b"torn", b"x" * 100]),
+)
+async def test_a_tail_is_the_end_of_all_wherever_chunks_are_cut(count: int, texts: list[str], torn: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "READ_BYTES", 17)
+        path = Path(folder) / "log"
+        path.write_bytes(b"".join(entry(n, text) + b"junk\n" * (n % 2) for n, text in enumerate(texts)) + torn)
+        assert await collected(path, tail=count) == (await collected(path))[-count:]
+
+
+async def test_what_is_before_since_is_passed_over_chunk_by_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        for second in range(60):
+            for _ in range(500):
+                file.write(entry(second, f"{second} " + "x" * 50))
+    found = await collected(path, since_ns=BASE_NS + 57_000_000_000)
+    assert len(found) == 1500
+
+
+async def test_a_reader_that_is_left_while_a_thread_reads_keeps_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(entry(1, "one"))
+    reader = Reader(path)
+    with reader:
+        reader.start(0)
+        reader._busy.acquire()  # as a thread that reads
+    assert reader._fd >= 0
+    reader._busy.release()
+    assert reader.batch() is None
+    assert reader._fd == -1
