@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ GRACE_S = 2.0
 UNGATED = frozenset({"Version", "Status", "RuntimeConfig", "Info", "Check"})
 """Methods that do not wait for the recovery of an earlier daemon's pods."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+FileId = tuple[int, int]
+"""Device and inode."""
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -85,7 +88,8 @@ async def _serve(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     async with compose(config) as engine, TaskOwner("serve") as tasks:
         idle = Idle(stop, config.idle_exit_s, engine)
-        server = await _listen(config, engine, idle)
+        _raise_descriptor_limit()
+        server, bound = await _listen(config, engine, idle)
         try:
             log.info("atoll listens on %s", config.socket_path)
             tasks.spawn(_recover(engine), name="recover")
@@ -94,14 +98,36 @@ async def _serve(config: Config) -> None:
         finally:
             log.info("atoll stops; pods go on")
             await server.stop(GRACE_S)
-            config.socket_path.unlink(missing_ok=True)
+            _unlink_own(config.socket_path, bound)
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as the kernel lets us have: each pod costs a few.
+
+    After the zygote has begun, whose containers keep the limit that the daemon was started with.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _unlink_own(path: Path, bound: FileId) -> None:
+    """Remove our socket, and not the one of a daemon that has the path by now."""
+    with contextlib.suppress(FileNotFoundError):
+        if _file_id(path) == bound:
+            path.unlink()
+
+
+def _file_id(path: Path) -> FileId:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 async def _recover(engine: Engine) -> None:
     await engine.recover()
 
 
-async def _listen(config: Config, engine: Engine, idle: Idle) -> grpc.aio.Server:
+async def _listen(config: Config, engine: Engine, idle: Idle) -> tuple[grpc.aio.Server, FileId]:
     path = config.socket_path
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _claim(path)
@@ -126,13 +152,13 @@ async def _listen(config: Config, engine: Engine, idle: Idle) -> grpc.aio.Server
         [rpc.handlers(service, work, idle, gate=engine.ready, ungated=UNGATED) for service, work in served.items()]
     )
     reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-    _bind(server, path)
+    bound = _bind(server, path)
     await server.start()
-    return server
+    return server, bound
 
 
-def _bind(server: grpc.aio.Server, path: Path) -> None:
-    """Listen on a socket that was never open to others.
+def _bind(server: grpc.aio.Server, path: Path) -> FileId:
+    """Listen on a socket that was never open to others, and tell which file it is.
 
     gRPC makes it with the rights that the umask leaves, so it is made in a folder of root's alone, then moved. The
     folder is named by its descriptor, so that no path is too long for the moment.
@@ -142,12 +168,14 @@ def _bind(server: grpc.aio.Server, path: Path) -> None:
     try:
         server.add_insecure_port(f"unix:/proc/self/fd/{fd}/{folder.name}")
         os.chmod(folder / folder.name, 0o600)
+        bound = _file_id(folder / folder.name)
         os.rename(folder / folder.name, path)
     except (RuntimeError, OSError) as error:
         raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error}") from error
     finally:
         os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
+    return bound
 
 
 class Health:
