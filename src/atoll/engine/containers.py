@@ -258,6 +258,10 @@ class Containers:
                 self._await_exit(pod, container), name=f"pod/{pod.id}/wait/{container.id}"
             )
 
+    def is_watched(self, container_id: str) -> bool:
+        """Whether the container's exit is being waited for."""
+        return container_id in self._watches
+
     async def _await_exit(self, pod: Pod, container: Container) -> None:
         try:
             end = await self._exit_of(pod, container)

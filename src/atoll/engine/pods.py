@@ -77,6 +77,7 @@ class Pods:
         self._making: dict[str, Pod] = {}
         self._runs: SingleFlight[str, Pod] = SingleFlight(parts.owner)
         self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
+        self._watched: set[str] = set()
         self._leaving = asyncio.Semaphore(MAX_LEAVING)
         self._left: dict[str, asyncio.Task[None]] = {}
 
@@ -104,8 +105,10 @@ class Pods:
         self._pods[pod.id] = pod
 
     def watch(self, pod: Pod) -> None:
-        """See to the end of a pod's sandbox, once it is known to be READY."""
-        self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
+        """See to the end of a pod's sandbox, where it has a controller that can tell; one watch a pod."""
+        if pod.id not in self._watched and pod.handler_name in self._parts.controllers:
+            self._watched.add(pod.id)
+            self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
 
     def owners(self) -> frozenset[str]:
         """Whose ledger entries are in order: pods, also those being made, and their networks."""
@@ -332,7 +335,10 @@ class Pods:
     # --- the end of a sandbox ---
 
     async def _await_end(self, pod: Pod) -> None:
-        end = await self._end_of(pod)
+        try:
+            end = await self._end_of(pod)
+        finally:
+            self._watched.discard(pod.id)
         if pod.ended.set(end):
             log.info("pod %s ended: exit status %d", pod.id[:13], end.exit_status)
             pod.state = State.NOTREADY

@@ -2,7 +2,7 @@
 
 Each pod is taken up by itself, many at a time, each within `POD_TIMEOUT_S`: its sandboxer is asked, its shim is
 connected to, each of its containers is settled by what its checkpoint says and what the shim says. A pod
-that cannot be asked is UNKNOWN with the reason, and is served as that.
+that cannot be asked is UNKNOWN with the reason, is served as that, and is asked again until it can be.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import contextlib
 import logging
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 from atoll import errors
-from atoll.concurrency import wait_all
+from atoll.concurrency import settle, wait_all
 from atoll.config import RuntimeHandler
 from atoll.container.status import State, Status, unknown_status
 from atoll.container.store import Container
@@ -32,6 +32,7 @@ from atoll.runtime.task import TaskStatus
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
+    Controller,
     ControllerInstance,
     ControllerStatus,
     ExitStatus,
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 POD_TIMEOUT_S = 5.0
 CONCURRENCY = 32
+FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 1.0, 60.0
+"""Pauses between questions about a pod that could not be settled at the start."""
 
 
 @runtime_checkable
@@ -77,7 +80,10 @@ async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
 
     async def one(pod: Pod) -> None:
         async with gate:
-            await _recover_pod(parts, pods, containers, pod)
+            is_settled = await _recover_safely(parts, pods, containers, pod, again=False)
+        if not is_settled:
+            again = _recover_again(parts, pods, containers, pod)
+            parts.owner.spawn(again, name=f"pod/{pod.id}/recover again")
 
     await wait_all([one(pod) for pod in loaded])
     duration = time.monotonic() - begun
@@ -105,7 +111,7 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
             for one in left:
                 log.error("pod %s: not undone yet, will be retried: %s", pod_id[:13], one)
 
-    await wait_all([pods.leave_lost_network(pod) for pod in pods.list()])
+    await wait_all([_leave_lost_network(pods, pod) for pod in pods.list()])
     sandboxes = parts.sandboxes.list()
     await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
     known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
@@ -119,6 +125,13 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
     if strays:
         intents = [Intent(owner=found.owner, kind=found.kind, key=found.key) for found in strays]
         await parts.ledger.release(*await parts.ledger.enter(*intents), within=TEARDOWN_TIMEOUT_S)
+
+
+async def _leave_lost_network(pods: Pods, pod: Pod) -> None:
+    within = 3 * TEARDOWN_TIMEOUT_S
+    left = await settle(pods.leave_lost_network(pod), within=within, name=f"pod/{pod.id}/leave lost network")
+    if isinstance(left, BaseException):
+        log.error("pod %s: its lost network is not given back: %s", pod.id[:13], left, exc_info=left)
 
 
 async def _forget(containers: Containers, container: Container) -> None:
@@ -135,29 +148,95 @@ def quarantined(parts: Parts) -> frozenset[str]:
     return frozenset(ids | {kinds.NETWORK_OWNER + one for one in ids})
 
 
-async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, pod: Pod) -> None:
+async def _recover_safely(parts: Parts, pods: Pods, containers: Containers, pod: Pod, *, again: bool) -> bool:
+    """`_recover_pod`, for a walk that goes on whatever happens to one pod; a fault of ours counts as unsettled."""
+    within = POD_TIMEOUT_S * (3 + len(containers.list(pod.id)))
+    name = f"pod/{pod.id}/recover"
+    settled = await settle(_recover_pod(parts, pods, containers, pod, again=again), within=within, name=name)
+    if isinstance(settled, BaseException):
+        log.error("pod %s: its recovery failed: %s", pod.id[:13], settled, exc_info=settled)
+        if pod.state is PodState.UNKNOWN:
+            pod.reason = pod.reason or f"its recovery failed: {settled}"
+        return False
+    return settled
+
+
+async def _recover_again(parts: Parts, pods: Pods, containers: Containers, pod: Pod) -> None:
+    """Ask about a pod until all of it is settled, or it is removed."""
+    pause = FIRST_ASK_AGAIN_S
+    while True:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LAST_ASK_AGAIN_S)
+        if pod not in pods.list():
+            return
+        if await _recover_safely(parts, pods, containers, pod, again=True):
+            log.info("pod %s: is settled as %s", pod.id[:13], pod.state)
+            return
+
+
+async def _recover_pod(parts: Parts, pods: Pods, containers: Containers, pod: Pod, *, again: bool) -> bool:
+    """Ask about a pod and its containers, whether everything is settled; what is, is not asked about `again`."""
+    is_settled = True
     async with pod.lock:
-        try:
-            async with asyncio.timeout(POD_TIMEOUT_S):
-                await _ask(pods, pod)
-        except TimeoutError:
-            pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
-        except errors.AtollError as error:
-            pod.reason = str(error)
-        if pod.reason:
-            log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
+        if not pod.ended.is_set and pod in pods.list():
+            is_settled = await _ask_in_time(pods, pod)
         for container in containers.list(pod.id):
-            try:
-                async with asyncio.timeout(POD_TIMEOUT_S):
-                    await _recover_container(parts, containers, pod, container)
-            except (TimeoutError, errors.AtollError) as error:
-                why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
-                log.warning("container %s recovered as unknown: %s", container.id[:13], why)
-                await container.status.update(lambda status, why=why: unknown_status(status, why))
+            if again and _is_settled(containers, container):
+                continue
+            is_settled &= await _recover_container_in_time(parts, containers, pod, container)
     if not pod.ended.is_set:
         pods.watch(pod)
     elif any(container.status.get().can_stop for container in containers.list(pod.id)):
         await containers.end_orphans(pod)
+    return is_settled
+
+
+async def _ask_in_time(pods: Pods, pod: Pod) -> bool:
+    try:
+        controller = pods.controller(pod)
+    except errors.FailedPrecondition as error:
+        pod.reason = pod.damage or str(error)
+        log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
+        return True  # no other answer for as long as this daemon lives
+    is_settled = False
+    try:
+        async with asyncio.timeout(POD_TIMEOUT_S):
+            await _ask(controller, pod)
+        is_settled = True
+    except TimeoutError:
+        pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
+    except errors.AtollError as error:
+        pod.reason = str(error)
+    if pod.reason:
+        log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
+    return is_settled
+
+
+def _is_settled(containers: Containers, container: Container) -> bool:
+    """One that is CREATED may be new, and be about to be started: it must be let be."""
+    state = container.status.get().state
+    return state in (State.CREATED, State.EXITED) or (state is State.RUNNING and containers.is_watched(container.id))
+
+
+async def _recover_container_in_time(parts: Parts, containers: Containers, pod: Pod, container: Container) -> bool:
+    before = container.status.get()
+    try:
+        async with asyncio.timeout(POD_TIMEOUT_S):
+            await _recover_container(parts, containers, pod, container)
+    except (TimeoutError, errors.AtollError) as error:
+        why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
+        log.warning("container %s recovered as unknown: %s", container.id[:13], why)
+        if container.status.get().state is not State.EXITED:
+            await container.status.update(lambda status: unknown_status(status, why))
+            if known_state(before) is not State.CREATED:
+                containers.watch(pod, container)
+        return False
+    return True
+
+
+def known_state(status: Status) -> State:
+    """The state a container was last known to be in, below an UNKNOWN that only says nobody could be asked."""
+    return replace(status, unknown=False).state
 
 
 def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
@@ -188,8 +267,7 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
     )
 
 
-async def _ask(pods: Pods, pod: Pod) -> None:
-    controller = pods.controller(pod)
+async def _ask(controller: Controller, pod: Pod) -> None:
     try:
         if isinstance(controller, Recoverable):
             status = await controller.recover(pod.sandbox)
@@ -216,7 +294,7 @@ async def _ask(pods: Pods, pod: Pod) -> None:
         exited_at = status.exited_at or datetime.now(UTC)
         pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=exited_at))
     if status.address and status.state is PodState.READY:
-        await lines.connect(pod)
+        await lines.shim_of(pod)
 
 
 async def _recover_container(parts: Parts, containers: Containers, pod: Pod, container: Container) -> None:
@@ -232,19 +310,24 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         return
     if task.status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING):
         at = before.started_at or time.time_ns()
-        await container.status.update_sync(lambda status: status.started(pid=task.pid, at=status.started_at or at))
+        await container.status.update_sync(
+            lambda status: _answered(status).started(pid=task.pid, at=status.started_at or at)
+        )
         containers.watch(pod, container)
     elif task.status is TaskStatus.STOPPED:
+        if containers.is_watched(container.id):
+            return
         await containers.settle_exit(
             pod,
             container,
             ExitStatus(exit_status=task.exit_status, exited_at=task.exited_at or datetime.now(UTC)),
         )
-    elif before.state is State.CREATED:
+    elif known_state(before) is State.CREATED:
         # A start that a crash cut short: the task exists, its command never ran.
         with contextlib.suppress(errors.NotFound):
             await shim.tasks.kill(container.id, signal.SIGKILL, all_processes=True)
         await containers.delete_task(pod, container)
+        await container.status.update(_answered)
     else:
         await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
 
@@ -253,7 +336,16 @@ async def _settle_without_task(
     parts: Parts, containers: Containers, pod: Pod, container: Container, before: Status
 ) -> None:
     """What no shim has: not started yet, or ended and deleted, or run by a shim that is gone."""
-    if before.state is not State.CREATED:
+    if known_state(before) is not State.CREATED:
         containers.watch(pod, container)
-    elif pod.state is PodState.READY:
+        return
+    await container.status.update(_answered)
+    if pod.state is PodState.READY:
         await containers.remake_bundle(container)
+
+
+def _answered(status: Status) -> Status:
+    """Without the mark that nobody could be asked; any other UNKNOWN, such as a lost checkpoint's, stays."""
+    if status.unknown and status.created_at:
+        return replace(status, unknown=False, reason="", message="")
+    return status
