@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -82,15 +83,46 @@ async def test_exec_that_is_let_go_of_ends(pod: atoll.Pod) -> None:
             pass
 
 
-async def test_exec_whose_client_reads_no_more_and_leaves_is_ended(daemon: Daemon, pod: atoll.Pod) -> None:
-    container = await pod.run(IMAGE, ["sleep", "1000"])
+@contextlib.asynccontextmanager
+async def exec_call(daemon: Daemon) -> AsyncIterator[grpc.aio.StreamStreamCall[pb.ExecRequest, pb.ExecResponse]]:
+    """The call itself, for what the SDK never does."""
     async with grpc.aio.insecure_channel(f"unix:{daemon.roots.socket}") as channel:
         execute = channel.stream_stream(
             "/atoll.v1.Runtime/Exec",
             request_serializer=pb.ExecRequest.SerializeToString,
             response_deserializer=pb.ExecResponse.FromString,
         )
-        call = execute()
+        yield execute()
+
+
+async def test_exec_that_closed_its_stdin_still_gets_signals(daemon: Daemon, pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    command = ["sh", "-c", "exec 0<&-; exec sleep 1000"]
+    async with asyncio.timeout(20), exec_call(daemon) as call:
+        await call.write(pb.ExecRequest(start=pb.ExecStart(container_id=container.id, command=command, stdin=True)))
+        assert (await call.read()).started.pid
+        for _ in range(64):
+            await call.write(pb.ExecRequest(stdin=b"x" * 65536))
+        await call.write(pb.ExecRequest(close_stdin=True))
+        await call.write(pb.ExecRequest(signal=9))
+        assert (await call.read()).exit.code == 137
+
+
+async def test_exec_input_without_stdin_is_told_to_the_client(daemon: Daemon, pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    async with asyncio.timeout(20), exec_call(daemon) as call:
+        await call.write(pb.ExecRequest(start=pb.ExecStart(container_id=container.id, command=["sleep", "4712"])))
+        assert (await call.read()).started.pid
+        await call.write(pb.ExecRequest(stdin=b"x"))
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call.read()
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "sleep 4712" not in (await container.exec(["ps"])).text
+
+
+async def test_exec_whose_client_reads_no_more_and_leaves_is_ended(daemon: Daemon, pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    async with exec_call(daemon) as call:
         await call.write(pb.ExecRequest(start=pb.ExecStart(container_id=container.id, command=["yes", "4711"])))
         assert (await call.read()).started.pid
         assert (await call.read()).stdout
