@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +14,9 @@ import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
 from tests.integration.conftest import Daemon, Roots
-from tests.integration.cri_client import CRI, in_parallel
+from tests.integration.cri_client import CRI, eventually, in_parallel
 from tests.integration.leaks import wait_until
+from tests.integration.test_restart import shim_of
 
 RUNTIMES = """
 [runtimes.atoll]
@@ -90,3 +93,22 @@ def damage(root: Path, pod: str) -> None:
         found = db.execute("UPDATE ledger SET data = ? WHERE kind = 'network' AND key = ?", (text, pod))
         assert found.rowcount == 1
     db.close()
+
+
+@pytest.mark.slow
+def test_a_shim_that_does_not_answer_at_the_start_is_asked_again(cri: CRI, daemon: Daemon) -> None:
+    pod = cri.run_pod()
+    container = cri.script(pod, "sleep 1000")
+    pid = shim_of(cri, pod)
+    daemon.kill()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        daemon.start()
+        assert cri.pod_info(pod)["state"] == "SANDBOX_UNKNOWN"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_READY, "the pod is READY", within=20.0)
+    eventually(lambda: cri.status(container).state == pb.CONTAINER_RUNNING, "the container runs", within=20.0)
+    assert cri.pod_info(pod)["reason"] == ""
+    cri.stop(container)
+    assert cri.status(container).exit_code == 137

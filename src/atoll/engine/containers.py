@@ -42,7 +42,7 @@ from atoll.oci import resources
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.runtime.bundle import Bundle
-from atoll.sandbox.controller import ExitStatus, TypedAny
+from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, TypedAny
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,10 @@ class Containers:
             except errors.Unavailable as error:
                 if await lines.is_gone(pod):
                     log.info("container %s: is watched without its shim: %s", container.id[:13], error)
-                    return await self._parts.orphans.ended(bundle)
+                    end = await self._parts.orphans.ended(bundle)
+                    if end.exit_status != UNKNOWN_EXIT_STATUS or await lines.is_gone(pod):
+                        return end
+                    continue  # a shim that was late to answer a new daemon knows better
             except errors.AtollError as error:
                 log.warning("container %s: cannot be watched now: %s", container.id[:13], error)
             await asyncio.sleep(ASK_AGAIN_S)
