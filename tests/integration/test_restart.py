@@ -44,6 +44,7 @@ def test_ten_pods_survive_a_killed_daemon_with_every_line_and_exit_code(cri: CRI
     roots_of = {one: cri.status(one) for one in ending}
     assert all(status.state == pb.CONTAINER_RUNNING for status in roots_of.values())
     inits = {one: init_of(one) for one in ending}
+    eventually(lambda: len(cri.output(ending[-1]).splitlines()) > 5, "the last one has begun to write")
 
     daemon.kill()
     for pid in inits.values():

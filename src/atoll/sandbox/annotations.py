@@ -1,4 +1,4 @@
-"""Annotations by which the daemon tells our shim where a pod's things are to be, and users ask for more than CRI has."""
+"""Annotations by which the daemon tells our shim where a pod's things are, and users ask for more than CRI has."""
 
 FILES = "io.atoll.sandbox.files"
 """In CreateSandbox: the folder of hostname, hosts, resolv.conf and shm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import grpc
 import pytest
@@ -81,7 +81,7 @@ async def test_time_that_ran_out_is_told_as_that() -> None:
 
 
 async def test_a_stream_that_fails_after_its_first_message_is_told() -> None:
-    async def work(request: object, context: object) -> AsyncIterator[pb.LogsResponse]:
+    async def work(request: object, context: object) -> AsyncGenerator[pb.LogsResponse]:
         yield pb.LogsResponse()
         raise errors.DataLoss("the log is torn")
 
@@ -95,7 +95,7 @@ async def test_a_stream_that_fails_after_its_first_message_is_told() -> None:
 async def test_a_stream_whose_client_leaves_cleans_up_before_its_call_ends() -> None:
     cleaned: list[str] = []
 
-    async def work(request: object, context: object) -> AsyncIterator[pb.LogsResponse]:
+    async def work(request: object, context: object) -> AsyncGenerator[pb.LogsResponse]:
         try:
             while True:
                 yield pb.LogsResponse()
