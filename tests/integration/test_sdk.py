@@ -18,10 +18,14 @@ from tests.integration.conftest import Daemon
 IMAGE = "atoll/busybox"
 
 
+async def _start_grpc() -> None:
+    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
+
+
 @pytest.fixture(scope="module", autouse=True)
 def grpc_has_its_descriptors() -> None:
     """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
+    asyncio.run(_start_grpc())
 
 
 @pytest.fixture
