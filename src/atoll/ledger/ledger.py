@@ -233,12 +233,22 @@ class Ledger:
                 raise errors.DeadlineExceeded(
                     f"sandbox {owner}: its resources are being released, for {within:g} s now"
                 )
-            for entry in reversed(self._chosen(owner, chosen)):
-                failure = self._blocked_by(entry, released, owed) or await self._try(entry, deadline)
+            waiting: list[Entry] = []
+            order = list(reversed(self._chosen(owner, chosen)))
+            for at, entry in enumerate([*order, *order]):
+                # What waits for a debt that this very walk pays has a second turn behind it.
+                if at >= len(order) and entry not in waiting:
+                    continue
+                failure = self._blocked_by(entry, released, owed)
+                if failure and at < len(order) and entry.kind in self._kinds:
+                    waiting.append(entry)
+                    continue
+                failure = failure or await self._try(entry, deadline)
                 if failure:
                     owed.append(self._owed(entry, failure))
                 else:
                     released.append(entry)
+            owed.sort(key=lambda entry: entry.seq, reverse=True)
             await self._record(released, owed, also)
         return [Debt(entry=entry) for entry in reversed(owed)]
 
