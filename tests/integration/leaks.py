@@ -66,6 +66,7 @@ class Footprint:
             pid
             for pid in pids()
             if pid != os.getpid()
+            and not awaits_init(pid)
             and (
                 any(mark in read(pid, name) for name in ("environ", "cmdline", "cgroup"))
                 or any(mark in line for line in read(pid, "mountinfo").splitlines() if line.split()[4:5] == [b"/"])
@@ -153,6 +154,11 @@ def read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError, OSError):
         return b""
+
+
+def awaits_init(pid: int) -> bool:
+    """Whether all that is left of a process is for the machine's first process to reap, which takes its time."""
+    return read(pid, "stat").rpartition(b") ")[2].startswith(b"Z 1 ")
 
 
 def command(pid: int) -> str:

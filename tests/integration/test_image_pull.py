@@ -41,6 +41,19 @@ def registry(roots: Roots) -> Iterator[Registry]:
 
 
 @pytest.fixture
+def tls_registry(roots: Roots) -> Iterator[Registry]:
+    with running_registry(roots.base / "tls", tls=True) as registry:
+        yield registry
+
+
+@pytest.fixture
+def locked_registry(roots: Roots) -> Iterator[Registry]:
+    """One that asks for a name and a password."""
+    with running_registry(roots.base / "auth", auth=True) as registry:
+        yield registry
+
+
+@pytest.fixture
 def files(roots: Roots) -> ImageFiles:
     files = image([BASE, TOP], config={"Cmd": ["/bin/true"], "Env": ["A=b"], "User": "7:8"})
     write_layout(roots.base / "layout", (files, ""))
@@ -117,7 +130,7 @@ async def test_docker_manifest_keeps_its_digests(
     store: Stack, registry: Registry, roots: Roots, files: ImageFiles
 ) -> None:
     """A registry's docker v2s2 image is not rewritten: its digest and ID are those that others see."""
-    reference = registry.push(f"oci:{roots.base}/layout", "team/docker:v2", "--format=v2s2")
+    reference = await asyncio.to_thread(registry.push, f"oci:{roots.base}/layout", "team/docker:v2", "--format=v2s2")
     pulled = await store.images.pull(reference)
     manifest = json.loads((store.root / "content/blobs/sha256" / pulled.manifest_digest[7:]).read_bytes())
     assert manifest["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
@@ -138,7 +151,7 @@ async def test_index_gives_the_image_of_this_machine(
     (layout / "blobs/sha256" / digest(index)[7:]).write_bytes(index)
     entry = descriptor(index, f"{OCI}.index.v1+json", annotations={"org.opencontainers.image.ref.name": "all"})
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    reference = registry.push(f"oci:{layout}:all", "team/multi:v1", "--all")
+    reference = await asyncio.to_thread(registry.push, f"oci:{layout}:all", "team/multi:v1", "--all")
     pulled = await store.images.pull(reference)
     assert pulled.id == files.id
     assert pulled.repo_digests == (f"{reference.removesuffix(':v1')}@{digest(index)}",)
@@ -167,23 +180,24 @@ async def test_images_that_share_a_layer_unpack_it_once(store: Stack, registry: 
     for number in range(3):
         files = image([BASE, layer(member("number", str(number).encode()))])
         write_layout(roots.base / f"share{number}", (files, ""))
-        names.append(registry.push(f"oci:{roots.base}/share{number}", f"team/share{number}:v1"))
+        names.append(
+            await asyncio.to_thread(registry.push, f"oci:{roots.base}/share{number}", f"team/share{number}:v1")
+        )
     async with asyncio.TaskGroup() as group:
         pulls = [group.create_task(store.images.pull(name)) for name in names]
     assert len({pull.result().chain_ids[0] for pull in pulls}) == 1
     assert len(store.snapshot_folders()) == 4
 
 
-async def test_tls_with_a_private_authority(roots: Roots, files: ImageFiles) -> None:
-    with running_registry(roots.base / "tls", tls=True) as registry:
-        reference = registry.push(f"oci:{roots.base}/layout", "team/app:v1")
-        async with stack(roots.root) as one:
-            with pytest.raises(errors.Unavailable, match="ca_file"):
-                await one.images.pull(reference)
-            assert one.is_empty()
-        trusting = ImageSettings(registries={registry.address: RegistryConfig(ca_file=registry.ca_file)})
-        async with stack(roots.root, trusting) as one:
-            assert (await one.images.pull(reference)).id == files.id
+async def test_tls_with_a_private_authority(roots: Roots, files: ImageFiles, tls_registry: Registry) -> None:
+    reference = await asyncio.to_thread(tls_registry.push, f"oci:{roots.base}/layout", "team/app:v1")
+    async with stack(roots.root) as one:
+        with pytest.raises(errors.Unavailable, match="ca_file"):
+            await one.images.pull(reference)
+        assert one.is_empty()
+    trusting = ImageSettings(registries={tls_registry.address: RegistryConfig(ca_file=tls_registry.ca_file)})
+    async with stack(roots.root, trusting) as one:
+        assert (await one.images.pull(reference)).id == files.id
 
 
 async def test_plain_http_must_be_allowed(roots: Roots, registry: Registry, pushed: str) -> None:
@@ -192,25 +206,25 @@ async def test_plain_http_must_be_allowed(roots: Roots, registry: Registry, push
             await one.images.pull(pushed)
 
 
-async def test_authentication(roots: Roots, files: ImageFiles) -> None:
-    with running_registry(roots.base / "auth", auth=True) as registry:
-        reference = registry.push(f"oci:{roots.base}/layout", "team/app:v1")
-        async with stack(roots.root, allowing(registry.address)) as one:
-            with pytest.raises(errors.Unauthenticated, match="wants credentials"):
-                await one.images.pull(reference)
-            with pytest.raises(errors.Unauthenticated, match="refuses these credentials"):
-                await one.images.pull(reference, Auth(username=USER, password="wrong"))
-            assert one.is_empty()
-            assert (await one.images.pull(reference, Auth(username=USER, password=PASSWORD))).id == files.id
-            assert one.ingests() == [], "no credentials stay on the disk"
+async def test_authentication(roots: Roots, files: ImageFiles, locked_registry: Registry) -> None:
+    reference = await asyncio.to_thread(locked_registry.push, f"oci:{roots.base}/layout", "team/app:v1")
+    async with stack(roots.root, allowing(locked_registry.address)) as one:
+        with pytest.raises(errors.Unauthenticated, match="wants credentials"):
+            await one.images.pull(reference)
+        with pytest.raises(errors.Unauthenticated, match="refuses these credentials"):
+            await one.images.pull(reference, Auth(username=USER, password="wrong"))
+        assert one.is_empty()
+        assert (await one.images.pull(reference, Auth(username=USER, password=PASSWORD))).id == files.id
+        assert one.ingests() == [], "no credentials stay on the disk"
 
 
-async def test_authentication_from_the_configuration(roots: Roots, files: ImageFiles) -> None:
-    with running_registry(roots.base / "auth", auth=True) as registry:
-        reference = registry.push(f"oci:{roots.base}/layout", "team/app:v1")
-        config = RegistryConfig(insecure=True, auth=Auth(username=USER, password=PASSWORD))
-        async with stack(roots.root, ImageSettings(registries={registry.address: config})) as one:
-            assert (await one.images.pull(reference)).id == files.id
+async def test_authentication_from_the_configuration(
+    roots: Roots, files: ImageFiles, locked_registry: Registry
+) -> None:
+    reference = await asyncio.to_thread(locked_registry.push, f"oci:{roots.base}/layout", "team/app:v1")
+    config = RegistryConfig(insecure=True, auth=Auth(username=USER, password=PASSWORD))
+    async with stack(roots.root, ImageSettings(registries={locked_registry.address: config})) as one:
+        assert (await one.images.pull(reference)).id == files.id
 
 
 async def test_credentials_are_on_no_command_line(roots: Roots, registry: Registry, pushed: str) -> None:
@@ -312,7 +326,7 @@ async def test_wrong_diff_id_is_refused(store: Stack, registry: Registry, roots:
     wrong = "sha256:" + "0" * 64
     files = image([BASE, TOP], diff_ids=[digest(BASE), wrong])
     write_layout(roots.base / "wrong", (files, ""))
-    reference = registry.push(f"oci:{roots.base}/wrong", "team/wrong:v1")
+    reference = await asyncio.to_thread(registry.push, f"oci:{roots.base}/wrong", "team/wrong:v1")
     with pytest.raises(errors.DataLoss, match=digest(files.blobs[1])):
         await store.images.pull(reference)
     assert store.is_empty()
@@ -324,7 +338,7 @@ async def test_failed_pull_keeps_what_another_image_needs(
     good = await store.images.pull(pushed)
     files = image([BASE, TOP], diff_ids=[digest(BASE), "sha256:" + "0" * 64])
     write_layout(roots.base / "wrong", (files, ""))
-    reference = registry.push(f"oci:{roots.base}/wrong", "team/wrong:v1")
+    reference = await asyncio.to_thread(registry.push, f"oci:{roots.base}/wrong", "team/wrong:v1")
     before = store.blobs()
     with pytest.raises(errors.DataLoss):
         await store.images.pull(reference)
@@ -336,7 +350,7 @@ async def test_moved_tag_leaves_the_old_image_without_it(
 ) -> None:
     old = await store.images.pull(pushed)
     write_layout(roots.base / "newer", (image([BASE]), ""))
-    registry.push(f"oci:{roots.base}/newer", "team/app:v1")
+    await asyncio.to_thread(registry.push, f"oci:{roots.base}/newer", "team/app:v1")
     new = await store.images.pull(pushed)
     assert new.repo_tags == (pushed,)
     assert store.images.get(old.id).repo_tags == ()

@@ -40,7 +40,7 @@ REOPEN_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 2.0
 """How long the last output of a container may hold up the news of its exit."""
 RELAY_LIFE_S = 1.0
-"""A relay that ends sooner than this is not replaced until it is needed."""
+"""A relay that ends sooner than this is replaced only when as long has passed again."""
 
 
 class ExecStreams(Protocol):
@@ -318,15 +318,15 @@ class ForeignDriver:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         await relay.client.closed
-        if self._connected.get(pod_id) is not relay:
-            return  # let go
-        if loop.time() - begun < RELAY_LIFE_S:
-            log.error("pod %s: its relay ended at once; containers wait when their output is not read", pod_id[:13])
-            return
-        try:
-            await self._relay(pod_id)
-        except errors.AtollError as error:
-            log.error("pod %s: its relay died and cannot be replaced: %s", pod_id[:13], error)
+        if self._connected.get(pod_id) is relay and loop.time() - begun < RELAY_LIFE_S:
+            log.error("pod %s: its relay ended at once; it is replaced in %g s", pod_id[:13], RELAY_LIFE_S)
+            await asyncio.sleep(RELAY_LIFE_S)
+        while self._connected.get(pod_id) is relay:  # not let go
+            try:
+                await self._relay(pod_id)
+            except errors.AtollError as error:
+                log.error("pod %s: its relay died and cannot be replaced yet: %s", pod_id[:13], error)
+                await asyncio.sleep(RELAY_LIFE_S)
 
     async def let_go(self, pod: Pod) -> None:
         self._locks.pop(pod.id, None)

@@ -26,7 +26,7 @@ from atoll.engine.containers import Containers
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import MADE, TEARDOWN_TIMEOUT_S, Pods
-from atoll.ledger.kind import Intent
+from atoll.ledger.kind import Entry, Intent
 from atoll.network.model import Attachment
 from atoll.runtime.task import TaskStatus
 from atoll.sandbox.config import PodConfig
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 POD_TIMEOUT_S = 5.0
 CONCURRENCY = 32
+ENDED = (State.EXITED, State.UNKNOWN)
+"""States of a container whose removal may have begun; UNKNOWN where that took its checkpoint."""
 FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 1.0, 60.0
 """Pauses between questions about a pod that could not be settled at the start."""
 
@@ -117,6 +119,7 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
     known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
     await wait_all([_forget(containers, one) for one in containers.list() if one.sandbox_id not in known])
     await parts.ledger.recover(pods.owners() | containers.owners() | quarantined(parts))
+    await _strike_removed(parts, pods, containers)
     strays = [
         found
         for found in await parts.ledger.kinds[kinds.CHECKPOINT].scan()
@@ -125,6 +128,28 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
     if strays:
         intents = [Intent(owner=found.owner, kind=found.kind, key=found.key) for found in strays]
         await parts.ledger.release(*await parts.ledger.enter(*intents), within=TEARDOWN_TIMEOUT_S)
+
+
+async def _strike_removed(parts: Parts, pods: Pods, containers: Containers) -> None:
+    """Cross out what a removal that was cut short has taken from a pod or container that had ended.
+
+    The record stays, and with it whoever asked for the removal can ask again.
+    """
+    ended = {pod.id for pod in pods.list() if pod.state is PodState.NOTREADY}
+    ended |= {one.id for one in containers.list() if known_state(one.status.get()) in ENDED}
+    entries = [entry for owner in ended for entry in parts.ledger.entries(owner) if not entry.is_debt]
+
+    async def is_gone(entry: Entry) -> bool:
+        kind = parts.ledger.kinds.get(entry.kind)
+        if kind is None:
+            return False
+        return await settle(kind.exists(entry), within=POD_TIMEOUT_S, name=f"recover/exists/{kind.name}") is False
+
+    gone = await wait_all([is_gone(entry) for entry in entries])
+    taken = [entry for entry, is_it in zip(entries, gone, strict=True) if is_it]
+    if taken:
+        log.warning("%d resources were gone already: a removal was cut short", len(taken))
+        await parts.ledger.release(*taken, within=TEARDOWN_TIMEOUT_S)
 
 
 async def _leave_lost_network(pods: Pods, pod: Pod) -> None:

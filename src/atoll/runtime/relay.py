@@ -128,12 +128,8 @@ class Relays:
             ShimRequest(id=pod_id, namespace=self._namespace, bundle=str(folder), socket=str(path)), role="relay"
         )
         try:
-            relay = Relay(await Client.connect(f"unix://{path}", timeout=CONNECT_TIMEOUT_S), folder)
-            try:
-                await relay.info()  # from now on its records are on disk
-            except BaseException:
-                relay.client.close()
-                raise
+            # An answer says that its records are on disk.
+            relay = await _answering(Relay(await Client.connect(f"unix://{path}", timeout=CONNECT_TIMEOUT_S), folder))
         except BaseException:
             await run_to_completion(self._undo(pod_id, forked), within=UNDO_TIMEOUT_S)
             raise
@@ -149,7 +145,7 @@ class Relays:
         """Connect to a relay that was started before; `NotFound`, `DataLoss`, or `Unavailable` where none answers."""
         folder = self.folder(pod_id)
         bootstrap = Bootstrap.load(folder)
-        return Relay(await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S), folder)
+        return await _answering(Relay(await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S), folder))
 
     async def end(self, pod_id: str) -> None:
         """End a pod's relay, by SIGKILL where it does not answer, and remove its folder; idempotent."""
@@ -169,3 +165,13 @@ class Relays:
         await ending.kill_recorded(folder / records.SHIM, pod_id, grace_s=grace_s)
         self._socket(pod_id).unlink(missing_ok=True)
         await self._blocking.run(remove_mounted_tree, folder)
+
+
+async def _answering(relay: Relay) -> Relay:
+    """The relay once it has answered: the kernel connects to a process that is being killed, too."""
+    try:
+        await relay.info()
+    except BaseException:
+        relay.client.close()
+        raise
+    return relay
