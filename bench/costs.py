@@ -53,6 +53,7 @@ def _memory(contestant: Contestant, pods: int) -> Memory:
     cri, daemon, config = contestant.cri, contestant.daemon, container_config()
     contestant.settle()
     time.sleep(SETTLE_S)
+    host.drop_caches()
     before, rss = host.available_kib(), host.rss_kib(daemon.pid)
     pss_before = sum(host.pss_kib(pid) for pid in daemon.processes.all)
     made: list[str] = []
@@ -62,6 +63,7 @@ def _memory(contestant: Contestant, pods: int) -> Memory:
             made.append(cri.run_pod(request))
             cri.start(cri.create(made[-1], request, config))
         time.sleep(SETTLE_S)
+        host.drop_caches()
         after = host.available_kib()
         alive = daemon.processes
         pss = sum(host.pss_kib(pid) for pid in alive.all)

@@ -98,6 +98,12 @@ def available_kib() -> int:
     return int(found[1]) if found else 0
 
 
+def drop_caches() -> None:
+    """Write back and let go of what the kernel keeps only because it may (proc(5), drop_caches)."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def bridge_ports(bridge: str) -> int:
     """Links attached to a bridge of this network namespace."""
     try:
