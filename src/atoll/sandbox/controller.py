@@ -1,15 +1,22 @@
 """The sandbox contract: `Controller` and the values it takes and gives.
 
-    created ──start──> READY ──exit or stop──> NOTREADY ──shutdown──> unknown ID
-       └────────────────── failed start: everything undone, or UNKNOWN with debts
+    create ──> created ──start──> READY <──pause, resume──> paused
+                  │                 └─────────┬───────────────┘
+                  ├──stop──────────> NOTREADY <── stop, end of its processes
+                  └── shutdown, from any state ──> unknown ID
+
+A status tells created as NOTREADY without `exited_at`, and paused as READY. UNKNOWN is what cannot be told now, and what a
+failed start left. The rules C1, C2, ... that docstrings name are in docs/sandbox-contract.md.
 
 Whoever implements `Controller` may be driven by the engine, by containerd over gRPC, or by a test;
-it never learns which. Every method takes a sandbox ID; a method on an ID that the controller does
-not know raises `NotFound`, save `stop` and `shutdown`, which succeed for what is provably absent.
+it never learns which. A method on an ID that the controller does not know raises `NotFound`, save
+`stop` and `shutdown`, which succeed for what is provably absent (C3).
 """
 
 from __future__ import annotations
 
+import asyncio
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +24,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from atoll import errors
+from atoll.sandbox.info import SandboxInfo
 from atoll.snapshot.mount import Mount
 
 __all__ = [
+    "UNKNOWN_EXIT_STATUS",
     "CleanupFailed",
     "Controller",
     "ControllerInstance",
@@ -31,12 +40,19 @@ __all__ = [
     "Platform",
     "Runtime",
     "Sandbox",
+    "SandboxInfo",
     "State",
     "TypedAny",
+    "host_platform",
 ]
 
 UNKNOWN_EXIT_STATUS = 255
 """The exit status of a process whose real one nobody can know."""
+
+POLL_S = 0.2
+"""How often the default `wait` asks for the status."""
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
 
 
 class State(StrEnum):
@@ -62,6 +78,12 @@ class Platform:
     os: str
     architecture: str
     variant: str = ""
+
+
+def host_platform() -> Platform:
+    """What this host runs."""
+    machine = platform.machine()
+    return Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +123,8 @@ class ControllerInstance:
     """A started sandbox.
 
     `pid` lives in the sandbox's namespaces. `address` is where its Task API answers
-    (`ttrpc+unix:///path`), `version` which generation of that API.
+    (`ttrpc+unix:///path`), `version` which generation of that API (2 or 3). `labels` are the record's and what the
+    controller adds: whoever keeps the record replaces its labels by them.
     """
 
     sandbox_id: str
@@ -123,7 +146,12 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerStatus:
-    """What is known of a sandbox now. `info` holds JSON texts, given when asked verbosely."""
+    """What is known of a sandbox now.
+
+    `info` holds JSON texts, given when asked verbosely; the text of key `info` is a `SandboxInfo`. `reason` says why the
+    state is UNKNOWN. `exited_at` and `exit_status` are there once it has ended; the second is not on containerd's wire, so
+    that a remote controller's status lacks it.
+    """
 
     sandbox_id: str
     state: State
@@ -131,6 +159,7 @@ class ControllerStatus:
     info: Mapping[str, str] = field(default_factory=dict[str, str])
     created_at: datetime | None = None
     exited_at: datetime | None = None
+    exit_status: int | None = None
     extra: TypedAny | None = None
     address: str = ""
     version: int = 0
@@ -149,78 +178,117 @@ class Metric:
 class Controller(ABC):
     """Runs sandboxes of one kind.
 
-    Calls for different sandboxes may run at the same time. For one sandbox the caller orders
-    create, start, stop, shutdown and update; `wait`, `status`, `platform`, `ping` and `metrics` may
-    overlap with anything.
+    Five methods make a legal controller: create, start, stop, status and shutdown. The others have an answer that is
+    true for every controller: what they can know from those five, or `Unimplemented`.
+
+    Any calls may overlap (C40). For one sandbox, create, start, stop, update, pause, resume and shutdown take
+    effect one after the other; `wait`, `status`, `platform`, `ping` and `metrics` never wait for them.
     """
 
     @abstractmethod
     async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
-        """Prepare the sandbox; nothing of the workload runs yet.
+        """Prepare the sandbox; nothing of the workload runs yet (C10).
 
-        Raises `AlreadyExists` for an ID it has. On any error nothing is left behind.
+        Raises `InvalidArgument` for an ID that is none and for options that it cannot follow, `AlreadyExists` for an ID
+        it has. On any error nothing is left behind, or it is `CleanupFailed`.
         """
 
     @abstractmethod
     async def start(self, sandbox_id: str) -> ControllerInstance:
-        """Start what `create` prepared.
+        """Start what `create` prepared; once (C13).
 
-        On an error everything that start made is undone; where an undo fails too the error is
-        `CleanupFailed` and `shutdown` pays the rest.
+        On an error everything that create and start made is taken down and the ID is unknown. Where that fails the
+        error is `CleanupFailed`, the status is UNKNOWN, and whoever called start owes a `shutdown` until one
+        succeeds (C16). So it is where the caller is cancelled.
         """
 
     @abstractmethod
-    async def platform(self, sandbox_id: str) -> Platform:
-        """What the sandbox runs; answered from memory."""
-
-    @abstractmethod
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
-        """End the sandbox's processes: politely for `timeout_s`, then by SIGKILL. Idempotent."""
-
-    @abstractmethod
-    async def wait(self, sandbox_id: str) -> ExitStatus:
-        """Block until the sandbox has ended; after that answer at once, always the same, until shutdown."""
+        """End the sandbox's processes: politely for `timeout_s`, then by SIGKILL, paused ones too. Idempotent (C20)."""
 
     @abstractmethod
     async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
-        """What is known now; `UNKNOWN` with a reason where nothing is."""
+        """What is known now, from memory where it can be; `UNKNOWN` with a reason where nothing is (C30)."""
 
     @abstractmethod
     async def shutdown(self, sandbox_id: str) -> None:
-        """Free everything of the sandbox, its shim included, stopping it first where it runs. Idempotent."""
+        """Free everything of the sandbox, its shim included, stopping it first where it runs. Idempotent (C24).
+
+        An error names what is left; calling it again goes on there.
+        """
+
+    async def wait(self, sandbox_id: str) -> ExitStatus:
+        """Block until the sandbox has ended; after that answer at once, always the same, until shutdown (C27).
+
+        The default asks for the status again and again. It is as good as that is: without its `exit_status` the
+        answer is `UNKNOWN_EXIT_STATUS`.
+        """
+        while True:
+            status = await self.status(sandbox_id)
+            if status.exited_at is not None:
+                known = status.exit_status
+                return ExitStatus(
+                    exit_status=UNKNOWN_EXIT_STATUS if known is None else known, exited_at=status.exited_at
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def platform(self, sandbox_id: str) -> Platform:
+        """What the sandbox runs; answered from memory, in every state. The default: what this host runs (C33)."""
+        await self.status(sandbox_id)
+        return host_platform()
+
+    async def ping(self, sandbox_id: str) -> None:
+        """Raise unless the sandbox runs, paused or not; cheap, changes nothing (C34)."""
+        status = await self.status(sandbox_id)
+        if status.state is State.UNKNOWN:
+            raise errors.Unavailable(f"sandbox {sandbox_id}: cannot be asked now: {status.reason}")
+        if status.state is not State.READY:
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not running")
 
     async def metrics(self, sandbox_id: str) -> Metric:
-        """The sandbox's resource use now."""
+        """What all processes of the sandbox use (C35)."""
         raise errors.Unimplemented(f"sandbox {sandbox_id}: this controller has no metrics")
 
     async def update(self, sandbox_id: str, sandbox: Sandbox, fields: tuple[str, ...] = ()) -> None:
-        """Bring the running sandbox in line with the named `fields` of the record."""
+        """Bring the sandbox in line with the named `fields` of the record; all of them or none (C36).
+
+        Fields: labels, annotations, extensions, spec, runtime, and labels.KEY, annotations.KEY, extensions.KEY. None
+        named means all. Raises `InvalidArgument` for any other, before anything changes.
+        """
         raise errors.Unimplemented(f"sandbox {sandbox_id}: this controller cannot update")
 
     async def pause(self, sandbox_id: str) -> None:
-        """Freeze every process of the sandbox. Idempotent."""
+        """Freeze every process of the sandbox, and return when all stand. Idempotent (C37)."""
         raise errors.Unimplemented(f"sandbox {sandbox_id}: this controller cannot pause")
 
     async def resume(self, sandbox_id: str) -> None:
-        """Thaw what `pause` froze. Idempotent."""
+        """Thaw what `pause` froze. Idempotent (C38)."""
         raise errors.Unimplemented(f"sandbox {sandbox_id}: this controller cannot resume")
 
-    async def ping(self, sandbox_id: str) -> None:
-        """Raise unless the sandbox is alive; cheap, changes nothing."""
-        if (await self.status(sandbox_id)).state is not State.READY:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not running")
+    async def recover(self, sandbox: Sandbox) -> ControllerStatus:
+        """Take up a sandbox that this controller made before it was restarted; what is known of it now (C50).
+
+        For whoever hosts the controller, on no wire. Raises `NotFound` where nothing is left of it. The default is
+        for a controller that remembers by itself.
+        """
+        return await self.status(sandbox.id)
+
+    async def aclose(self) -> None:
+        """Let go of connections and tasks; the sandboxes live on. Idempotent; no other call follows."""
 
 
 class CleanupFailed(errors.AtollError):
-    """A start failed and not all of it could be undone; `left` names what is still there.
+    """A start or create failed and not all of it could be taken down: `undone` names what was, `left` what was not.
 
     It has the code of the failure that came first, whose text leads the message.
     """
 
-    def __init__(self, cause: errors.AtollError, left: tuple[str, ...]) -> None:
-        super().__init__(f"{cause}; not undone yet, will be retried: {', '.join(left)}")
+    def __init__(self, cause: errors.AtollError, left: tuple[str, ...], undone: tuple[str, ...] = ()) -> None:
+        done = f"; torn down: {', '.join(undone)}" if undone else ""
+        super().__init__(f"{cause}{done}; not torn down yet: {', '.join(left)}; shut it down, again if need be")
         self.cause = cause
         self.left = left
+        self.undone = undone
 
     @property
     def code(self) -> int:  # type: ignore[override]  # the code is the cause's, known per instance
