@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
-from atoll.linux import syscalls
+from atoll.linux import freezer, syscalls
 from atoll.linux.cgroup_layout import Hierarchies, Layout, validated
 
 DELETE_TIMEOUT_S = 5.0
@@ -47,6 +47,10 @@ class Limits:
     memory_bytes: int | None = None
     memory_and_swap_bytes: int | None = None
     pids: int | None = None
+
+
+Setting = tuple[str, str, int | str]
+"""A controller, its file and what is written there."""
 
 
 def cpu_weight(shares: int) -> int:
@@ -151,43 +155,57 @@ class Cgroup:
         return tuple(sorted(found))
 
     def set_limits(self, limits: Limits) -> None:
-        """Apply `limits`. Raises `FailedPrecondition` where the host lacks the controller of one that is set."""
-        if self.is_v2:
-            self._set_v2(limits)
-        else:
-            self._set_v1(limits)
+        """Apply `limits`, all or none. Raises `FailedPrecondition` where the host lacks the controller of one."""
+        changed: list[tuple[Path, str]] = []
+        try:
+            for folder, name, value in self._settings(limits):
+                before = (folder / name).read_text(encoding="ascii").strip()
+                _write(folder / name, value)
+                changed.append((folder / name, before))
+        except OSError:
+            for file, before in reversed(changed):
+                with contextlib.suppress(OSError):
+                    _write(file, before)
+            raise
 
-    def _set_v2(self, limits: Limits) -> None:
+    def _settings(self, limits: Limits) -> list[tuple[Path, str, str]]:
+        """What is to be written where, in this order."""
+        found = self._v2_settings(limits) if self.is_v2 else self._v1_settings(limits)
+        return [(self._need(controller), name, str(value)) for controller, name, value in found]
+
+    def _v2_settings(self, limits: Limits) -> Iterator[Setting]:
         if limits.cpu_shares is not None:
-            self._set("cpu", "cpu.weight", cpu_weight(limits.cpu_shares))
+            yield "cpu", "cpu.weight", cpu_weight(limits.cpu_shares)
         if limits.cpu_quota_us is not None or limits.cpu_period_us is not None:
-            quota = "max" if limits.cpu_quota_us in (None, -1) else str(limits.cpu_quota_us)
-            self._set("cpu", "cpu.max", quota if limits.cpu_period_us is None else f"{quota} {limits.cpu_period_us}")
+            quota = "max" if limits.cpu_quota_us == -1 else limits.cpu_quota_us
+            if quota is None:
+                quota = (self._need("cpu") / "cpu.max").read_text(encoding="ascii").split()[0]
+            yield "cpu", "cpu.max", f"{quota}" if limits.cpu_period_us is None else f"{quota} {limits.cpu_period_us}"
         if limits.memory_bytes is not None:
-            self._set("memory", "memory.max", _or_max(limits.memory_bytes))
+            yield "memory", "memory.max", _or_max(limits.memory_bytes)
         if limits.memory_and_swap_bytes is not None:
             both, memory = limits.memory_and_swap_bytes, limits.memory_bytes
             if both != -1 and (memory is None or memory < 0):
                 raise errors.InvalidArgument("a limit of memory and swap needs a memory limit beside it")
-            self._set("memory", "memory.swap.max", "max" if both == -1 else str(max(0, both - (memory or 0))))
+            yield "memory", "memory.swap.max", "max" if both == -1 else max(0, both - (memory or 0))
         if limits.pids is not None:
-            self._set("pids", "pids.max", _or_max(limits.pids))
-        self._set_cpuset(limits)
+            yield "pids", "pids.max", _or_max(limits.pids)
+        yield from _cpuset_settings(limits)
 
-    def _set_v1(self, limits: Limits) -> None:
+    def _v1_settings(self, limits: Limits) -> Iterator[Setting]:
         if limits.cpu_shares is not None:
-            self._set("cpu", "cpu.shares", limits.cpu_shares)
+            yield "cpu", "cpu.shares", limits.cpu_shares
         if limits.cpu_period_us is not None:
-            self._set("cpu", "cpu.cfs_period_us", limits.cpu_period_us)
+            yield "cpu", "cpu.cfs_period_us", limits.cpu_period_us
         if limits.cpu_quota_us is not None:
-            self._set("cpu", "cpu.cfs_quota_us", limits.cpu_quota_us)
+            yield "cpu", "cpu.cfs_quota_us", limits.cpu_quota_us
         if limits.memory_bytes is not None or limits.memory_and_swap_bytes is not None:
-            self._set_v1_memory(limits)
+            yield from self._v1_memory_settings(limits)
         if limits.pids is not None:
-            self._set("pids", "pids.max", _or_max(limits.pids))
-        self._set_cpuset(limits)
+            yield "pids", "pids.max", _or_max(limits.pids)
+        yield from _cpuset_settings(limits)
 
-    def _set_v1_memory(self, limits: Limits) -> None:
+    def _v1_memory_settings(self, limits: Limits) -> Iterator[Setting]:
         # Memory may never exceed memory and swap: when both grow the sum goes first, when both shrink last.
         wanted = {
             "memory.memsw.limit_in_bytes": limits.memory_and_swap_bytes,
@@ -199,16 +217,7 @@ class Cgroup:
         order = list(wanted) if both is not None and (both == -1 or both > now) else list(reversed(wanted))
         for name in order:
             if (value := wanted[name]) is not None:
-                _write(folder / name, str(value))
-
-    def _set_cpuset(self, limits: Limits) -> None:
-        if limits.cpuset_cpus is not None:
-            self._set("cpuset", "cpuset.cpus", limits.cpuset_cpus)
-        if limits.cpuset_mems is not None:
-            self._set("cpuset", "cpuset.mems", limits.cpuset_mems)
-
-    def _set(self, controller: str, name: str, value: int | str) -> None:
-        _write(self._need(controller) / name, str(value))
+                yield "memory", name, value
 
     def _need(self, controller: str) -> Path:
         folder = self.folder(controller)
@@ -218,31 +227,16 @@ class Cgroup:
 
     def freeze(self) -> None:
         """Stop every process in it and below, and wait until all stand. Raises `DeadlineExceeded`, thawed then."""
-        if self.is_v2:
-            folder = self._need_unified()
-            _write(folder / "cgroup.freeze", "1")
-            settled = _wait(
-                lambda: "frozen 1" in (folder / "cgroup.events").read_text(encoding="ascii"), FREEZE_TIMEOUT_S
-            )
-        else:
-            state = self._need("freezer") / "freezer.state"
-
-            def is_frozen() -> bool:
-                # A version 1 freezer can stay at FREEZING for good when a fork runs beside it; writing again helps.
-                _write(state, "FROZEN")
-                return state.read_text(encoding="ascii").strip() == "FROZEN"
-
-            settled = _wait(is_frozen, FREEZE_TIMEOUT_S)
-        if not settled:
+        if not self.is_v2:
+            self._need("freezer")
+        freezer.freeze(self.folders)
+        if not _wait(lambda: freezer.is_frozen(self.folders), FREEZE_TIMEOUT_S):
             self.thaw()
             raise errors.DeadlineExceeded(f"cgroup {self.path}: did not freeze within {FREEZE_TIMEOUT_S:g} s")
 
     def thaw(self) -> None:
         """Let every process go on; idempotent."""
-        if self.is_v2:
-            _write(self._need_unified() / "cgroup.freeze", "0")
-        elif (folder := self.folder("freezer")) is not None:
-            _write(folder / "freezer.state", "THAWED")
+        freezer.thaw(self.folders)
 
     def _need_unified(self) -> Path:
         assert self.unified is not None
@@ -349,6 +343,13 @@ def drain(fd: int) -> None:
     with contextlib.suppress(BlockingIOError):
         while len(os.read(fd, 4096)) > struct.calcsize("Q"):
             pass
+
+
+def _cpuset_settings(limits: Limits) -> Iterator[Setting]:
+    if limits.cpuset_cpus is not None:
+        yield "cpuset", "cpuset.cpus", limits.cpuset_cpus
+    if limits.cpuset_mems is not None:
+        yield "cpuset", "cpuset.mems", limits.cpuset_mems
 
 
 def _write(file: Path, text: str) -> None:

@@ -5,8 +5,8 @@
                   ├──stop──────────> NOTREADY <── stop, end of its processes
                   └── shutdown, from any state ──> unknown ID
 
-A status tells created as NOTREADY without `exited_at`, and paused as READY. UNKNOWN is what cannot be told now, and what a
-failed start left. The rules C1, C2, ... that docstrings name are in docs/sandbox-contract.md.
+A status tells created as NOTREADY without `exited_at`, and paused as READY. UNKNOWN is what cannot be told now, and
+what a failed start left. The rules C1, C2, ... that docstrings name are in docs/sandbox-contract.md.
 
 Whoever implements `Controller` may be driven by the engine, by containerd over gRPC, or by a test;
 it never learns which. A method on an ID that the controller does not know raises `NotFound`, save
@@ -46,6 +46,8 @@ __all__ = [
     "host_platform",
 ]
 
+TORN_DOWN, NOT_TORN_DOWN = "torn down: ", "not torn down yet: "
+"""How the errors that are joined to `CleanupFailed` begin."""
 UNKNOWN_EXIT_STATUS = 255
 """The exit status of a process whose real one nobody can know."""
 
@@ -148,9 +150,9 @@ class ExitStatus:
 class ControllerStatus:
     """What is known of a sandbox now.
 
-    `info` holds JSON texts, given when asked verbosely; the text of key `info` is a `SandboxInfo`. `reason` says why the
-    state is UNKNOWN. `exited_at` and `exit_status` are there once it has ended; the second is not on containerd's wire, so
-    that a remote controller's status lacks it.
+    `info` holds JSON texts, given when asked verbosely; the text of key `info` is a `SandboxInfo`. `reason` says why
+    the state is UNKNOWN. `exited_at` and `exit_status` are there once it has ended; the second is not on containerd's
+    wire, so that a remote controller's status lacks it.
     """
 
     sandbox_id: str
@@ -273,7 +275,7 @@ class Controller(ABC):
         """
         return await self.status(sandbox.id)
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections and tasks; the sandboxes live on. Idempotent; no other call follows."""
 
 
@@ -289,6 +291,10 @@ class CleanupFailed(errors.AtollError):
         self.cause = cause
         self.left = left
         self.undone = undone
+        self.joined = (  # so that both halves cross a wire
+            *(errors.Aborted(TORN_DOWN + what) for what in undone),
+            *(errors.FailedPrecondition(NOT_TORN_DOWN + what) for what in left),
+        )
 
     @property
     def code(self) -> int:  # type: ignore[override]  # the code is the cause's, known per instance

@@ -16,12 +16,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from atoll import errors
 from atoll.sandbox.controller import Sandbox
 from atoll.sandbox.regex import Regex
 
-Matcher = Callable[[Sandbox], bool]
+T = TypeVar("T")
+Matcher = Callable[[T], bool]
+Lookup = Callable[[T, list[str]], str | None]
+"""The value at a field path, None where there is none."""
 
 MAX_LENGTH = 4096
 """Longest filter, in characters."""
@@ -34,16 +38,27 @@ _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}
 _SIMPLE = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"'}
 
 
-def compile_filters(filters: Iterable[str]) -> Matcher:
-    """One predicate for all `filters`; `InvalidArgument` shows where one cannot be parsed."""
+def compile_filters(filters: Iterable[str]) -> Matcher[Sandbox]:
+    """One predicate of sandboxes for all `filters`; `InvalidArgument` shows where one cannot be parsed."""
+    return compile_with(filters, _lookup)
+
+
+def compile_with(filters: Iterable[str], lookup: Lookup[T]) -> Matcher[T]:
+    """`compile_filters` for anything whose fields `lookup` finds."""
     alternatives = [_Parser(text).parse() for text in filters]
     if not alternatives:
         return _everything
-    return lambda sandbox: any(all(term(sandbox) for term in terms) for terms in alternatives)
+    return lambda item: any(all(term.holds(lookup(item, term.path)) for term in terms) for terms in alternatives)
 
 
-def _everything(_sandbox: Sandbox) -> bool:
+def _everything(_item: object) -> bool:
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    path: list[str]
+    holds: Callable[[str | None], bool]
 
 
 @dataclass(slots=True)
@@ -51,10 +66,10 @@ class _Parser:
     text: str
     at: int = 0
 
-    def parse(self) -> list[Matcher]:
+    def parse(self) -> list[_Term]:
         if len(self.text) > MAX_LENGTH:
             raise errors.InvalidArgument(f"filter: is longer than {MAX_LENGTH} characters")
-        terms: list[Matcher] = []
+        terms: list[_Term] = []
         if not self.text.strip():
             return terms
         while True:
@@ -65,15 +80,15 @@ class _Parser:
                 raise self._wrong("a comma or an operator")
             self.at += 1
 
-    def _selector(self) -> Matcher:
+    def _selector(self) -> _Term:
         path = [self._field()]
         while self.text.startswith(".", self.at):
             self.at += 1
             path.append(self._field())
         operator = self._take(_OPERATOR)
         if operator is None:
-            return _presence(path)
-        return _comparison(path, operator.group(), self._value(regex=operator.group() == "~="))
+            return _Term(path, _is_present)
+        return _Term(path, _comparison(operator.group(), self._value(regex=operator.group() == "~=")))
 
     def _field(self) -> str:
         if self.text.startswith('"', self.at):
@@ -136,14 +151,14 @@ def _lookup(sandbox: Sandbox, path: list[str]) -> str | None:
     return None
 
 
-def _presence(path: list[str]) -> Matcher:
-    return lambda sandbox: _lookup(sandbox, path) is not None
+def _is_present(value: str | None) -> bool:
+    return value is not None
 
 
-def _comparison(path: list[str], operator: str, wanted: str) -> Matcher:
+def _comparison(operator: str, wanted: str) -> Callable[[str | None], bool]:
     if operator == "==":
-        return lambda sandbox: _lookup(sandbox, path) == wanted
+        return lambda value: value == wanted
     if operator == "!=":
-        return lambda sandbox: _lookup(sandbox, path) != wanted
+        return lambda value: value != wanted
     pattern = Regex(wanted)
-    return lambda sandbox: (value := _lookup(sandbox, path)) is not None and pattern.search(value)
+    return lambda value: value is not None and pattern.search(value)

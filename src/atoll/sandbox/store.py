@@ -39,6 +39,10 @@ V = TypeVar("V")
 Key = tuple[str, str]
 
 DEFAULT_NAMESPACE = "k8s.io"
+MAX_LABEL_BYTES = 4096
+"""Most bytes of a label's key and value together; containerd has the same limit for its other records."""
+MAX_LABELS = 4096
+"""Most labels of one record."""
 
 SCHEMA = Schema(
     component="sandbox",
@@ -70,6 +74,7 @@ class SandboxStore:
         self._db = db
         self._records: dict[Key, Sandbox] = {}
         self._ids: dict[Key, str] = {}
+        self._names: dict[Key, str] = {}
         self._quarantined: tuple[Quarantined, ...] = ()
 
     @classmethod
@@ -96,8 +101,9 @@ class SandboxStore:
 
     def plan_create(self, sandbox: Sandbox, *, name: str = "", namespace: str = DEFAULT_NAMESPACE) -> Plan[Sandbox]:
         """`create` as a part of a transaction; what memory can tell already, it raises at once."""
-        _require_namespace(namespace)
+        require_namespace(namespace)
         require_identifier(sandbox.id, "sandbox id")
+        require_labels(sandbox.labels)
         if (namespace, sandbox.id) in self._records:
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is there already")
         if holder := self.named(name, namespace=namespace):
@@ -111,7 +117,7 @@ class SandboxStore:
 
     def get(self, sandbox_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> Sandbox:
         """The record, or `NotFound`."""
-        _require_namespace(namespace)
+        require_namespace(namespace)
         record = self._records.get((namespace, sandbox_id))
         if record is None:
             raise _unknown(sandbox_id)
@@ -119,9 +125,17 @@ class SandboxStore:
 
     def list(self, *filters: str, namespace: str = DEFAULT_NAMESPACE) -> tuple[Sandbox, ...]:
         """The records that any of `filters` matches (see `filters`), oldest first; all where there are none."""
-        _require_namespace(namespace)
+        require_namespace(namespace)
         matches = compile_filters(filters)
         return tuple(record for (space, _), record in self._records.items() if space == namespace and matches(record))
+
+    def pods(self) -> tuple[Sandbox, ...]:
+        """The records of this daemon's own pods, oldest first: those that hold a name."""
+        return tuple(record for key, record in self._records.items() if key in self._names)
+
+    def is_pod(self, sandbox_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Whether the record is one of `pods`."""
+        return (namespace, sandbox_id) in self._names
 
     def named(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> str | None:
         """The ID of the sandbox that holds the reserved `name`."""
@@ -144,10 +158,11 @@ class SandboxStore:
         self, sandbox: Sandbox, fields: Iterable[str] = (), *, namespace: str = DEFAULT_NAMESPACE
     ) -> Plan[Sandbox]:
         """`update` as a part of a transaction; it works on the record as that transaction finds it."""
-        _require_namespace(namespace)
+        require_namespace(namespace)
         paths = tuple(fields)
         for path in paths:
-            _require_path(path)
+            require_path(path)
+        require_labels(sandbox.labels)
         return Plan(
             functools.partial(_update, namespace=namespace, sandbox=_owned(sandbox), paths=paths),
             functools.partial(self._replace, namespace),
@@ -159,7 +174,7 @@ class SandboxStore:
 
     def plan_delete(self, sandbox_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> Plan[None]:
         """`delete` as a part of a transaction."""
-        _require_namespace(namespace)
+        require_namespace(namespace)
         return Plan(
             functools.partial(_delete, namespace=namespace, sandbox_id=sandbox_id),
             lambda _: self._drop(namespace, sandbox_id),
@@ -169,27 +184,42 @@ class SandboxStore:
         self._records[namespace, record.id] = record
         if name:
             self._ids[namespace, name] = record.id
+            self._names[namespace, record.id] = name
 
     def _replace(self, namespace: str, record: Sandbox) -> None:
         self._records[namespace, record.id] = record
 
     def _drop(self, namespace: str, sandbox_id: str) -> None:
         self._records.pop((namespace, sandbox_id), None)
-        for key in [key for key, holder in self._ids.items() if holder == sandbox_id and key[0] == namespace]:
-            del self._ids[key]
+        name = self._names.pop((namespace, sandbox_id), None)
+        if name is not None:
+            del self._ids[namespace, name]
 
 
 def _unknown(sandbox_id: str) -> errors.NotFound:
     return errors.NotFound(f"sandbox {sandbox_id[:80]!r}: there is no such sandbox")
 
 
-def _require_namespace(namespace: str) -> None:
+def require_namespace(namespace: str) -> str:
+    """`namespace` where it can be one; `FailedPrecondition` where there is none, else `InvalidArgument`."""
     if not namespace:
         raise errors.FailedPrecondition("a namespace is required: set the containerd-namespace header")
-    require_identifier(namespace, "namespace")
+    return require_identifier(namespace, "namespace")
 
 
-def _require_path(path: str) -> None:
+def require_labels(labels: Mapping[str, str]) -> None:
+    """Raise `InvalidArgument` naming what of `labels` is over a limit."""
+    if len(labels) > MAX_LABELS:
+        raise errors.InvalidArgument(f"labels: {len(labels)} are more than {MAX_LABELS}")
+    for key, value in labels.items():
+        size = len(key.encode()) + len(value.encode())
+        if size > MAX_LABEL_BYTES:
+            raise errors.InvalidArgument(
+                f"label {key[:64]!r}: key and value have {size} bytes, at most {MAX_LABEL_BYTES} are allowed"
+            )
+
+
+def require_path(path: str) -> None:
     part, dot, key = path.partition(".")
     whole = not dot and part in ("labels", "extensions", "spec", "runtime")
     if not whole and not (part in ("labels", "extensions") and key):

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from atoll.linux import process
+from atoll.linux import freezer, process
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -102,38 +102,8 @@ def kill(folders: tuple[Path, ...]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         killed |= fresh
-    thaw(folders)
+    freezer.release_killed(folders)
     return len(killed)
-
-
-def thaw(folders: tuple[Path, ...]) -> None:
-    """Let go whatever a version 1 freezer holds in the cgroup and below, whoever froze it; nothing on version 2.
-
-    A process that a version 1 freezer holds dies of SIGKILL only when it is thawed (freezer-subsystem.txt).
-    """
-    for folder in folders:
-        if (folder / "freezer.state").exists():
-            for parent, _, _ in os.walk(folder):
-                with contextlib.suppress(FileNotFoundError):
-                    Path(parent, "freezer.state").write_text("THAWED", encoding="ascii")
-
-
-def is_frozen(folders: tuple[Path, ...]) -> bool:
-    """Whether all its processes stand, after somebody asked for it; true where no freezer tells.
-
-    A version 1 freezer can stay at FREEZING for good when a fork runs beside it; it is asked again each time.
-    """
-    for folder in folders:
-        with contextlib.suppress(FileNotFoundError):
-            state = folder / "freezer.state"
-            if state.exists():
-                state.write_text("FROZEN", encoding="ascii")
-                return state.read_text(encoding="ascii").strip() == "FROZEN"
-    for folder in folders:
-        if (folder / "cgroup.freeze").exists():
-            with contextlib.suppress(OSError):
-                return "frozen 1" in (folder / "cgroup.events").read_text(encoding="ascii")
-    return True
 
 
 def kill_tree(folders: tuple[Path, ...], root: int) -> int:

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_events_pb2 as events_pb2
+from atoll.linux import freezer
 from atoll.oci import runtime as oci
 from atoll.shim import cgroups, records, rules, wire
 from atoll.shim.process import Exec, Process
@@ -305,10 +306,14 @@ class Container:
         """The exec of that id, or the init for an empty one; `NotFound`."""
         return self.exec(exec_id) if exec_id else self.init
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it was paused by itself, whatever its pod is."""
+        return self.init.phase is Phase.PAUSED
+
     def phase_of(self, process: Process) -> Phase:
         """Where a process is; the execs of a paused container are paused."""
-        paused = self.init.phase is Phase.PAUSED and process.phase is Phase.RUNNING
-        return Phase.PAUSED if paused else process.phase
+        return Phase.PAUSED if self.is_paused and process.phase is Phase.RUNNING else process.phase
 
     # signals, freezer, limits
 
@@ -329,10 +334,10 @@ class Container:
         elif not self._signal(process.pid, number):
             raise errors.NotFound(f"{process.name}: process already finished")
         if number == signal.SIGKILL:
-            if self.init.phase is Phase.PAUSED:
+            if self.is_paused:
                 with contextlib.suppress(errors.FailedPrecondition, errors.NotFound):
                     await self.resume()
-            cgroups.thaw(self.cgroups)  # somebody else may have frozen it
+            freezer.release_killed(self.cgroups)  # its pod or somebody else may have frozen it
 
     def _signal(self, pid: int, number: int) -> bool:
         # Our child, whom only our reaper waits for: until then the pid is nobody else's.
@@ -357,7 +362,7 @@ class Container:
         # crun 1.8 returns as soon as it has asked a version 1 freezer.
         try:
             async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while not cgroups.is_frozen(self.cgroups):  # noqa: ASYNC110  no freezer tells that it is done
+                while not freezer.is_frozen(self.cgroups):  # noqa: ASYNC110  no freezer tells that it is done
                     await asyncio.sleep(FREEZE_PAUSE_S)
         except TimeoutError:
             await self.runtime.resume(self.id)
@@ -409,6 +414,9 @@ class Container:
 
     async def _delete(self) -> ExitRecord:
         init = self.init
+        if self._runs(init):
+            # A runtime waits for what it kills, which a freezer of the pod may hold.
+            cgroups.kill(self.cgroups)
         await self.runtime.delete(self.id, force=True)
         if init.pid and not init.exited.is_set:
             try:

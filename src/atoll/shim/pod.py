@@ -13,18 +13,23 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from atoll import errors
+from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.concurrency import Latch
+from atoll.linux.cgroup import Limits
+from atoll.oci.spec import Resources
 from atoll.sandbox.config import PodConfig
+from atoll.sandbox.info import SandboxInfo
+from atoll.sandbox.resources import NOTHING, UpdatedResources
 from atoll.shim import pod_files, pod_sysctls, records
 from atoll.shim.container import Container
-from atoll.shim.pod_cgroup import PodCgroup
+from atoll.shim.pod_cgroup import PodCgroup, PodResources
 from atoll.shim.pod_holder import Holder
 from atoll.shim.pod_namespaces import PodNamespaces
 from atoll.shim.reaper import Exit
@@ -58,18 +63,6 @@ class PodRequest:
     rootfs: tuple[RootMount, ...] = ()
 
 
-class PodInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The verbose status of a pod."""
-
-    pid: int
-    process_status: str
-    shim_pid: int
-    files: str
-    cgroup: str
-    netns: str
-    containers: tuple[str, ...]
-
-
 class Pod:
     """One pod; `exited` is set when it has ended, whoever ended it."""
 
@@ -87,6 +80,14 @@ class Pod:
         self._created = False
         self._started = False
         self._holder: Holder | None = None
+        linux = request.config.linux
+        self._resources = PodResources(
+            overhead=(linux.overhead if linux is not None else None) or NOTHING,
+            resources=(linux.resources if linux is not None else None) or NOTHING,
+        )
+        self._annotations: Mapping[str, str] = request.config.annotations
+        # How long a stop under way goes on being polite.
+        self._polite: asyncio.Timeout | None = None
         self._lock = asyncio.Lock()
 
     def _checked_sysctls(self) -> dict[str, str]:
@@ -196,19 +197,30 @@ class Pod:
 
         Raises `DeadlineExceeded` naming what survives SIGKILL for `KILLED_TIMEOUT_S`.
         """
+        self._hasten(timeout_s)
         async with self._lock:
             await self._stop(min(timeout_s, STOP_TIMEOUT_LIMIT_S))
+
+    def _hasten(self, timeout_s: float) -> None:
+        """Let a stop under way be polite for `timeout_s` at most from now on."""
+        if self._polite is not None and not self._polite.expired():
+            now = asyncio.get_running_loop().time()
+            self._polite.reschedule(min(self._polite.when() or now, now + timeout_s))
 
     async def _stop(self, timeout_s: float) -> None:
         running = [container for container in self._task.containers if not container.init.exited.is_set]
         if running and timeout_s > 0:
             for container in running:
                 await _signal(container, signal.SIGTERM)
-            await _all_ended(running, timeout_s)
+            self._task.freezer.thaw()  # the first that they see of it is the signal
+            await self._end_politely(running, timeout_s)
         for container in running:
             await _signal(container, signal.SIGKILL)
+        self._task.freezer.thaw()
         if self._cgroup is not None and self._cgroup.exclusive:
             self._cgroup.kill()
+        if self._created and not self._started:
+            self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
         if self._holder is not None and self._namespaces.pid:
             self._holder.kill()
         survivors = await _all_ended(running, KILLED_TIMEOUT_S)
@@ -218,6 +230,15 @@ class Pod:
         if self._created and not self._namespaces.pid:
             self._settle(SandboxExit(exit_status=0, exited_at_ns=time.time_ns()))
         await self._end_holder()
+
+    async def _end_politely(self, running: list[Container], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s) as self._polite:
+                await _ends_of(running)
+        except TimeoutError:
+            log.debug("containers outlive the %g s of a polite stop", timeout_s)
+        finally:
+            self._polite = None
 
     async def let_go(self) -> None:
         """End the holder and nothing else; what the pod is made of is left to whoever reads its record."""
@@ -236,10 +257,51 @@ class Pod:
                 f"sandbox {self.id}: its holder {self._holder.pid} survives SIGKILL for {KILLED_TIMEOUT_S:g} s"
             )
 
+    # changes
+
+    async def pause(self) -> None:
+        """Stop every process of the pod where it is; repeated, it does nothing. Errors as `Freezer.freeze`."""
+        async with self._lock:
+            self._require_running("pause")
+            assert self._holder is not None
+            await self._task.freezer.freeze(lambda: self._task.running, self._holder.pid)
+
+    async def resume(self) -> None:
+        """Let them go on; repeated, it does nothing."""
+        async with self._lock:
+            self._require_running("resume")
+            self._task.freezer.thaw()
+
+    def _require_running(self, operation: str) -> None:
+        if self.state != READY:
+            raise errors.FailedPrecondition(f"sandbox {self.id}: is not running, cannot {operation}")
+
+    async def update(
+        self, spec: Resources | None, update: UpdatedResources | None, annotations: own_pb2.Annotations
+    ) -> None:
+        """Change the limits of its cgroup, all of them or nothing, and what is told of its annotations.
+
+        Raises `FailedPrecondition` for a pod that has ended and for one that has no cgroup, and as `PodCgroup.apply`.
+        """
+        async with self._lock:
+            if self.exited.is_set:
+                raise errors.FailedPrecondition(f"sandbox {self.id}: has ended, cannot update")
+            changed = self._resources.updated(spec, update)
+            if changed.limits != Limits():
+                if self._cgroup is None:
+                    raise errors.FailedPrecondition(f"sandbox {self.id}: has no cgroup, so it cannot be limited")
+                self._cgroup.apply(changed.limits)
+            self._resources = changed
+            kept = {} if annotations.all else dict(self._annotations)
+            for key in annotations.removed:
+                kept.pop(key, None)
+            self._annotations = {**kept, **annotations.values}
+
     # shutdown
 
     async def shutdown(self) -> None:
         """Stop the pod and give everything back; raises `Internal` naming what is left, and can be tried again."""
+        self._hasten(0)
         async with self._lock:
             await self._stop(0)
             left: list[str] = []
@@ -278,18 +340,29 @@ class Pod:
 
     # questions
 
-    def info(self) -> PodInfo:
-        """What a verbose status tells."""
-        status = "running" if self.state == READY else "stopped" if self.exited.is_set else "created"
-        return PodInfo(
+    def info(self) -> SandboxInfo:
+        """What a verbose status tells, but for what only the sandbox's record has."""
+        netns = self.request.netns
+        return SandboxInfo(
             pid=self.pid,
-            process_status=status,
+            process_status=self._process_status(),
+            net_namespace_closed=bool(netns) and not os.path.exists(netns),
+            config=self.request.config,
+            runtime_spec=msgspec.Raw(self.spec()),
+            overhead=self._resources.overhead,
+            resources=self._resources.resources,
+            annotations=self._annotations,
             shim_pid=os.getpid(),
             files=str(self.request.files),
-            cgroup=self._cgroup.path if self._cgroup is not None else self.request.cgroup,
-            netns=self.request.netns,
+            cgroup=self._cgroup.path if self._cgroup is not None else "",
+            netns=netns,
             containers=tuple(container.id for container in self._task.containers),
         )
+
+    def _process_status(self) -> str:
+        if self.state != READY:
+            return "stopped" if self.exited.is_set else "created"
+        return "paused" if self._task.freezer.is_frozen else "running"
 
     def spec(self) -> bytes:
         """The pod as a runtime spec, for clients that want one: its namespaces, sysctls and annotations."""
@@ -303,7 +376,7 @@ class Pod:
         document = {
             "ociVersion": "1.0.2",
             "hostname": self.request.config.hostname if spaces.uts else "",
-            "annotations": self.request.config.annotations,
+            "annotations": self._annotations,
             "linux": {"namespaces": namespaces, "sysctl": self._sysctls, "cgroupsPath": self.request.cgroup},
         }
         return msgspec.json.encode(document)
@@ -314,13 +387,17 @@ async def _signal(container: Container, number: int) -> None:
         await container.kill("", number, everything=False)
 
 
+async def _ends_of(containers: list[Container]) -> None:
+    for container in containers:
+        if container.init.pid:
+            await container.init.exited.wait()
+
+
 async def _all_ended(containers: list[Container], timeout_s: float) -> list[Container]:
     """Wait for the inits, at most `timeout_s`; those that still run."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            for container in containers:
-                if container.init.pid:
-                    await container.init.exited.wait()
+            await _ends_of(containers)
     return [container for container in containers if container.init.pid and not container.init.exited.is_set]
 
 

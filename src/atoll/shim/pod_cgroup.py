@@ -8,17 +8,23 @@ systemd, which makes it with the first container.
 from __future__ import annotations
 
 import asyncio
+import errno
+import re
 import time
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from atoll import errors
 from atoll.linux import cgroup_layout
 from atoll.linux.cgroup import Cgroup, Limits
 from atoll.oci.config import LinuxContainerResources
+from atoll.oci.spec import Resources
 from atoll.sandbox.config import LinuxPodConfig
+from atoll.sandbox.resources import NOTHING, UpdatedResources, in_cri_words, merged
 
 DELETE_TIMEOUT_S = 1.0
 DELETE_PAUSE_S = 0.005
+_CPU_LIST = re.compile(r"[0-9,-]{0,4096}")
 
 
 class PodCgroup:
@@ -57,6 +63,19 @@ class PodCgroup:
         if linux is not None and linux.resources is not None:
             self._cgroup.set_limits(limits(linux.resources, linux.overhead or LinuxContainerResources()))
 
+    def apply(self, limits: Limits) -> None:
+        """Change its limits, all or none. Raises `InvalidArgument` for a value that the kernel refuses.
+
+        `FailedPrecondition` where it is not there, where the host lacks a controller, and where more is in use.
+        """
+        if not self.exists():
+            raise errors.FailedPrecondition(f"cgroup {self.path}: is not there, so it cannot be limited")
+        try:
+            self._cgroup.set_limits(limits)
+        except OSError as error:
+            kind = errors.FailedPrecondition if error.errno in (errno.EBUSY, errno.ENOENT) else errors.InvalidArgument
+            raise kind(f"{error.filename}: {error.strerror}") from error
+
     def kill(self) -> None:
         """SIGKILL every process in it and below."""
         self._cgroup.kill()
@@ -83,10 +102,10 @@ class PodCgroup:
 
 
 def limits(resources: LinuxContainerResources, overhead: LinuxContainerResources) -> Limits:
-    """What a pod may use: its containers' sum and its overhead; without a sum there is no limit."""
+    """What a pod may use: its containers' sum and its overhead; without a sum a limit stays, -1 lifts it."""
 
     def total(sum_: int, more: int) -> int | None:
-        return sum_ + more if sum_ > 0 else None
+        return None if sum_ == 0 else -1 if sum_ < 0 else sum_ + max(0, more)
 
     same_period = overhead.cpu_period in (0, resources.cpu_period)
     return Limits(
@@ -97,3 +116,38 @@ def limits(resources: LinuxContainerResources, overhead: LinuxContainerResources
         cpuset_mems=resources.cpuset_mems or None,
         memory_bytes=total(resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodResources:
+    """The limits of a pod as they are now, and those that an update asked for."""
+
+    overhead: LinuxContainerResources
+    resources: LinuxContainerResources
+    limits: Limits = field(default_factory=Limits)
+
+    def updated(self, spec: Resources | None, update: UpdatedResources | None) -> PodResources:
+        """What an OCI spec says, taken as it is, and above it what an update says; `InvalidArgument`."""
+        overhead, resources, wanted = self.overhead, self.resources, Limits()
+        if spec is not None:
+            asked = in_cri_words(spec)
+            resources = merged(resources, asked)
+            wanted = replace(_checked(asked, NOTHING), pids=(spec.pids.limit if spec.pids is not None else 0) or None)
+        if update is not None:
+            overhead, resources = merged(overhead, update.overhead), merged(resources, update.resources)
+            wanted = _above(wanted, _checked(resources, overhead))
+        return PodResources(overhead=overhead, resources=resources, limits=wanted)
+
+
+def _checked(resources: LinuxContainerResources, overhead: LinuxContainerResources) -> Limits:
+    for name, value in (("cpuset_cpus", resources.cpuset_cpus), ("cpuset_mems", resources.cpuset_mems)):
+        if not _CPU_LIST.fullmatch(value):
+            raise errors.InvalidArgument(f"{name}: {value[:60]!r} is no list such as 0-3,7")
+    swap = resources.memory_swap_limit_in_bytes
+    both = swap + max(0, overhead.memory_limit_in_bytes) if swap > 0 else swap or None
+    return replace(limits(resources, overhead), memory_and_swap_bytes=both)
+
+
+def _above(below: Limits, above: Limits) -> Limits:
+    found = {each.name: getattr(above, each.name) for each in fields(Limits)}
+    return replace(below, **{name: value for name, value in found.items() if value is not None})

@@ -11,7 +11,6 @@ from __future__ import annotations
 import platform
 import time
 
-import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
@@ -42,6 +41,11 @@ class SandboxService:
         self._shim = shim
         self._task = task
         self._pod: Pod | None = None
+
+    @property
+    def pod(self) -> Pod | None:
+        """The pod, where there is one."""
+        return None if self._pod is None or self._pod.is_nothing else self._pod
 
     async def let_go(self) -> None:
         """End the process that holds the pod's namespaces, if there is one."""
@@ -101,7 +105,7 @@ class SandboxService:
         if ended is not None:
             answer.exited_at.CopyFrom(wire.timestamp(ended.exited_at_ns))
         if request.verbose:
-            answer.info["info"] = msgspec.json.encode(pod.info()).decode()
+            answer.info.update(pod.info().encode())
         return answer
 
     async def PingSandbox(self, request: pb.PingRequest, context: CallContext) -> pb.PingResponse:

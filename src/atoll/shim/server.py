@@ -77,7 +77,7 @@ def build(request: ShimRequest, reaper: Reaper, holders: Holders) -> Served:
     server.register(TASK_V3, methods)
     server.add_service(sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"], sandbox)
     server.add_service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], StreamingService(shim.streams))
-    own = OwnService(shim, task)
+    own = OwnService(shim, task, sandbox)
     server.add_service(own_pb2.DESCRIPTOR.services_by_name["Shim"], own)
     server.register(HOST_SERVICE, {"End": Method(handler=own.End, request_type=empty_pb2.Empty)})
     return Served(shim, server, task, sandbox)

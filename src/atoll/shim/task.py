@@ -7,6 +7,9 @@ What changes a container runs to its end although its caller goes away. Every er
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Coroutine
+from typing import TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -19,14 +22,18 @@ from atoll.api import containerd_task_v3_pb2 as pb
 from atoll.oci import runtime as oci
 from atoll.shim import metrics, runtimes, wire
 from atoll.shim.container import Container, CreateOptions
+from atoll.shim.freezer import Freezer
 from atoll.shim.process import Process
 from atoll.shim.records import ExitRecord
 from atoll.shim.rootfs import RootMount
+from atoll.shim.rules import Phase
 from atoll.shim.shim import Shim
 from atoll.shim.stdio.request import StdioRequest
 from atoll.ttrpc.service import CallContext
 
 CONTAINERS_LIMIT = 1024
+
+T = TypeVar("T")
 
 
 class TaskService:
@@ -39,11 +46,17 @@ class TaskService:
         self._creating: set[str] = set()
         # Whether a sandbox keeps the shim alive although it has no container.
         self.has_sandbox = False
+        self.freezer = Freezer(f"sandbox {shim.request.id}")
 
     @property
     def containers(self) -> tuple[Container, ...]:
         """The containers there are."""
         return tuple(self._containers.values())
+
+    @property
+    def running(self) -> tuple[Container, ...]:
+        """The containers that have a process, started or not."""
+        return tuple(found for found in self.containers if found.init.pid and not found.init.exited.is_set)
 
     def forget(self, container: Container) -> None:
         """Drop a container that was removed."""
@@ -68,7 +81,7 @@ class TaskService:
     # life
 
     async def Create(self, request: pb.CreateTaskRequest, context: CallContext) -> pb.CreateTaskResponse:
-        container = await self._shim.own(self._create(request), name=f"create/{request.id}")
+        container = await self._adding(self._create(request), f"create/{request.id}")
         return pb.CreateTaskResponse(pid=container.init.pid)
 
     async def _create(self, request: pb.CreateTaskRequest) -> Container:
@@ -96,7 +109,7 @@ class TaskService:
     async def Start(self, request: pb.StartRequest, context: CallContext) -> pb.StartResponse:
         container = self.container(request.id)
         work = container.start_exec(request.exec_id) if request.exec_id else container.start()
-        return pb.StartResponse(pid=await self._shim.own(work, name=f"start/{request.id}/{request.exec_id}"))
+        return pb.StartResponse(pid=await self._adding(work, f"start/{request.id}/{request.exec_id}"))
 
     async def Delete(self, request: pb.DeleteRequest, context: CallContext) -> pb.DeleteResponse:
         container = self.container(request.id)
@@ -114,8 +127,13 @@ class TaskService:
     async def Exec(self, request: pb.ExecProcessRequest, context: CallContext) -> Empty:
         container = self.container(request.id)
         wire.identifier(request.exec_id, "exec id")
-        container.add_exec(_stdio(self._shim, request), request.spec.value)
+        with self.freezer.adding(f"exec/{request.id}/{request.exec_id}"):
+            container.add_exec(_stdio(self._shim, request), request.spec.value)
         return Empty()
+
+    async def _adding(self, work: Coroutine[None, None, T], name: str) -> T:
+        """Do what adds a process or changes a container's freezer: not while everything is paused."""
+        return await self._shim.own(self.freezer.guarded(work, name), name=name)
 
     async def Wait(self, request: pb.WaitRequest, context: CallContext) -> pb.WaitResponse:
         record = await self._process(request.id, request.exec_id).exited.wait()
@@ -137,7 +155,7 @@ class TaskService:
             exec_id=request.exec_id,
             bundle=str(container.bundle),
             pid=process.pid,
-            status=types_pb2.Status.Name(container.phase_of(process)),
+            status=types_pb2.Status.Name(self._phase(container, process)),
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,
@@ -148,6 +166,10 @@ class TaskService:
             answer.exit_status = record.exit_status
             answer.exited_at.CopyFrom(wire.timestamp(record.exited_at_ns))
         return answer
+
+    def _phase(self, container: Container, process: Process) -> Phase:
+        phase = container.phase_of(process)
+        return Phase.PAUSED if self.freezer.is_frozen and phase is Phase.RUNNING else phase
 
     async def Pids(self, request: pb.PidsRequest, context: CallContext) -> pb.PidsResponse:
         answer = pb.PidsResponse()
@@ -170,16 +192,20 @@ class TaskService:
 
     async def Kill(self, request: pb.KillRequest, context: CallContext) -> Empty:
         container = self.container(request.id)
-        work = container.kill(request.exec_id, request.signal, everything=request.all)
-        await self._shim.own(work, name=f"kill/{request.id}")
+        await self._shim.own(self._kill(container, request), name=f"kill/{request.id}")
         return Empty()
 
+    async def _kill(self, container: Container, request: pb.KillRequest) -> None:
+        await container.kill(request.exec_id, request.signal, everything=request.all)
+        if request.exec_id and request.signal == signal.SIGKILL:
+            await self.freezer.hold_again(container)
+
     async def Pause(self, request: pb.PauseRequest, context: CallContext) -> Empty:
-        await self._shim.own(self.container(request.id).pause(), name=f"pause/{request.id}")
+        await self._adding(self.container(request.id).pause(), f"pause/{request.id}")
         return Empty()
 
     async def Resume(self, request: pb.ResumeRequest, context: CallContext) -> Empty:
-        await self._shim.own(self.container(request.id).resume(), name=f"resume/{request.id}")
+        await self._adding(self.container(request.id).resume(), f"resume/{request.id}")
         return Empty()
 
     async def Update(self, request: pb.UpdateTaskRequest, context: CallContext) -> Empty:
@@ -190,7 +216,7 @@ class TaskService:
     async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: CallContext) -> Empty:
         container = self.container(request.id)
         work = container.checkpoint(_checkpoint(request, container))
-        await self._shim.own(work, name=f"checkpoint/{request.id}")
+        await self._adding(work, f"checkpoint/{request.id}")
         return Empty()
 
     async def ResizePty(self, request: pb.ResizePtyRequest, context: CallContext) -> Empty:

@@ -1,18 +1,18 @@
-"""What the shim makes of the freezer's files, of either cgroup version."""
+"""What is made of the freezer's files, of either cgroup version."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.shim import cgroups
+from atoll.linux import freezer as freezers
 
 
 def test_version_2_tells_by_its_events(tmp_path: Path) -> None:
     (tmp_path / "cgroup.freeze").write_text("1\n")
     (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert not cgroups.is_frozen((tmp_path,))
+    assert not freezers.is_frozen((tmp_path,))
     (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 1\n")
-    assert cgroups.is_frozen((tmp_path,))
+    assert freezers.is_frozen((tmp_path,))
 
 
 def test_version_1_is_asked_again_and_its_freezer_is_the_one_that_counts(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_version_1_is_asked_again_and_its_freezer_is_the_one_that_counts(tmp_pat
     (unified / "cgroup.freeze").write_text("0\n")
     (unified / "cgroup.events").write_text("populated 1\nfrozen 0\n")
     (freezer / "freezer.state").write_text("FREEZING\n")
-    assert cgroups.is_frozen((unified, freezer))
+    assert freezers.is_frozen((unified, freezer))
     assert (freezer / "freezer.state").read_text() == "FROZEN"
 
 
@@ -31,10 +31,28 @@ def test_thawing_reaches_the_cgroups_below(tmp_path: Path) -> None:
     below.mkdir()
     for folder in (tmp_path, below):
         (folder / "freezer.state").write_text("FROZEN\n")
-    cgroups.thaw((tmp_path,))
+    freezers.release_killed((tmp_path,))
     assert [(folder / "freezer.state").read_text() for folder in (tmp_path, below)] == ["THAWED", "THAWED"]
 
 
 def test_what_is_gone_holds_nobody(tmp_path: Path) -> None:
-    assert cgroups.is_frozen((tmp_path / "gone",))
-    cgroups.thaw((tmp_path / "gone",))
+    assert freezers.is_frozen((tmp_path / "gone",))
+    freezers.thaw((tmp_path / "gone",))
+
+
+def test_thawing_leaves_what_others_froze_below(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    for folder in (tmp_path, below):
+        (folder / "freezer.state").write_text("FROZEN\n")
+    freezers.thaw((tmp_path,))
+    assert [(folder / "freezer.state").read_text() for folder in (tmp_path, below)] == ["THAWED", "FROZEN\n"]
+
+
+def test_freezing_asks_the_version_that_has_a_freezer(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.freeze").write_text("0\n")
+    freezers.freeze((tmp_path / "other", tmp_path))
+    assert (tmp_path / "cgroup.freeze").read_text() == "1"
+    freezers.thaw((tmp_path,))
+    assert (tmp_path / "cgroup.freeze").read_text() == "0"
+    assert not freezers.has_freezer((tmp_path / "other",))
