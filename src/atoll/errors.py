@@ -38,6 +38,8 @@ class AtollError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.joined: tuple[AtollError, ...] = ()
+        """Errors that came with this one, which comes first; they cross the wires with it."""
 
     def __str__(self) -> str:
         return self.message

@@ -29,8 +29,8 @@ from atoll.runtime import program
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.ending import kill_recorded
 from atoll.runtime.shim import LaunchRequest, Shim
-from atoll.runtime.task import from_timestamp, to_any
 from atoll.sandbox.controller import ExitStatus
+from atoll.sandbox.wire import from_timestamp, to_any
 from atoll.shim import records
 from atoll.ttrpc import address as addresses
 

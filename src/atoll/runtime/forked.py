@@ -18,9 +18,9 @@ from atoll.linux.process import PidfdSpawner, Spawner
 from atoll.runtime import ending, program
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import LaunchRequest, Shim
-from atoll.runtime.task import from_timestamp
 from atoll.runtime.zygote import ForkedShim, Zygote
 from atoll.sandbox.controller import ExitStatus
+from atoll.sandbox.wire import from_timestamp
 from atoll.shim import records
 from atoll.shim.request import RuntimeChoice, ShimRequest
 

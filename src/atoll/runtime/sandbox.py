@@ -9,7 +9,6 @@ from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as wire
-from atoll.runtime.task import from_any, from_timestamp, to_any, to_mount
 from atoll.sandbox.controller import (
     ControllerInstance,
     ControllerStatus,
@@ -19,6 +18,7 @@ from atoll.sandbox.controller import (
     Platform,
     State,
 )
+from atoll.sandbox.wire import from_any, from_timestamp, to_any, to_mount
 from atoll.ttrpc.client import Client
 from atoll.ttrpc.service import NAMESPACE_KEY
 

@@ -6,18 +6,17 @@ The messages of both versions are the same under other names, so version 3's are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import IntEnum
 from typing import TypeVar
 
 from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from atoll import errors
 from atoll.api import containerd_task_v3_pb2 as wire
-from atoll.api import containerd_types_pb2 as types
 from atoll.sandbox.controller import ExitStatus, Mount, TypedAny
+from atoll.sandbox.wire import from_any, from_timestamp, to_any, to_mount
 from atoll.ttrpc.client import Client
 from atoll.ttrpc.service import NAMESPACE_KEY
 
@@ -60,26 +59,6 @@ class TaskState:
     status: TaskStatus
     exit_status: int
     exited_at: datetime | None
-
-
-def to_any(value: TypedAny) -> any_pb2.Any:
-    return any_pb2.Any(type_url=value.type_url, value=value.value)
-
-
-def from_any(value: any_pb2.Any) -> TypedAny:
-    return TypedAny(type_url=value.type_url, value=value.value)
-
-
-def to_mount(mount: Mount) -> types.Mount:
-    return types.Mount(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
-
-
-def from_timestamp(value: Timestamp) -> datetime:
-    """The time; raises `Unknown` for one that no calendar has."""
-    try:
-        return value.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise errors.Unknown(f"the shim answers a time that is none: {error}") from error
 
 
 class TaskClient:

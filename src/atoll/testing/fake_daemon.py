@@ -23,11 +23,10 @@ from typing import Self, TypeVar
 
 import grpc.aio
 
-from atoll import errors
+from atoll import errors, rpc
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.concurrency import Latch, TaskOwner
-from atoll.daemon import rpc
 from atoll.image.reference import Reference
 from atoll.testing import fake_services
 
@@ -211,7 +210,8 @@ class FakeDaemon:
 
     def program(self, command: tuple[str, ...], operation: str) -> Program:
         if not command or command[0] not in self.programs:
-            raise errors.Unknown(f"{operation}: executable file `{' '.join(command[:1])}` not found in $PATH")
+            word = command[0] if command else ""
+            raise errors.NotFound(f"command {word!r}: is not in the image ({operation}); name a program that is")
         return self.programs[command[0]]
 
     def start(self, container: FakeContainer) -> None:

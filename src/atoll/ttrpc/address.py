@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +146,8 @@ def inode(path: Path) -> int:
 
 
 def _remove_dead(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise errors.AlreadyExists(f"{path}: there is a file which is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))

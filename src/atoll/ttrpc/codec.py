@@ -17,12 +17,11 @@ from typing import Final, NamedTuple, TypeAlias
 
 from atoll import errors
 from atoll.api import ttrpc_pb2
+from atoll.api.status import to_status
 
 HEADER_BYTES: Final = 10
 MAX_PAYLOAD_BYTES: Final = 4 << 20
 MAX_STREAM_ID: Final = 0xFFFFFFFF
-# A status text travels inside the envelope; a longer one is cut, never refused.
-MAX_STATUS_TEXT: Final = 64 << 10
 
 REQUEST: Final = 1
 RESPONSE: Final = 2
@@ -149,13 +148,9 @@ def encode_response(payload: bytes) -> bytes:
     return ttrpc_pb2.Response(payload=payload).SerializeToString()
 
 
-def encode_status(code: int, message: str) -> bytes:
+def encode_error(error: errors.AtollError) -> bytes:
     """The envelope of a call that failed; a text that is not valid unicode or too long is made to fit."""
-    response = ttrpc_pb2.Response()
-    response.status.code = code
-    # Paths decoded with surrogateescape end up in messages; protobuf refuses lone surrogates.
-    response.status.message = message[:MAX_STATUS_TEXT].encode("utf-8", "replace").decode()
-    return response.SerializeToString()
+    return ttrpc_pb2.Response(status=to_status(error)).SerializeToString()
 
 
 def metadata_of(request: ttrpc_pb2.Request) -> dict[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from atoll import errors
 from atoll.api import ttrpc_pb2
+from atoll.api.status import from_status
 from atoll.ttrpc import codec
 
 
@@ -167,7 +168,7 @@ class ServerConnection:
 
     def respond_error(self, stream_id: int, error: errors.AtollError) -> bytes:
         """The bad end of any call, also of one that was never opened."""
-        frame = codec.encode_frame(stream_id, codec.RESPONSE, 0, codec.encode_status(error.code, str(error)))
+        frame = codec.encode_frame(stream_id, codec.RESPONSE, 0, codec.encode_error(error))
         self._sending.pop(stream_id, None)
         return frame
 
@@ -241,7 +242,7 @@ class ClientConnection:
             self._fail(stream_id, errors.Internal(f"response cannot be decoded: {error}"), events)
             return
         if response.status.code:
-            self._fail(stream_id, errors.from_status(response.status.code, response.status.message), events)
+            self._fail(stream_id, from_status(response.status), events)
             return
         del self._streams[stream_id]
         events.append(ResponseReceived(stream_id, response.payload))

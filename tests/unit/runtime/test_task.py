@@ -14,7 +14,8 @@ from atoll.api import containerd_task_types_pb2 as types
 from atoll.api import containerd_task_v3_pb2 as pb
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import Shim
-from atoll.runtime.task import TaskStatus, from_timestamp
+from atoll.runtime.task import TaskStatus
+from atoll.sandbox.wire import from_timestamp
 from atoll.ttrpc.server import Server
 from atoll.ttrpc.service import CallContext, methods_of
 

@@ -6,11 +6,13 @@ import itertools
 import struct
 
 import pytest
+from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
 from atoll.api import ttrpc_pb2
+from atoll.api.status import MAX_TEXT
 from atoll.ttrpc import codec
 from atoll.ttrpc.connection import (
     ClientConnection,
@@ -93,9 +95,10 @@ def test_tiny_timeout_is_not_sent_as_none() -> None:
 
 
 def test_status_text_is_made_to_fit() -> None:
-    response = ttrpc_pb2.Response.FromString(codec.encode_status(5, "bad \udcff " + "x" * codec.MAX_PAYLOAD_BYTES))
+    error = errors.NotFound("bad \udcff " + "x" * codec.MAX_PAYLOAD_BYTES)
+    response = ttrpc_pb2.Response.FromString(codec.encode_error(error))
     assert response.status.message.startswith("bad ? x")
-    assert len(response.status.message) == codec.MAX_STATUS_TEXT
+    assert len(response.status.message) == MAX_TEXT
 
 
 def request(stream_id: int, flags: int = 0, envelope: bytes = ENVELOPE) -> bytes:
@@ -203,8 +206,9 @@ def test_client_tells_every_way_a_call_fails() -> None:
     client = ClientConnection()
     for _ in range(5):
         client.open(ENVELOPE)
-    assert failure(client, response(1, codec.encode_status(5, "gone"))) == (1, errors.NotFound)
-    assert failure(client, response(3, codec.encode_status(77, "?"))) == (3, errors.Unknown)
+    assert failure(client, response(1, codec.encode_error(errors.NotFound("gone")))) == (1, errors.NotFound)
+    unheard = ttrpc_pb2.Response(status=status_pb2.Status(code=77, message="?"))
+    assert failure(client, response(3, unheard.SerializeToString())) == (3, errors.Unknown)
     assert failure(client, response(5, b"\xff\xff")) == (5, errors.Internal)
     assert failure(client, data(7, b"x")) == (7, errors.Internal)
     oversized = struct.pack(">IIBB", codec.MAX_PAYLOAD_BYTES + 1, 9, codec.RESPONSE, 0)

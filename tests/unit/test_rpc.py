@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator
 import grpc
 import pytest
 
-from atoll import errors
+from atoll import errors, rpc
 from atoll.api import atoll_v1_pb2 as pb
-from atoll.daemon import rpc
 
 
 class Aborted(grpc.aio.AbortError):

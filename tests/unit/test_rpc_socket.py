@@ -1,4 +1,4 @@
-"""What a daemon removes when it ends."""
+"""What a server removes when it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.daemon import main
+from atoll import rpc
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_daemon_removes_its_own_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as own:
         own.bind(str(path))
-        main._unlink_own(path, main._file_id(path))
+        rpc.unlink_own(path, rpc.file_id(path))
     assert not path.exists()
 
 
 def test_the_socket_of_a_later_daemon_stays(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as own, socket.socket(socket.AF_UNIX) as later:
         own.bind(str(path))
-        bound = main._file_id(path)
+        bound = rpc.file_id(path)
         path.rename("moved")
         later.bind(str(path))
-        main._unlink_own(path, bound)
+        rpc.unlink_own(path, bound)
     assert path.is_socket()
 
 
 def test_a_socket_that_is_gone_is_fine(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as own:
         own.bind(str(path))
-        bound = main._file_id(path)
+        bound = rpc.file_id(path)
     path.unlink()
-    main._unlink_own(path, bound)
+    rpc.unlink_own(path, bound)

@@ -1,0 +1,315 @@
+"""The `remote` sandboxer: somebody else's controller behind a socket, by gRPC or ttrpc.
+
+It holds nothing of a sandbox: what the other side remembers is what there is, over restarts of either side. A wait
+outlives both: it is asked again until it is answered. Every other call has a bound, and fails at once with
+`Unavailable` while nobody serves the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from atoll import errors
+from atoll.api import atoll_sandbox_v1_pb2 as own
+from atoll.api import containerd_services_sandbox_v1_pb2 as wire
+from atoll.api.status import from_status as error_of
+from atoll.rpc import DETAILS_KEY, MAX_MESSAGE_BYTES
+from atoll.sandbox.address import TTRPC, Address
+from atoll.sandbox.controller import (
+    NOT_TORN_DOWN,
+    TORN_DOWN,
+    CleanupFailed,
+    Controller,
+    ControllerInstance,
+    ControllerStatus,
+    CreateOptions,
+    ExitStatus,
+    Metric,
+    Platform,
+    Sandbox,
+    State,
+)
+from atoll.sandbox.service import NAMESPACE_HEADER
+from atoll.sandbox.wire import (
+    from_exit,
+    from_instance,
+    from_metric,
+    from_platform,
+    from_status,
+    to_create,
+    to_sandbox,
+)
+from atoll.ttrpc.client import Client
+from atoll.ttrpc.service import NAMESPACE_KEY
+
+M = TypeVar("M", bound=Message)
+log = logging.getLogger(__name__)
+
+SERVICE = wire.DESCRIPTOR.services_by_name["Controller"].full_name
+OWN_SERVICE = own.DESCRIPTOR.services_by_name["Controller"].full_name
+DEFAULT_NAMESPACE = "default"
+
+CREATE_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 10.0
+PING_TIMEOUT_S = 2.0
+STOP_MARGIN_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.128, 4.096
+"""Between two tries of a wait, doubled after each; containerd's own client has the same."""
+
+
+class Wire(Protocol):
+    """How calls reach the other side; connects by itself, and again after a loss."""
+
+    async def call(
+        self, service: str, method: str, request: Message, answer: type[M], timeout_s: float | None
+    ) -> M: ...
+
+    async def aclose(self) -> None: ...
+
+
+class RemoteController(Controller):
+    """Drives a controller that is served at `address` (the forms of `atoll.sandbox.address`).
+
+    `sandboxer` is the name that the other side knows its controller by, sent with every request; a controller that
+    stands alone behind its socket takes any. `namespace` is the containerd namespace that its sandboxes live in.
+    Nothing is connected before the first call. Errors are the other side's, with their codes; the text of an
+    `Unavailable` names the address. End it with `aclose`, which ends no sandbox.
+    """
+
+    def __init__(self, address: str, *, sandboxer: str = "", namespace: str = DEFAULT_NAMESPACE) -> None:
+        self.address = Address.parse(address)
+        self._sandboxer = sandboxer
+        self._wire: Wire
+        if self.address.protocol == TTRPC:
+            self._wire = TtrpcWire(self.address, namespace)
+        else:
+            self._wire = GrpcWire(self.address, namespace)
+
+    async def _call(
+        self, method: str, request: Message, answer: type[M], timeout_s: float | None = CALL_TIMEOUT_S
+    ) -> M:
+        return await self._wire.call(SERVICE, method, request, answer, timeout_s)
+
+    async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
+        request = to_create(sandbox, options, self._sandboxer or sandbox.sandboxer)
+        try:
+            await self._call("Create", request, wire.ControllerCreateResponse, CREATE_TIMEOUT_S)
+        except errors.AtollError as error:
+            raise _with_left(error) from None
+
+    async def start(self, sandbox_id: str) -> ControllerInstance:
+        request = wire.ControllerStartRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        try:
+            answer = await self._call("Start", request, wire.ControllerStartResponse, CREATE_TIMEOUT_S)
+        except errors.AtollError as error:
+            raise _with_left(error) from None
+        return from_instance(answer, sandbox_id)
+
+    async def platform(self, sandbox_id: str) -> Platform:
+        request = wire.ControllerPlatformRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        return from_platform((await self._call("Platform", request, wire.ControllerPlatformResponse)).platform)
+
+    async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
+        """`timeout_s` goes over the wire in whole seconds, rounded up; `NotFound` is nothing to stop."""
+        seconds = -int(-timeout_s // 1) if timeout_s else 0
+        request = wire.ControllerStopRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer, timeout_secs=seconds)
+        with contextlib.suppress(errors.NotFound):
+            await self._call("Stop", request, wire.ControllerStopResponse, seconds + STOP_MARGIN_S)
+
+    async def wait(self, sandbox_id: str) -> ExitStatus:
+        """No bound, and no end but an answer: while nobody serves the address it is asked again and again."""
+        request = wire.ControllerWaitRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        loop = asyncio.get_running_loop()
+        pause_s = FIRST_PAUSE_S
+        while True:
+            asked_at = loop.time()
+            try:
+                return from_exit(await self._call("Wait", request, wire.ControllerWaitResponse, None))
+            except errors.Unavailable as error:
+                if loop.time() - asked_at > LONGEST_PAUSE_S:
+                    pause_s = FIRST_PAUSE_S  # it was answered for a while: this is another loss
+                log.info("sandbox %s: its wait is asked again in %g s: %s", sandbox_id, pause_s, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
+        request = wire.ControllerStatusRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer, verbose=verbose)
+        return from_status(await self._call("Status", request, wire.ControllerStatusResponse), sandbox_id)
+
+    async def shutdown(self, sandbox_id: str) -> None:
+        """`NotFound` is nothing to free."""
+        request = wire.ControllerShutdownRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        with contextlib.suppress(errors.NotFound):
+            await self._call("Shutdown", request, wire.ControllerShutdownResponse, CREATE_TIMEOUT_S)
+
+    async def metrics(self, sandbox_id: str) -> Metric:
+        request = wire.ControllerMetricsRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        return from_metric((await self._call("Metrics", request, wire.ControllerMetricsResponse)).metrics)
+
+    async def update(self, sandbox_id: str, sandbox: Sandbox, fields: tuple[str, ...] = ()) -> None:
+        request = wire.ControllerUpdateRequest(
+            sandbox_id=sandbox_id, sandboxer=self._sandboxer, sandbox=to_sandbox(sandbox), fields=fields
+        )
+        await self._call("Update", request, wire.ControllerUpdateResponse)
+
+    # What containerd's service lacks: `Unimplemented` where the other side serves containerd's alone.
+
+    async def pause(self, sandbox_id: str) -> None:
+        request = own.PauseRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        await self._wire.call(OWN_SERVICE, "Pause", request, own.PauseResponse, CALL_TIMEOUT_S)
+
+    async def resume(self, sandbox_id: str) -> None:
+        request = own.ResumeRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        await self._wire.call(OWN_SERVICE, "Resume", request, own.ResumeResponse, CALL_TIMEOUT_S)
+
+    async def ping(self, sandbox_id: str) -> None:
+        """By the state that Status tells where the other side serves containerd's service alone."""
+        request = own.PingRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        try:
+            await self._wire.call(OWN_SERVICE, "Ping", request, own.PingResponse, PING_TIMEOUT_S)
+        except errors.Unimplemented:
+            await super().ping(sandbox_id)
+
+    async def recover(self, sandbox: Sandbox) -> ControllerStatus:
+        """What is known of a sandbox that an earlier daemon made; raises `NotFound` where the other side has none.
+
+        One that cannot be asked now is `UNKNOWN` with the reason, and is asked again by whoever wants to know.
+        """
+        try:
+            return await self.status(sandbox.id)
+        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+            return ControllerStatus(sandbox_id=sandbox.id, state=State.UNKNOWN, reason=str(error))
+
+    async def aclose(self) -> None:
+        """Let go of the connection; the sandboxes live on. Idempotent."""
+        await self._wire.aclose()
+
+
+def _with_left(error: errors.AtollError) -> errors.AtollError:
+    """As the other side raised it: what came with a failed create or start is what could not be undone."""
+    texts = [str(other) for other in error.joined]
+    left = tuple(text.removeprefix(NOT_TORN_DOWN) for text in texts if not text.startswith(TORN_DOWN))
+    if not left:
+        return error
+    undone = tuple(text.removeprefix(TORN_DOWN) for text in texts if text.startswith(TORN_DOWN))
+    cause = str(error).partition(f"; {NOT_TORN_DOWN}")[0].partition(f"; {TORN_DOWN}")[0]
+    return CleanupFailed(errors.from_status(error.code, cause), left, undone)
+
+
+# The wires
+
+
+class TtrpcWire:
+    """ttrpc: one connection, made at the first call and after each loss; implements `Wire`."""
+
+    def __init__(self, address: Address, namespace: str) -> None:
+        self._address = address
+        self._metadata = {NAMESPACE_KEY: namespace}
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._is_closed = False
+
+    async def _connected(self) -> Client:
+        if self._client is not None and not self._client.is_closed:
+            return self._client
+        async with self._connecting:
+            if self._is_closed:
+                raise errors.Unavailable(f"{self._address}: was let go")
+            if self._client is None or self._client.is_closed:
+                connection = await self._address.connect(timeout_s=CONNECT_TIMEOUT_S)
+                self._client = await Client.from_socket(connection, peer=str(self._address))
+            return self._client
+
+    async def call(self, service: str, method: str, request: Message, answer: type[M], timeout_s: float | None) -> M:
+        try:
+            client = await self._connected()
+            return await client.call(service, method, request, answer, timeout=timeout_s, metadata=self._metadata)
+        except errors.Unavailable as error:
+            raise _unavailable(self._address, str(error)) from error
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        if self._client is not None:
+            await self._client.aclose()
+
+
+class GrpcWire:
+    """gRPC: a channel, replaced after each loss, so that no back-off of an earlier one delays a call.
+
+    Implements `Wire`.
+    """
+
+    def __init__(self, address: Address, namespace: str) -> None:
+        self._address = address
+        self._metadata = ((NAMESPACE_HEADER, namespace),)
+        self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._is_closed:
+            raise errors.Unavailable(f"{self._address}: was let go")
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(
+                self._address.target,
+                options=[
+                    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the back-off of the old one
+                    ("grpc.default_authority", "localhost"),
+                    ("grpc.enable_retries", 0),
+                ],
+            )
+        return self._channel
+
+    async def call(self, service: str, method: str, request: Message, answer: type[M], timeout_s: float | None) -> M:
+        channel = self._open()
+        ask = channel.unary_unary(
+            f"/{service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        try:
+            return await ask(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            failure = _error_of(error)
+            if isinstance(failure, errors.Unavailable):
+                await self._replace(channel)
+                raise _unavailable(self._address, str(failure)) from None
+            raise failure from None
+
+    async def _replace(self, channel: grpc.aio.Channel) -> None:
+        """Let go of a channel that could not connect: nothing waits on it, and it would not try again for a while."""
+        if channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE and self._channel is channel:
+            self._channel = None
+            await channel.close()
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+
+def _unavailable(address: Address, text: str) -> errors.Unavailable:
+    return errors.Unavailable(text if str(address) in text else f"{address}: {text}")
+
+
+def _error_of(error: grpc.aio.AioRpcError) -> errors.AtollError:
+    """The error that the other side raised, with those joined to it."""
+    code, text = error.code().value[0], error.details() or ""
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            with contextlib.suppress(DecodeError):
+                whole = error_of(status_pb2.Status.FromString(value))
+                if whole.code == code:
+                    return whole
+    return errors.from_status(code, text)
