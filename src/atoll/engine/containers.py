@@ -279,6 +279,8 @@ class Containers:
             except errors.Unavailable as error:
                 if await lines.is_gone(pod):
                     log.info("container %s: is watched without its shim: %s", container.id[:13], error)
+                    if pod.ended.is_set:  # its end may have come while the dying shim could still be connected to
+                        await self.end_orphans(pod)
                     end = await self._parts.orphans.ended(bundle)
                     if end.exit_status != UNKNOWN_EXIT_STATUS or await lines.is_gone(pod):
                         return end
