@@ -35,9 +35,9 @@ class Joiner:
         """
         path = Path(attach.netns_path)
         made = not await self._blocking.run(netns.exists, path)
-        if made:
-            await self._blocking.run(make_netns, path)
         try:
+            if made:  # a thread cannot be cancelled, so what it makes is waited for
+                await run_to_completion(self._blocking.run(make_netns, path), within=LEAVE_TIMEOUT_S)
             added = await wait_all(
                 [self.cni.add(network, replace(attach, ifname=f"eth{at}")) for at, network in enumerate(networks)]
             )
