@@ -10,8 +10,7 @@
 The names below are imported at their first use: a shim that needs the contract alone has no gRPC and no SQLite.
 """
 
-from __future__ import annotations
-
+# Not `from __future__ import annotations`: that name is a module of this package.
 import importlib
 from typing import TYPE_CHECKING
 
