@@ -7,10 +7,13 @@ default_runtime = "atoll"
 pods_per_shim = 32                  # pods that share a shim process; 1: each has its own
 
 [runtimes.atoll]                    # a runtime handler
-sandboxer = "shim"                  # shim | podsandbox
+sandboxer = "shim"                  # shim | podsandbox | remote
 shim = "io.containerd.atoll.v1"     # a runtime type, or a path
 oci_runtime = "auto"                # auto | crun | runc | /path
 systemd_cgroup = false
+
+[sandboxes]                         # of clients of the sandbox API
+unstarted_timeout_s = 300.0
 
 [network]
 conf_dir = "/etc/cni/net.d"         # where none is there, a default bridge network is made
@@ -35,11 +38,12 @@ import msgspec
 from atoll import errors
 
 DEFAULT_PATH = Path("/etc/atoll/config.toml")
-SANDBOXERS = ("shim", "podsandbox")
+SANDBOXERS = ("shim", "podsandbox", "remote")
 """What a runtime handler may name; what the daemon cannot compose is refused, not ignored."""
 WITHOUT_SANDBOXES = ("io.containerd.runc.v1", "io.containerd.runc.v2")
 """Shims that serve tasks only."""
 MAX_PODS_PER_SHIM = 1024
+MAX_UNSTARTED_S = 86400.0
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
 
@@ -55,10 +59,20 @@ class RuntimeHandler(Section, frozen=True):
     shim: str = "io.containerd.atoll.v1"
     oci_runtime: str = "auto"
     systemd_cgroup: bool = False
+    address: str = ""
+    remote_sandboxer: str = ""
     pause_image: str = "atoll/pause:latest"
     pod_annotations: tuple[str, ...] = ()
     container_annotations: tuple[str, ...] = ()
     privileged_without_host_devices: bool = False
+
+
+class SandboxSection(Section, frozen=True):
+    """What is kept for clients of the sandbox API, such as a containerd whose sandboxer this daemon is."""
+
+    unstarted_timeout_s: float = 300.0
+    containerd_root: str = "/var/lib/containerd"
+    containerd_state: str = "/run/containerd"
 
 
 class NetworkSection(Section, frozen=True):
@@ -92,6 +106,7 @@ class Config(Section, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     default_runtime: str = "atoll"
     runtimes: dict[str, RuntimeHandler] = msgspec.field(default_factory=lambda: {"atoll": RuntimeHandler()})
+    sandboxes: SandboxSection = SandboxSection()
     network: NetworkSection = NetworkSection()
     images: ImageSection = ImageSection()
     cgroup_parent: str = "/atoll"
@@ -135,17 +150,8 @@ def check(config: Config, source: str) -> Config:
         raise errors.InvalidArgument(
             f"{source}: default_runtime {config.default_runtime!r} is not among [runtimes]: {known}"
         )
-    for name, handler in config.runtimes.items():
-        if handler.sandboxer not in SANDBOXERS:
-            known = ", ".join(SANDBOXERS)
-            raise errors.InvalidArgument(
-                f"{source}: [runtimes.{name}] sandboxer {handler.sandboxer!r}: is none of {known}"
-            )
-        if handler.sandboxer == "shim" and handler.shim in WITHOUT_SANDBOXES:
-            raise errors.InvalidArgument(
-                f"{source}: [runtimes.{name}] shim {handler.shim!r}: has no sandbox service; "
-                'give the handler sandboxer = "podsandbox"'
-            )
+    _check_handlers(config, source)
+    _check_sandboxes(config.sandboxes, source)
     for name, path in (("root", config.root), ("state", config.state), ("socket", str(config.socket_path))):
         if not path.startswith("/"):
             raise errors.InvalidArgument(f"{source}: {name} = {path!r}: must be an absolute path")
@@ -160,6 +166,39 @@ def check(config: Config, source: str) -> Config:
             f"{source}: pods_per_shim = {config.pods_per_shim}: must be 1 to {MAX_PODS_PER_SHIM}"
         )
     return config
+
+
+def _check_handlers(config: Config, source: str) -> None:
+    for name, handler in config.runtimes.items():
+        if handler.sandboxer not in SANDBOXERS:
+            known = ", ".join(SANDBOXERS)
+            raise errors.InvalidArgument(
+                f"{source}: [runtimes.{name}] sandboxer {handler.sandboxer!r}: is none of {known}"
+            )
+        if (handler.sandboxer == "remote") != bool(handler.address):
+            raise errors.InvalidArgument(
+                f'{source}: [runtimes.{name}]: sandboxer = "remote" and an address belong together, as in '
+                'address = "grpc+/run/other/controller.sock"'
+            )
+        if handler.sandboxer == "shim" and handler.shim in WITHOUT_SANDBOXES:
+            raise errors.InvalidArgument(
+                f"{source}: [runtimes.{name}] shim {handler.shim!r}: has no sandbox service; "
+                'give the handler sandboxer = "podsandbox"'
+            )
+
+
+def _check_sandboxes(section: SandboxSection, source: str) -> None:
+    if not 1.0 <= section.unstarted_timeout_s <= MAX_UNSTARTED_S:
+        raise errors.InvalidArgument(
+            f"{source}: [sandboxes] unstarted_timeout_s = {section.unstarted_timeout_s:g}: "
+            f"must be 1 to {MAX_UNSTARTED_S:g}"
+        )
+    for name, path in (
+        ("containerd_root", section.containerd_root),
+        ("containerd_state", section.containerd_state),
+    ):
+        if path and not path.startswith("/"):
+            raise errors.InvalidArgument(f"{source}: [sandboxes] {name} = {path!r}: must be an absolute path, or empty")
 
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
@@ -186,6 +225,8 @@ def _known(path: str) -> list[str]:
     section: type[Section] = Config
     if parts and parts[0] == "network":
         section = NetworkSection
+    elif parts and parts[0] == "sandboxes":
+        section = SandboxSection
     elif parts and parts[0] == "runtimes":
         section = RuntimeHandler
     elif parts[:2] == ["images", "registries"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -21,11 +22,13 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from atoll import errors
 from atoll.api.status import to_status
@@ -81,14 +84,15 @@ def handlers(
 ) -> grpc.GenericRpcHandler:
     """The methods of `service` that `implementation` has; gRPC itself answers Unimplemented for the others.
 
-    Every call but of the `ungated` methods waits for the `gate`. A unary method is
+    Every call but of the `ungated` methods, named alone or in full, waits for the `gate`. A unary method is
     `async def Name(self, request, context)`, a streaming one an async generator.
     """
     found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         work = getattr(implementation, method.name, None)
         if work is not None:
-            found[method.name] = _handler(method, work, activity, _open if method.name in ungated else gate)
+            is_open = method.name in ungated or method.full_name in ungated
+            found[method.name] = _handler(method, work, activity, _open if is_open else gate)
     return grpc.method_handlers_generic_handler(service.full_name, found)
 
 
@@ -199,30 +203,92 @@ def add_services(
     *,
     gate: Gate = _open,
     ungated: frozenset[str] = frozenset(),
+    readiness: Readiness | None = None,
 ) -> None:
-    """Serve `services`, each with its implementation, and over them health and reflection."""
+    """Serve `services`, each with its implementation, reflection over them, and health, which follows `readiness`."""
     names = [service.full_name for service in services]
     health = health_pb2.DESCRIPTOR.services_by_name["Health"]
     served: dict[ServiceDescriptor, object] = {**services}
-    served[health] = Health(names)  # pyright: ignore[reportArgumentType]  its stubs name the C class
+    served[health] = Health(names, readiness)  # pyright: ignore[reportArgumentType]  its stubs name the C class
+    ungated |= {f"{health.full_name}.{method}" for method in ("Check", "Watch")}
     server.add_generic_rpc_handlers(
         [handlers(service, work, activity, gate=gate, ungated=ungated) for service, work in served.items()]
     )
-    reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    _add_reflection(server, (*names, str(health.full_name)))
+
+
+def _add_reflection(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
+    """Reflection in both versions, whose messages are the same on the wire; the package has the older one."""
+    newer = _newer_reflection()
+    every = (*names, reflection.SERVICE_NAME, newer)
+    reflection.enable_server_reflection(every, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(every).ServerReflectionInfo,  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]  untyped
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=_encode,
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(newer, {"ServerReflectionInfo": method})])
+
+
+@functools.cache
+def _newer_reflection() -> str:
+    """Make the file of grpc.reflection.v1 known, so that reflection can tell of itself; its service's name."""
+    package = str(reflection_pb2.DESCRIPTOR.package)
+    newer = package.removesuffix("alpha")
+    file = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name, file.package = f"{newer.replace('.', '/')}/reflection.proto", newer
+    for message in file.message_type:
+        for field in (one for one in message.field if one.type_name):
+            field.type_name = field.type_name.replace(f".{package}.", f".{newer}.")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace(f".{package}.", f".{newer}.")
+        method.output_type = method.output_type.replace(f".{package}.", f".{newer}.")
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    return f"{newer}.{file.service[0].name}"
+
+
+class Readiness(Protocol):
+    """Whether a server has taken up all that it is to serve."""
+
+    @property
+    def is_recovered(self) -> bool: ...
+
+    async def recovered(self) -> None: ...
 
 
 class Health:
-    """grpc.health.v1.Health: what is served is healthy for as long as the socket answers."""
+    """grpc.health.v1.Health: what is served is healthy once the server is ready, for as long as the socket answers."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], readiness: Readiness | None = None) -> None:
         self._names = {"", *names}
+        self._readiness = readiness
 
     async def Check(  # noqa: N802  the name of its .proto file
         self, request: health_pb2.HealthCheckRequest, context: object
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
             raise errors.NotFound(f"service {request.service!r}: is not served here")
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        return self._answer()
+
+    async def Watch(  # noqa: N802  the name of its .proto file
+        self, request: health_pb2.HealthCheckRequest, context: object
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse]:
+        """The status, then every change of it; never ends by itself."""
+        if request.service not in self._names:
+            yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        else:
+            first = self._answer()
+            yield first
+            if self._readiness is not None and first.status != health_pb2.HealthCheckResponse.SERVING:
+                await self._readiness.recovered()
+                yield self._answer()
+        await asyncio.Event().wait()
+
+    def _answer(self) -> health_pb2.HealthCheckResponse:
+        states = health_pb2.HealthCheckResponse
+        is_serving = self._readiness is None or self._readiness.is_recovered
+        return health_pb2.HealthCheckResponse(status=states.SERVING if is_serving else states.NOT_SERVING)
 
 
 def bind(server: grpc.aio.Server, path: Path) -> FileId:

@@ -12,11 +12,13 @@ from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
 from atoll.container import store as container_store
 from atoll.container.store import ContainerStore
-from atoll.daemon.handlers import Chosen, Handlers
+from atoll.daemon.handlers import Chosen, Controllers, Handlers
 from atoll.database import Database
-from atoll.engine import kinds
+from atoll.engine import hosted, kinds, strays
 from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
+from atoll.engine.hosted import HostedStore
+from atoll.engine.hosting import LINKS, LinksKind
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE, Paths
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 SCHEMAS = (
     sandbox_store.SCHEMA,
+    hosted.SCHEMA,
     container_store.SCHEMA,
     ledger_records.SCHEMA,
     snapshot_records.SCHEMA,
@@ -82,9 +85,9 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             spawner=spawner,
             blocking=blocking,
         )
-        controllers = handlers.controllers()
-        for controller in controllers.values():
-            stack.push_async_callback(controller.aclose)
+        hosts = Controllers(handlers)
+        stack.push_async_callback(hosts.aclose)
+        controllers = hosts.of_handlers()
         foreign = handlers.foreign_launcher()
         orphans = Orphans(spawner, foreign, blocking)
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
@@ -92,17 +95,25 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes
         foreign_driver = ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner)
+
+        def namespaces() -> frozenset[str]:
+            return frozenset(
+                {NAMESPACE, *(one.data["namespace"] for one in ledger.entries() if "namespace" in one.data)}
+            )
+
         ledger_kinds = kinds.make(
             paths,
             config,
             network=network,
-            controllers=controllers,
+            hosts=hosts,
             snapshotter=snapshotter,
             hierarchies=host.hierarchies,
             reaper=orphans,
             blocking=blocking,
         )
         ledger_kinds[kinds.RELAY] = kinds.RelayKind(relays, paths.relays, blocking)
+        ledger_kinds |= strays.make(paths, namespaces, blocking)
+        ledger_kinds[LINKS] = LinksKind(config, paths.pods, blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(
@@ -111,11 +122,13 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 db=db,
                 ledger=ledger,
                 sandboxes=sandboxes,
+                hosted=HostedStore(db),
                 containers=containers,
                 images=images,
                 snapshotter=snapshotter,
                 network=network,
                 controllers=controllers,
+                hosts=hosts,
                 features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
                 problems=handlers.problems(),
                 shim_options=handlers.shim_options(),
@@ -143,7 +156,7 @@ async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[s
             log.error("%s", error)
             found[name] = Chosen(problem=str(error))
             continue
-        features = await OCIRuntime(binary, paths.state / "oci", spawner).features()
+        features = await OCIRuntime(binary, paths.oci(NAMESPACE), spawner).features()
         found[name] = Chosen(binary=str(binary), features=features)
     return found
 
@@ -158,7 +171,8 @@ async def _install_builtins(images: ImageStore) -> None:
 def _image_settings(config: Config) -> ImageSettings:
     registries = {
         name: RegistryConfig(
-            insecure=one.plain_http or one.skip_verify,
+            plain_http=one.plain_http,
+            skip_verify=one.skip_verify,
             mirrors=one.mirrors,
             ca_file=Path(one.ca_file) if one.ca_file else None,
         )

@@ -1,4 +1,4 @@
-"""From each runtime handler of the configuration to the controller that runs its pods."""
+"""From each runtime handler of the configuration to the controllers that run its sandboxes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from atoll import errors
 from atoll.api import containerd_runc_v1_pb2 as runc_pb2
 from atoll.concurrency import Blocking
 from atoll.config import Config, RuntimeHandler
+from atoll.daemon.launching import LauncherByRuntime
 from atoll.engine.drivers import is_foreign
+from atoll.engine.hosts import KINDS, REMOTE
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.image.store import ImageStore
 from atoll.linux.host import HostFacts
@@ -22,9 +24,10 @@ from atoll.runtime.binary import Daemon as ShimDaemon
 from atoll.runtime.forked import AtollLauncher
 from atoll.runtime.shim import Launcher
 from atoll.runtime.zygote import Zygote
-from atoll.sandbox.controller import TypedAny
+from atoll.sandbox.controller import Controller, TypedAny
 from atoll.sandboxers.pause import SpecFacts
 from atoll.sandboxers.podsandbox import PodSandboxController
+from atoll.sandboxers.remote import RemoteController
 from atoll.sandboxers.roots import ImageRoots
 from atoll.sandboxers.shim import ShimController
 from atoll.shim.request import RuntimeChoice
@@ -57,42 +60,60 @@ class Handlers:
     spawner: Spawner
     blocking: Blocking
 
-    def controllers(self) -> dict[str, ShimController | PodSandboxController]:
-        """One for each handler, by its name; raises `InvalidArgument` for a sandboxer that is not known."""
-        return {name: self._controller(name, handler) for name, handler in self.config.runtimes.items()}
+    def make(self, name: str, namespace: str) -> Controller | None:
+        """The controller of a runtime handler or, for clients of the sandbox API, of a kind; None for no such name.
 
-    def _controller(self, name: str, handler: RuntimeHandler) -> ShimController | PodSandboxController:
-        launcher = self._launcher(handler)
-        match handler.sandboxer:
-            case "shim":
-                return ShimController(
-                    launcher=launcher, bundles=self.paths.shims, namespace=NAMESPACE, blocking=self.blocking
-                )
-            case "podsandbox":
-                features = self.runtimes[handler.oci_runtime].features
-                return PodSandboxController(
-                    launcher=launcher,
-                    roots=ImageRoots(self.images, self.snapshotter, handler.pause_image),
-                    folder=self.paths.shims,
-                    facts=SpecFacts(host=self.host, features=features, namespace=NAMESPACE),
-                    blocking=self.blocking,
-                )
-            case _:
-                raise errors.InvalidArgument(
-                    f"runtime handler {name!r}: sandboxer {handler.sandboxer!r} is not known; shim and podsandbox are"
-                )
+        Raises `InvalidArgument` for an address of a remote one that is none.
+        """
+        handler = self.config.runtimes.get(name)
+        if handler is None:
+            return self._of_kind(name, namespace) if name in KINDS else None
+        if handler.sandboxer == REMOTE:
+            sandboxer = handler.remote_sandboxer or name
+            return RemoteController(handler.address, sandboxer=sandboxer, namespace=namespace)
+        return self._local(handler, self._launcher(handler, namespace), namespace)
 
-    def _launcher(self, handler: RuntimeHandler) -> Launcher:
-        if not is_foreign(handler.shim):
-            choice = RuntimeChoice(
-                binary=self.runtimes[handler.oci_runtime].binary,
-                root=str(self.paths.state / "oci"),
-                systemd_cgroup=handler.systemd_cgroup,
+    def _of_kind(self, kind: str, namespace: str) -> Controller:
+        """As the default handler where that says more than the caller, whose shim it is."""
+        handler = self._standing_in(kind)
+        launcher = LauncherByRuntime(self._own_launcher(handler, namespace), self.foreign_launcher())
+        return self._local(handler, launcher, namespace)
+
+    def _standing_in(self, kind: str) -> RuntimeHandler:
+        default = self.config.runtimes[self.config.default_runtime]
+        return RuntimeHandler(
+            sandboxer=kind,
+            oci_runtime=default.oci_runtime,
+            systemd_cgroup=default.systemd_cgroup,
+            pause_image=default.pause_image,
+        )
+
+    def _local(self, handler: RuntimeHandler, launcher: Launcher, namespace: str) -> Controller:
+        if handler.sandboxer == "shim":
+            return ShimController(
+                launcher=launcher, bundles=self.paths.shims, namespace=namespace, blocking=self.blocking
             )
-            return AtollLauncher(
-                self.zygote, sockets=self.paths.sockets, runtime=choice, events_address="", blocking=self.blocking
-            )
-        return self.foreign_launcher()
+        features = self.runtimes[handler.oci_runtime].features
+        return PodSandboxController(
+            launcher=launcher,
+            roots=ImageRoots(self.images, self.snapshotter, handler.pause_image),
+            folder=self.paths.shims,
+            facts=SpecFacts(host=self.host, features=features, namespace=namespace),
+            blocking=self.blocking,
+        )
+
+    def _launcher(self, handler: RuntimeHandler, namespace: str) -> Launcher:
+        return self.foreign_launcher() if is_foreign(handler.shim) else self._own_launcher(handler, namespace)
+
+    def _own_launcher(self, handler: RuntimeHandler, namespace: str) -> AtollLauncher:
+        choice = RuntimeChoice(
+            binary=self.runtimes[handler.oci_runtime].binary,
+            root=str(self.paths.oci(namespace)),
+            systemd_cgroup=handler.systemd_cgroup,
+        )
+        return AtollLauncher(
+            self.zygote, sockets=self.paths.sockets, runtime=choice, events_address="", blocking=self.blocking
+        )
 
     def foreign_launcher(self) -> BinaryLauncher:
         """Drives the shims of anybody else."""
@@ -118,7 +139,10 @@ class Handlers:
     def problems(self) -> dict[str, str]:
         """Why a handler cannot run anything here, by its name: no OCI runtime, or no such shim."""
         found: dict[str, str] = {}
-        for name, handler in self.config.runtimes.items():
+        handlers = {kind: self._standing_in(kind) for kind in KINDS} | self.config.runtimes
+        for name, handler in handlers.items():
+            if handler.sandboxer == REMOTE:
+                continue  # what it can run is the other side's business
             problem = self.runtimes[handler.oci_runtime].problem
             if not problem and is_foreign(handler.shim):
                 try:
@@ -128,3 +152,39 @@ class Handlers:
             if problem:
                 found[name] = problem
         return found
+
+
+class Controllers:
+    """The controllers that were asked for so far, each made once; implements `Hosts`. End it with `aclose`."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._problems = handlers.problems()
+        self._options = handlers.shim_options()
+        self._made: dict[tuple[str, str], Controller] = {}
+
+    def of_handlers(self) -> dict[str, Controller]:
+        """Those of every runtime handler for CRI's own namespace, by name."""
+        return {name: self.controller(name) for name in self._handlers.config.runtimes}
+
+    def controller(self, name: str, namespace: str = NAMESPACE) -> Controller:
+        made = self._made.get((name, namespace))
+        if made is None:
+            made = self._handlers.make(name, namespace)
+            if made is None:
+                raise errors.FailedPrecondition(
+                    f"runtime handler {name!r}: is not configured any more, and there are sandboxes of it; put it back"
+                )
+            self._made[name, namespace] = made
+        return made
+
+    def problem(self, name: str) -> str:
+        return self._problems.get(name, "")
+
+    def shim_options(self, name: str) -> TypedAny | None:
+        return self._options.get(name)
+
+    async def aclose(self) -> None:
+        """Let go of every connection; the sandboxes live on."""
+        for controller in self._made.values():
+            await controller.aclose()

@@ -31,8 +31,9 @@ class Idle:
 
     def _check(self) -> None:
         self._timer = None
-        busy = any(pod.state is State.READY for pod in self._engine.pods.list()) or self._engine.parts.ledger.debts()
-        if not busy:
+        engine = self._engine
+        runs = any(pod.state is State.READY for pod in engine.pods.list()) or engine.sandboxes.is_live()
+        if not runs and not engine.parts.ledger.debts():
             self._stop.set()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._after_s, self._check)

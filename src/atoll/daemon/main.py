@@ -23,6 +23,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, rpc
 from atoll.api import atoll_v1_pb2, cri_runtime_v1_pb2
+from atoll.api import containerd_services_events_v1_pb2 as events_pb2
+from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
+from atoll.api import containerd_services_version_v1_pb2 as version_pb2
 from atoll.concurrency import TaskOwner
 from atoll.config import Config
 from atoll.cri.images import ImageService
@@ -30,12 +33,25 @@ from atoll.cri.runtime import RuntimeService
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
 from atoll.engine.engine import Engine
+from atoll.sandbox.service import ControllerService
+from atoll.services.events import EventsService
 from atoll.services.runtime import RuntimeService as AtollService
+from atoll.services.sandbox_store import StoreService
+from atoll.services.version import VersionService
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
-UNGATED = frozenset({"Version", "Status", "RuntimeConfig", "Info", "Check"})
+UNGATED = frozenset(
+    {
+        "runtime.v1.RuntimeService.Version",
+        "runtime.v1.RuntimeService.Status",
+        "runtime.v1.RuntimeService.RuntimeConfig",
+        "atoll.v1.Runtime.Info",
+        "containerd.services.version.v1.Version.Version",
+        "containerd.services.events.v1.Events.Subscribe",
+    }
+)
 """Methods that do not wait for the recovery of an earlier daemon's pods."""
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -79,7 +95,8 @@ async def _serve(config: Config) -> None:
     async with compose(config) as engine, TaskOwner("serve") as tasks:
         idle = Idle(stop, config.idle_exit_s, engine)
         _raise_descriptor_limit()
-        server, bound = await _listen(config, engine, idle)
+        controllers = ControllerService(engine.front.find)
+        server, bound = await _listen(config, engine, idle, controllers)
         try:
             log.info("atoll listens on %s", config.socket_path)
             tasks.spawn(_recover(engine), name="recover")
@@ -87,7 +104,9 @@ async def _serve(config: Config) -> None:
             await stop.wait()
         finally:
             log.info("atoll stops; pods go on")
+            engine.release_waiters()
             await server.stop(GRACE_S)
+            await controllers.aclose()
             rpc.unlink_own(config.socket_path, bound)
 
 
@@ -105,7 +124,9 @@ async def _recover(engine: Engine) -> None:
     await engine.recover()
 
 
-async def _listen(config: Config, engine: Engine, idle: Idle) -> tuple[grpc.aio.Server, rpc.FileId]:
+async def _listen(
+    config: Config, engine: Engine, idle: Idle, controllers: ControllerService
+) -> tuple[grpc.aio.Server, rpc.FileId]:
     server = rpc.make_server()
     cri = cri_runtime_v1_pb2.DESCRIPTOR.services_by_name
     own = atoll_v1_pb2.DESCRIPTOR.services_by_name
@@ -113,8 +134,12 @@ async def _listen(config: Config, engine: Engine, idle: Idle) -> tuple[grpc.aio.
         cri["RuntimeService"]: RuntimeService(engine),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine),
+        **controllers.services(),
+        sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),
+        events_pb2.DESCRIPTOR.services_by_name["Events"]: EventsService(engine.parts.topics),
+        version_pb2.DESCRIPTOR.services_by_name["Version"]: VersionService(),
     }
-    rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED)
+    rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED, readiness=engine)
     bound = rpc.bind(server, config.socket_path)
     await server.start()
     return server, bound

@@ -10,13 +10,15 @@ import time
 
 from atoll import errors
 from atoll.concurrency import SingleFlight
-from atoll.engine import kinds, recovery
+from atoll.engine import hosted_recovery, kinds, recovery
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
+from atoll.engine.front import Front
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
 from atoll.engine.recovery import Recovery
+from atoll.engine.sandboxes import Sandboxes
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Findings
@@ -44,6 +46,8 @@ class Engine:
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
+        self.sandboxes = Sandboxes(parts)
+        self.front = Front(parts, self.sandboxes, self.pods)
         self.started_at_ns = time.time_ns()
         self._collections: SingleFlight[str, Collected] = SingleFlight(parts.owner)
         self._recovered = asyncio.Event()
@@ -53,19 +57,32 @@ class Engine:
         """An engine that knows every recorded pod, and whose network knows what is taken."""
         engine = cls(parts)
         recovery.load(parts, engine.pods)
+        await hosted_recovery.load(engine.sandboxes)
         entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
-        live = {sandbox.id for sandbox in parts.sandboxes.list()} | {entry.key for entry in entries}
+        live = {sandbox.id for sandbox in parts.sandboxes.pods()} | {entry.key for entry in entries}
         await parts.network.start(_attachments(entries), live)
         return engine
 
     async def recover(self) -> Recovery:
         """Take up what an earlier daemon left: pods and containers, then half-made things and debts."""
         try:
+            owner = self.parts.owner
+            beside = owner.spawn(hosted_recovery.recover(self.sandboxes, owner), name="recover hosted sandboxes")
             recovered = await recovery.recover(self.parts, self.pods, self.containers)
+            await beside
         finally:
             self._recovered.set()
-        await recovery.free_unfinished(self.parts, self.pods, self.containers)
+        await recovery.free_unfinished(self.parts, self.pods, self.containers, self.sandboxes)
         return recovered
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether every pod and sandbox of an earlier daemon was asked about."""
+        return self._recovered.is_set()
+
+    async def recovered(self) -> None:
+        """Wait until `is_recovered`."""
+        await self._recovered.wait()
 
     async def ready(self) -> None:
         """Wait until every pod was asked about after a start, at most `READY_TIMEOUT_S`: what is late is UNKNOWN."""
@@ -78,12 +95,13 @@ class Engine:
         return self.pods.get(self.containers.get(container_id).sandbox_id)
 
     def owners(self) -> frozenset[str]:
-        """Everybody whose ledger entries are in order: pods, their networks, containers."""
-        return self.pods.owners() | self.containers.owners() | recovery.quarantined(self.parts)
+        """Everybody whose ledger entries are in order: pods, their networks, containers, hosted sandboxes."""
+        hosted = self.sandboxes.owners()
+        return self.pods.owners() | self.containers.owners() | hosted | recovery.quarantined(self.parts)
 
     def is_busy(self, owner: str) -> bool:
         """Whether an operation on what `owner` has is under way."""
-        return self.pods.is_busy(owner) or self.containers.is_busy(owner)
+        return self.pods.is_busy(owner) or self.containers.is_busy(owner) or self.sandboxes.is_busy(owner)
 
     async def remove_image(self, ref_or_id: str) -> None:
         """Remove a name or an image and give its disk space back; what containers rest on stays. Idempotent."""
@@ -99,11 +117,17 @@ class Engine:
             return found, found
         return found, await fsck.repair(self.parts.ledger, found)
 
+    def release_waiters(self) -> None:
+        """End the calls that may last for ever, so that no end of the daemon waits for them: they are asked again."""
+        self.sandboxes.release_waiters()
+        self.parts.topics.close()
+
     async def aclose(self) -> None:
         """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""
         await self.pods.settle(SETTLE_TIMEOUT_S)
         await self.pods.aclose()
-        if not self.parts.sandboxes.list() and not self.parts.ledger.entries():
+        self.sandboxes.aclose()
+        if not self.parts.sandboxes.pods() and not self.parts.ledger.entries():
             try:
                 await self.parts.network.retire()
                 await self.parts.blocking.run(self._remove_cgroup)

@@ -6,6 +6,8 @@
                 snapshot    of the pause container, where there is one
                 relay       what moves the stdio of a shim that is not ours            (gone after a reboot)
                 sandbox     what the sandboxer made: stop and shutdown
+    hosted      pod-files, cgroup, snapshot, sandbox, as a pod; its owner is its key
+                links       from a containerd's folders to the pod-files
     container   checkpoint  <root>/containers/<container>
                 snapshot    the writable layer
                 bundle      <state>/bundles/<container> and what is mounted in it          (gone after a reboot)
@@ -19,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from atoll.concurrency import Blocking
 from atoll.config import Config
 from atoll.engine import orphans, strays
 from atoll.engine.drivers import is_foreign
+from atoll.engine.hosts import Hosts
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry, Found, Intent, Kind
@@ -173,35 +175,32 @@ class RelayKind(MountedFolderKind):
 
 
 class SandboxKind(Kind):
-    """A sandbox as its controller holds it; `data` names the runtime handler."""
+    """A sandbox as its controller holds it; `data` names the runtime handler.
+
+    For a hosted one it also names the containerd namespace, and the ID where that is not the key.
+    """
 
     name = SANDBOX
     limit_s: float = 60.0
 
-    def __init__(self, controllers: Mapping[str, Controller], config: Config, shims: Path, blocking: Blocking) -> None:
-        self._controllers = controllers
+    def __init__(self, hosts: Hosts, config: Config, shims: Path, blocking: Blocking) -> None:
+        self._hosts = hosts
         self._config = config
         self._shims = shims
         self._blocking = blocking
 
     def _controller(self, entry: Entry) -> Controller:
-        name = entry.data.get("handler", "")
-        controller = self._controllers.get(name)
-        if controller is None:
-            raise errors.FailedPrecondition(
-                f"sandbox {entry.key[:13]}: its runtime handler {name!r} is not configured any more; put it back"
-            )
-        return controller
+        return self._hosts.controller(entry.data.get("handler", ""), entry.data.get("namespace", NAMESPACE))
 
     async def release(self, entry: Entry) -> None:
-        controller = self._controller(entry)
-        await controller.stop(entry.key)
+        controller, sandbox_id = self._controller(entry), entry.data.get("id", entry.key)
+        await controller.stop(sandbox_id)
         with contextlib.suppress(errors.NotFound):
-            await controller.shutdown(entry.key)
+            await controller.shutdown(sandbox_id)
 
     async def exists(self, entry: Entry) -> bool:
         try:
-            await self._controller(entry).status(entry.key)
+            await self._controller(entry).status(entry.data.get("id", entry.key))
         except errors.NotFound:
             return await self._blocking.run(os.path.lexists, self._shims / entry.key)
         return True
@@ -299,13 +298,13 @@ def make(
     config: Config,
     *,
     network: Network,
-    controllers: Mapping[str, Controller],
+    hosts: Hosts,
     snapshotter: Snapshotter,
     hierarchies: Hierarchies,
     reaper: orphans.Orphans,
     blocking: Blocking,
 ) -> dict[str, Kind]:
-    """Every kind of this daemon but `RelayKind`, by name."""
+    """Every kind of this daemon but `RelayKind`, `LinksKind` and the strays, by name."""
 
     def attached() -> frozenset[str]:
         return frozenset(key.container_id for key in network.cni.cache.recorded())
@@ -314,14 +313,11 @@ def make(
         MountedFolderKind(POD_FILES, paths.pods, blocking),
         NetworkKind(network, blocking),
         CgroupKind(f"{config.cgroup_parent}/{paths.instance}", hierarchies, blocking),
-        SandboxKind(controllers, config, paths.shims, blocking),
+        SandboxKind(hosts, config, paths.shims, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
         MountedFolderKind(BUNDLE, paths.bundles, blocking),
         TaskKind(paths, reaper, blocking),
-        strays.StrayShimKind(paths, NAMESPACE, blocking),
-        strays.StrayMountKind(paths, blocking),
-        strays.StraySocketKind(paths, NAMESPACE, blocking),
         strays.StrayAddressKind(network.default.leases, attached, blocking),
     )
     return {kind.name: kind for kind in kinds}

@@ -11,9 +11,12 @@ from atoll.container.store import ContainerStore
 from atoll.database import Database
 from atoll.engine.drivers import Drivers
 from atoll.engine.events import EventBus
+from atoll.engine.hosted import HostedStore
+from atoll.engine.hosts import Hosts
 from atoll.engine.orphans import Orphans
 from atoll.engine.paths import Paths
 from atoll.engine.phases import Stories
+from atoll.engine.topics import Topics
 from atoll.image.store import ImageStore
 from atoll.ledger.ledger import Ledger
 from atoll.linux.cgroup import expedite_attach
@@ -32,11 +35,15 @@ class Parts:
     db: Database
     ledger: Ledger
     sandboxes: SandboxStore
+    hosted: HostedStore
     containers: ContainerStore
     images: ImageStore
     snapshotter: Snapshotter
     network: Network
     controllers: Mapping[str, Controller]
+    """Of the pods of CRI, by the names of their runtime handlers."""
+    hosts: Hosts
+    """The same and more, for any containerd namespace."""
     features: Mapping[str, RuntimeFeatures]
     """What the OCI runtime of each runtime handler can do."""
     problems: Mapping[str, str]
@@ -49,6 +56,7 @@ class Parts:
     blocking: Blocking
     owner: TaskOwner
     events: EventBus = field(default_factory=EventBus)
+    topics: Topics = field(default_factory=Topics)
     stories: Stories = field(default_factory=Stories)
 
     def expedite(self) -> None:

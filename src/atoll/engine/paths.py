@@ -13,6 +13,7 @@
         bundles/<container>/        the bundle of a container
         relays/<pod>/               the relay and the fifos of a pod whose shim is not ours
         s/                          sockets of shims
+        oci/                        the OCI runtime's records of containers; oci.d/<namespace>/ for other namespaces
 """
 
 from __future__ import annotations
@@ -94,6 +95,10 @@ class Paths:
     @property
     def relays(self) -> Path:
         return self.state / "relays"
+
+    def oci(self, namespace: str) -> Path:
+        """Where the OCI runtime keeps what it knows of the containers of a containerd namespace."""
+        return self.state / "oci" if namespace == NAMESPACE else self.state / "oci.d" / namespace
 
     @property
     def sockets(self) -> Path:

@@ -31,6 +31,7 @@ from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
 from atoll.engine.parts import Parts
+from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name, require_log_directory
@@ -96,6 +97,10 @@ class Pods:
         if not found:
             raise errors.NotFound(f"pod {pod_id!r}: there is no such pod")
         return found[0]
+
+    def find(self, pod_id: str) -> Pod | None:
+        """The pod with exactly this ID."""
+        return self._pods.get(pod_id)
 
     def list(self) -> tuple[Pod, ...]:
         return tuple(self._pods.values())
@@ -360,6 +365,13 @@ class Pods:
 
     def _publish(self, kind: EventType, pod: Pod) -> None:
         self._parts.events.publish(Event(type=kind, pod_id=pod.id, container_id=pod.id, at_ns=time.time_ns()))
+        topics, ended = self._parts.topics, pod.ended.value
+        if kind is EventType.CREATED:
+            topics.created(NAMESPACE, pod.id)
+        elif kind is EventType.STARTED:
+            topics.started(NAMESPACE, pod.id)
+        elif kind is EventType.STOPPED and ended is not None:
+            topics.exited(NAMESPACE, pod.id, ended)
 
     # --- stop and remove ---
 
@@ -385,8 +397,10 @@ class Pods:
         if pod.state is not State.NOTREADY:
             with story.step("stop sandbox", f"sandboxer {pod.handler.sandboxer}"):
                 status = await self._stop_sandbox(pod)
-            pod.ended.set(ExitStatus(exit_status=status, exited_at=datetime.now(UTC)))
+            is_news = pod.ended.set(ExitStatus(exit_status=status, exited_at=datetime.now(UTC)))
             pod.state = State.NOTREADY
+            if is_news:
+                self._publish(EventType.STOPPED, pod)
         if pod.netns_path:
             with story.step("network", "CNI DEL"):
                 await self._leave_network(pod)

@@ -14,7 +14,6 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol, runtime_checkable
 
 from atoll import errors
 from atoll.concurrency import settle, wait_all
@@ -26,6 +25,7 @@ from atoll.engine.containers import Containers
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import MADE, TEARDOWN_TIMEOUT_S, Pods
+from atoll.engine.sandboxes import Sandboxes
 from atoll.ledger.kind import Entry, Intent
 from atoll.network.model import Attachment
 from atoll.runtime.task import TaskStatus
@@ -34,7 +34,6 @@ from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
     Controller,
     ControllerInstance,
-    ControllerStatus,
     ExitStatus,
     Sandbox,
 )
@@ -51,13 +50,6 @@ FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 1.0, 60.0
 """Pauses between questions about a pod that could not be settled at the start."""
 
 
-@runtime_checkable
-class Recoverable(Protocol):
-    """A controller whose sandboxes outlive it: ours are; a remote one keeps its own memory."""
-
-    async def recover(self, sandbox: Sandbox) -> ControllerStatus: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """How many pods and containers were taken up, and how long it took."""
@@ -69,7 +61,7 @@ class Recovery:
 
 def load(parts: Parts, pods: Pods) -> None:
     """Take in every recorded pod, UNKNOWN until `recover` has asked about it; nothing is waited for."""
-    for sandbox in parts.sandboxes.list():
+    for sandbox in parts.sandboxes.pods():
         if MADE in sandbox.extensions:
             pods.adopt(_rebuild(parts, sandbox))
 
@@ -94,7 +86,7 @@ async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
     return Recovery(pods=len(loaded), containers=count, duration_s=duration)
 
 
-async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> None:
+async def free_unfinished(parts: Parts, pods: Pods, containers: Containers, hosted: Sandboxes) -> None:
     """Free what a crash cut short, as far as nobody was ever told of it, and take up the debts.
 
     A stop whose network was still being given back behind its answer goes on. A run that never came to READY has
@@ -114,11 +106,12 @@ async def free_unfinished(parts: Parts, pods: Pods, containers: Containers) -> N
                 log.error("pod %s: not undone yet, will be retried: %s", pod_id[:13], one)
 
     await wait_all([_leave_lost_network(pods, pod) for pod in pods.list()])
-    sandboxes = parts.sandboxes.list()
+    sandboxes = parts.sandboxes.pods()
     await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
     known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
     await wait_all([_forget(containers, one) for one in containers.list() if one.sandbox_id not in known])
-    await parts.ledger.recover(pods.owners() | containers.owners() | quarantined(parts))
+    await hosted.free_unfinished()
+    await parts.ledger.recover(pods.owners() | containers.owners() | hosted.owners() | quarantined(parts))
     await _strike_removed(parts, pods, containers)
     strays = [
         found
@@ -169,7 +162,8 @@ async def _forget(containers: Containers, container: Container) -> None:
 
 def quarantined(parts: Parts) -> frozenset[str]:
     """Owners whose record cannot be read: what is theirs is kept for whoever mends it."""
-    ids = {one.key.rpartition("/")[2] for one in (*parts.sandboxes.quarantined(), *parts.containers.quarantined())}
+    damaged = (*parts.sandboxes.quarantined(), *parts.containers.quarantined(), *parts.hosted.quarantined())
+    ids = {one.key.rpartition("/")[2] for one in damaged}
     return frozenset(ids | {kinds.NETWORK_OWNER + one for one in ids})
 
 
@@ -294,10 +288,7 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
 
 async def _ask(controller: Controller, pod: Pod) -> None:
     try:
-        if isinstance(controller, Recoverable):
-            status = await controller.recover(pod.sandbox)
-        else:
-            status = await controller.status(pod.id)
+        status = await controller.recover(pod.sandbox)
     except errors.NotFound as error:
         # Provably absent: a reboot, or a run that a crash cut short. Stop and remove take the rest away.
         pod.state = PodState.NOTREADY

@@ -38,9 +38,9 @@ class StrayShimKind(Kind):
     name = "shim"
     volatile = True
 
-    def __init__(self, paths: Paths, namespace: str, blocking: Blocking) -> None:
+    def __init__(self, paths: Paths, namespaces: Callable[[], frozenset[str]], blocking: Blocking) -> None:
         self._paths = paths
-        self._namespace = namespace
+        self._namespaces = namespaces
         self._relays = paths.relays.resolve()
         self._blocking = blocking
 
@@ -50,7 +50,7 @@ class StrayShimKind(Kind):
     def _stray_shims(self) -> Iterator[Found]:
         # Sockets first: a bundle is there before its socket, and after it.
         live = [name for name in _names(self._paths.sockets) if _is_live(self._paths.sockets / name)]
-        owned = _owned_sockets(self._paths, self._namespace)
+        owned = _owned_sockets(self._paths, self._namespaces())
         return (Found(kind=self.name, key=name) for name in live if name not in owned)
 
     def _stray_relays(self) -> Iterator[Found]:
@@ -141,9 +141,9 @@ class StraySocketKind(Kind):
     name = "socket"
     volatile = True
 
-    def __init__(self, paths: Paths, namespace: str, blocking: Blocking) -> None:
+    def __init__(self, paths: Paths, namespaces: Callable[[], frozenset[str]], blocking: Blocking) -> None:
         self._paths = paths
-        self._namespace = namespace
+        self._namespaces = namespaces
         self._blocking = blocking
 
     async def scan(self) -> list[Found]:
@@ -151,7 +151,7 @@ class StraySocketKind(Kind):
 
     def _scan(self) -> list[Found]:
         dead = [name for name in _names(self._paths.sockets) if _is_dead(self._paths.sockets / name)]
-        owned = _owned_sockets(self._paths, self._namespace)
+        owned = _owned_sockets(self._paths, self._namespaces())
         return [Found(kind=self.name, key=name) for name in dead if name not in owned]
 
     async def release(self, entry: Entry) -> None:
@@ -217,11 +217,23 @@ class StrayAddressKind(Kind):
         return await self._blocking.run(os.path.lexists, self._folder / entry.key)
 
 
-def _owned_sockets(paths: Paths, namespace: str) -> set[str]:
+def make(paths: Paths, namespaces: Callable[[], frozenset[str]], blocking: Blocking) -> dict[str, Kind]:
+    """Those that need only our own folders, by name; `namespaces` tells the containerd namespaces with sandboxes."""
+    kinds: tuple[Kind, ...] = (
+        StrayShimKind(paths, namespaces, blocking),
+        StrayMountKind(paths, blocking),
+        StraySocketKind(paths, namespaces, blocking),
+    )
+    return {kind.name: kind for kind in kinds}
+
+
+def _owned_sockets(paths: Paths, namespaces: frozenset[str]) -> set[str]:
     """The names of the sockets of every shim and relay whose bundle is there."""
     owners = [one for folder in (paths.shims, paths.bundles) for one in _names(folder)]
     owners += [f"relay/{one}" for one in _names(paths.relays)]
-    return {hashlib.sha256(f"{namespace}/{one}".encode()).hexdigest()[:32] for one in owners}
+    return {
+        hashlib.sha256(f"{namespace}/{one}".encode()).hexdigest()[:32] for one in owners for namespace in namespaces
+    }
 
 
 def _names(folder: Path) -> list[str]:

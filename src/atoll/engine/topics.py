@@ -1,0 +1,135 @@
+"""Events in containerd's form: a topic, a namespace, an object; published here, read by whoever subscribes.
+
+    /sandboxes/create   containerd.events.SandboxCreate     published by us, for every sandbox
+    /sandboxes/start    containerd.events.SandboxStart
+    /sandboxes/exit     containerd.events.SandboxExit       once, whoever waits, and where nobody does
+
+Clients may publish others. Nothing is kept: who subscribes gets what happens from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from atoll import errors
+from atoll.api import containerd_events_pb2 as pb
+from atoll.engine.events import Bus, Subscription
+from atoll.identifiers import is_identifier, require_identifier
+from atoll.sandbox.controller import ExitStatus, TypedAny
+from atoll.sandbox.filters import compile_with
+from atoll.sandbox.wire import to_timestamp
+
+CREATE = "/sandboxes/create"
+START = "/sandboxes/start"
+EXIT = "/sandboxes/exit"
+MAX_TOPIC_LENGTH = 1024
+MAX_FILTERS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One event."""
+
+    at: datetime
+    namespace: str
+    topic: str
+    event: TypedAny
+
+
+class Topics:
+    """Fans envelopes out; publishing never waits."""
+
+    def __init__(self) -> None:
+        self._bus: Bus[Envelope] = Bus()
+
+    def publish(self, namespace: str, topic: str, event: TypedAny) -> None:
+        """Publish with the time of now; raises as `forward`."""
+        self.forward(Envelope(at=datetime.now(UTC), namespace=namespace, topic=topic, event=event))
+
+    def forward(self, envelope: Envelope) -> None:
+        """Publish as it is; raises `InvalidArgument` for a topic or namespace that can be none."""
+        require_identifier(envelope.namespace, "namespace")
+        require_topic(envelope.topic)
+        self._bus.publish(envelope)
+
+    def created(self, namespace: str, sandbox_id: str) -> None:
+        self.publish(namespace, CREATE, _packed(pb.SandboxCreate(sandbox_id=sandbox_id)))
+
+    def started(self, namespace: str, sandbox_id: str) -> None:
+        self.publish(namespace, START, _packed(pb.SandboxStart(sandbox_id=sandbox_id)))
+
+    def exited(self, namespace: str, sandbox_id: str, end: ExitStatus) -> None:
+        event = pb.SandboxExit(
+            sandbox_id=sandbox_id, exit_status=end.exit_status, exited_at=to_timestamp(end.exited_at)
+        )
+        self.publish(namespace, EXIT, _packed(event))
+
+    def open(self, filters: Iterable[str] = ()) -> Subscription[Envelope]:
+        """What any of `filters` matches, from now on, in order; its maker closes it.
+
+        Fields: `topic`, `namespace`, and `event.<field>` of the events whose type is known. Raises `InvalidArgument`.
+        """
+        wanted = tuple(filters)
+        if len(wanted) > MAX_FILTERS:
+            raise errors.InvalidArgument(f"filters: {len(wanted)} are more than {MAX_FILTERS}")
+        return self._bus.open(compile_with(wanted, _lookup))
+
+    def close(self) -> None:
+        """Tell every reader that the daemon ends."""
+        self._bus.close()
+
+
+def require_topic(topic: str) -> None:
+    """Raise `InvalidArgument` unless `topic` is identifiers, each with a slash before it."""
+    first, *parts = topic.split("/")
+    if len(topic) > MAX_TOPIC_LENGTH or first or not parts or not all(map(is_identifier, parts)):
+        raise errors.InvalidArgument(f"topic {topic[:80]!r}: must be like /sandboxes/exit")
+
+
+def _packed(event: Message) -> TypedAny:
+    return TypedAny(type_url=event.DESCRIPTOR.full_name, value=event.SerializeToString())
+
+
+def _lookup(envelope: Envelope, path: list[str]) -> str | None:
+    match path:
+        case ["topic"]:
+            return envelope.topic
+        case ["namespace"]:
+            return envelope.namespace
+        case ["event", *fields] if fields:
+            message = _unpacked(envelope.event)
+            return None if message is None else _field(message, fields)
+        case _:
+            return None
+
+
+def _unpacked(event: TypedAny) -> Message | None:
+    try:
+        found = descriptor_pool.Default().FindMessageTypeByName(event.type_url.rpartition("/")[2])
+        return GetMessageClass(found).FromString(event.value)
+    except (KeyError, DecodeError):
+        return None
+
+
+def _field(message: Message, path: list[str]) -> str | None:
+    """A field of text or number, at any depth; of a map of texts the rest of the path is the key."""
+    field = message.DESCRIPTOR.fields_by_name.get(path[0])
+    if field is None:
+        return None
+    value = getattr(message, path[0])
+    inner = field.message_type
+    if inner is not None and inner.GetOptions().map_entry:
+        of_text = inner.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING
+        return value.get(".".join(path[1:])) if of_text else None
+    if field.is_repeated:
+        return None
+    if inner is not None:
+        return _field(value, path[1:]) if len(path) > 1 and message.HasField(path[0]) else None
+    return str(value) if len(path) == 1 and isinstance(value, str | int) else None
