@@ -31,11 +31,12 @@ INDENTED = re.compile(r"^    (?:\$ )?(?:sudo )?(.*)$", re.MULTILINE)
 SECTIONS = {
     "the daemon": config.Config,
     "[runtimes.name]": config.RuntimeHandler,
+    "[sandboxes]": config.SandboxSection,
     "[network]": config.NetworkSection,
     "[images]": config.ImageSection,
     '[images.registries."host:port"]': config.Registry,
 }
-TABLES = {"runtimes", "network", "images", "registries"}
+TABLES = {"runtimes", "sandboxes", "network", "images", "registries"}
 """Keys that are tables of their own in the file."""
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
