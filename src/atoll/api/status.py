@@ -5,7 +5,7 @@ Errors joined to the first one travel as further statuses in its details, as con
 
 from __future__ import annotations
 
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 
 from atoll import errors
 
@@ -30,7 +30,7 @@ def from_status(status: status_pb2.Status) -> errors.AtollError:
     joined: list[errors.AtollError] = []
     for detail in status.details[:MAX_JOINED]:
         nested = status_pb2.Status()
-        if detail.Is(status_pb2.Status.DESCRIPTOR) and detail.Unpack(nested):
+        if detail.TypeName() == "google.rpc.Status" and detail.Unpack(nested):
             joined.append(errors.from_status(nested.code, nested.message))
     error.joined = tuple(joined)
     return error

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from atoll import errors
-from atoll.concurrency import Latch, TaskOwner
+from atoll.concurrency import Latch, TaskOwner, run_to_completion
 from atoll.identifiers import require_identifier
 from atoll.sandbox.controller import (
     ControllerInstance,
@@ -28,6 +28,9 @@ from atoll.sandbox.controller import (
     State,
     TypedAny,
 )
+from atoll.sandbox.info import SandboxInfo
+
+UNDO_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -61,20 +64,27 @@ class Life:
         if not self.is_running:
             raise errors.FailedPrecondition(f"sandbox {self.sandbox.id}: is not running")
 
-    async def run(self, *command: str, env: Mapping[str, str] | None = None) -> ControllerInstance:
-        """Execute the one process that the sandbox is, without a shell; its end is the sandbox's. What `start` answers.
-
-        Raises `FailedPrecondition` where it was started before, or where the program cannot be executed.
-        """
-        self.require_fresh()
+    async def execute(self, command: Sequence[str], *, env: Mapping[str, str] | None, prompt: bytes) -> None:
+        """Start the process, and see that it runs what was asked for; its end is the sandbox's."""
+        talk = asyncio.subprocess.PIPE if prompt else asyncio.subprocess.DEVNULL
         try:
-            self.process = await asyncio.create_subprocess_exec(*command, env=env, start_new_session=True)
+            process = await asyncio.create_subprocess_exec(
+                *command, env=env, start_new_session=True, stdin=talk, stdout=talk
+            )
         except OSError as error:
             raise errors.FailedPrecondition(
                 f"sandbox {self.sandbox.id}: {command[0]}: cannot be executed: {error.strerror}"
             ) from error
-        self._tasks.spawn(self._follow(self.process), name=f"sandbox/{self.sandbox.id}/wait")
-        return self.begin(self.process.pid)
+        self.process = process
+        self._tasks.spawn(self._follow(process), name=f"sandbox/{self.sandbox.id}/wait")
+        if process.stdin is not None and process.stdout is not None:
+            with contextlib.suppress(ConnectionError):  # it has ended, which the next line sees too
+                process.stdin.write(prompt)
+                await process.stdin.drain()
+            if not await process.stdout.read(1):
+                raise errors.FailedPrecondition(
+                    f"sandbox {self.sandbox.id}: {command[0]} ended with {await process.wait()} before it answered"
+                )
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         self.end(await process.wait())
@@ -104,12 +114,12 @@ class Life:
         """End the process: with `timeout_s` by SIGTERM first, then by SIGKILL; returns when it has ended."""
         if self.process is None:
             self.end()  # it was never started, and cannot be any more
-        elif timeout_s is not None and self.is_running:
+        elif timeout_s is not None and not self._exit.is_set:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.wait()
-        if self.is_running:
+        if not self._exit.is_set:
             self._signal(signal.SIGKILL)
         await self.wait()
 
@@ -122,18 +132,30 @@ class Life:
         """What `wait` answers: once it has ended, always the same."""
         return await self._exit.wait()
 
-    def status(self, info: Mapping[str, str] | None = None) -> ControllerStatus:
-        """What `status` answers; `info` for a verbose one."""
+    def status(self, verbose: bool = False) -> ControllerStatus:
+        """What `status` answers."""
         instance, ended = self.instance, self._exit.value
         return ControllerStatus(
             sandbox_id=self.sandbox.id,
             state=State.READY if self.is_running else State.NOTREADY,
             pid=instance.pid if instance is not None and self.is_running else 0,
-            info=dict(info or {}),
+            info=self._info().encode() if verbose else {},
             created_at=instance.created_at if instance is not None else None,
             exited_at=ended.exited_at if ended is not None else None,
+            exit_status=ended.exit_status if ended is not None else None,
             address=instance.address if instance is not None else "",
             version=instance.version if instance is not None else 0,
+        )
+
+    def _info(self) -> SandboxInfo:
+        ended = "stopped" if self._exit.is_set else "created"
+        return SandboxInfo(
+            pid=self.instance.pid if self.instance is not None and self.is_running else 0,
+            process_status="running" if self.is_running else ended,
+            runtime_type=self.sandbox.runtime.name,
+            labels=dict(self.sandbox.labels),
+            annotations=dict(self.options.annotations),
+            netns=self.options.netns_path,
         )
 
 
@@ -143,12 +165,44 @@ class Lives:
     def __init__(self) -> None:
         self._lives: dict[str, Life] = {}
 
-    def add(self, sandbox: Sandbox, options: CreateOptions) -> Life:
-        """A new one; raises `InvalidArgument` for an ID that none can have, `AlreadyExists` for one that is there."""
+    def add(self, sandbox: Sandbox, options: CreateOptions, *, takes: Collection[str] = ()) -> Life:
+        """A new one: all that `create` has to do for a sandbox that is one process.
+
+        `takes` names the options that the controller follows: fields of `CreateOptions`, and type URLs for its field
+        `options`. Raises `InvalidArgument` for any other that is given, and for an ID that none can have;
+        `AlreadyExists` for an ID that is there.
+        """
         if require_identifier(sandbox.id, "sandbox id") in self._lives:
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is there already")
+        for name in ("rootfs", "netns_path", "annotations"):
+            if getattr(options, name) and name not in takes:
+                raise errors.InvalidArgument(f"sandbox {sandbox.id}: this controller does not follow its {name}")
+        if options.options is not None and options.options.type_url not in takes:
+            raise errors.InvalidArgument(
+                f"sandbox {sandbox.id}: this controller does not follow options of type {options.options.type_url!r}"
+            )
         self._lives[sandbox.id] = life = Life(sandbox=sandbox, options=options)
         return life
+
+    async def run(
+        self, sandbox_id: str, *command: str, env: Mapping[str, str] | None = None, prompt: bytes = b""
+    ) -> ControllerInstance:
+        """Execute the one process that the sandbox is, without a shell; its end is the sandbox's. What `start` answers.
+
+        With a `prompt`, that is written to the process's stdin, and `run` returns when the process has written
+        something: by then it is past whatever executed it (`unshare`, `nsenter`), and in its namespaces. Both pipes
+        stay open while the controller lives, so that a `cat` ends with it. Where it fails, the sandbox is gone:
+        `FailedPrecondition`, also for one that was started before, which stays.
+        """
+        life = self[sandbox_id]
+        life.require_fresh()
+        try:
+            await life.execute(command, env=env, prompt=prompt)
+            assert life.process is not None
+            return life.begin(life.process.pid)
+        except BaseException:
+            await run_to_completion(self.shutdown(sandbox_id), within=UNDO_TIMEOUT_S)
+            raise
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         """As the contract's `stop`, for what `Life.run` started. Idempotent; an unknown ID is fine."""

@@ -54,6 +54,14 @@ class _Asked:
     is_abandoned: bool = False
 
 
+@dataclass(slots=True, frozen=True)
+class _Debt:
+    """What a sandbox that should be gone still needs; `is_known` where its caller was told of it."""
+
+    undo: Undo
+    is_known: bool = False
+
+
 class Operations:
     """Runs operations as its own tasks; `aclose` lets what runs end, within `CLOSE_TIMEOUT_S`."""
 
@@ -61,7 +69,7 @@ class Operations:
         self._tasks = TaskOwner("sandbox operations")
         self._running: set[asyncio.Task[Any]] = set()
         self._turns: dict[Key, _Turn] = {}
-        self._debts: dict[Key, Undo] = {}
+        self._debts: dict[Key, _Debt] = {}
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -78,8 +86,8 @@ class Operations:
         """Do `work` when the sandbox's turn comes, and give its result or its error. `ends`: a stop or shutdown.
 
         A caller that is cancelled leaves work that has begun to its end, and what has not begun undone. With `undo`,
-        work that ended well is undone where its caller had left, and work that ended in `CleanupFailed` too.
-        Work that outlasts `within` seconds is cancelled: `DeadlineExceeded`.
+        work that ended well is undone where its caller had left; what a `CleanupFailed` left is undone later, and
+        both are tried until they succeed. Work that outlasts `within` seconds is cancelled: `DeadlineExceeded`.
         """
         if self._is_closed:
             raise errors.Unavailable("the server is shutting down")
@@ -100,6 +108,8 @@ class Operations:
             if undo is not None and not isinstance(task.result(), BaseException):
                 self._undo_later(key, undo)
             raise
+        if isinstance(outcome, TimeoutError):
+            raise errors.DeadlineExceeded(f"sandbox {key[1]}: {name}: {outcome or 'the time ran out'}") from outcome
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -116,11 +126,15 @@ class Operations:
                 if undo is not None:
                     await run_to_completion(self._undo(key, undo), within=UNDO_TIMEOUT_S)
                 raise
-            is_left = isinstance(outcome, CleanupFailed | errors.DeadlineExceeded)
-            is_unwanted = asked.is_abandoned and not isinstance(outcome, BaseException)
-            if undo is not None and (is_left or is_unwanted):
-                log.warning("sandbox %s: %s is undone: %s", key[1], name, outcome if is_left else "nobody waits for it")
+            if undo is None:
+                return outcome
+            if isinstance(outcome, errors.DeadlineExceeded) or (
+                asked.is_abandoned and not isinstance(outcome, BaseException)
+            ):
+                log.warning("sandbox %s: %s is undone: nobody waits for it, or it took too long", key[1], name)
                 await self._undo(key, undo)
+            elif isinstance(outcome, CleanupFailed):
+                self._owe(key, _Debt(undo, is_known=True))
             return outcome
 
     @contextlib.asynccontextmanager
@@ -163,10 +177,13 @@ class Operations:
             self._debts.pop(key, None)
             return True
         log.warning("sandbox %s: is not undone yet, will be tried again: %s", key[1], outcome)
-        if key not in self._debts and not self._is_closed:
-            self._debts[key] = undo
-            self._tasks.spawn(self._retry(key), name=f"sandbox/{key[1]}/undo again")
+        self._owe(key, _Debt(undo))
         return False
+
+    def _owe(self, key: Key, debt: _Debt) -> None:
+        if key not in self._debts and not self._is_closed:
+            self._debts[key] = debt
+            self._tasks.spawn(self._retry(key), name=f"sandbox/{key[1]}/undo again")
 
     async def _retry(self, key: Key) -> None:
         pause_s = FIRST_PAUSE_S
@@ -174,14 +191,14 @@ class Operations:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             async with self._turn(key):
-                undo = self._debts.get(key)
-                if undo is not None:
-                    await self._undo(key, undo)
+                debt = self._debts.get(key)
+                if debt is not None:
+                    await self._undo(key, debt.undo)
 
     async def settle_debt(self, key: Key) -> None:
-        """In the sandbox's turn, before its ID is used again: pay what an earlier one left; `Unavailable` else."""
-        undo = self._debts.get(key)
-        if undo is not None and not await self._undo(key, undo):
+        """In the sandbox's turn, before its ID is used again: pay what nobody knows to be there; `Unavailable` else."""
+        debt = self._debts.get(key)
+        if debt is not None and not debt.is_known and not await self._undo(key, debt.undo):
             raise errors.Unavailable(f"sandbox {key[1]}: an earlier one of this ID is not undone yet; try again")
 
     def forgive(self, key: Key) -> None:

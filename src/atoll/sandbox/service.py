@@ -9,8 +9,9 @@ finished, then undone; any other change is finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -20,6 +21,7 @@ from atoll.api import containerd_services_sandbox_v1_pb2 as wire
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.sandbox.controller import Controller
 from atoll.sandbox.operations import Key, Operations
+from atoll.sandbox.waits import SharedWaits
 from atoll.sandbox.wire import (
     from_create,
     from_sandbox,
@@ -31,9 +33,12 @@ from atoll.sandbox.wire import (
 )
 from atoll.ttrpc.service import NAMESPACE_KEY, CallContext
 
+T = TypeVar("T")
+
 NAMESPACE_HEADER = "containerd-namespace"
-OPERATION_TIMEOUT_S = 300.0
-"""For a controller that hangs: how long one change of a sandbox may take, a Stop's own time-out not counted."""
+CALL_TIMEOUT_S = 60.0
+STOP_MARGIN_S = 30.0
+"""For a controller that hangs (C47): every call but Wait, and what a Stop may take over its own time-out."""
 
 Find: TypeAlias = Callable[[str, str], Controller]
 """From a containerd namespace and the name of a sandboxer to the controller.
@@ -71,6 +76,7 @@ class ControllerService:
     def __init__(self, find: Find) -> None:
         self._find = find
         self.operations = Operations()
+        self._waits = SharedWaits("sandbox service")
 
     def services(self) -> dict[ServiceDescriptor, object]:
         """What to register, with a gRPC server or a ttrpc one: both services, this object for each."""
@@ -81,6 +87,7 @@ class ControllerService:
 
     async def aclose(self) -> None:
         """Let running operations end, bounded; those whose callers have gone are undone. Idempotent."""
+        await self._waits.aclose()
         await self.operations.aclose()
 
     def _enter(self, request: _Named, context: Context, sandboxer: str = "") -> tuple[Controller, Key]:
@@ -104,7 +111,7 @@ class ControllerService:
             await controller.create(sandbox, options)
 
         await self.operations.run(
-            key, "create", create, within=OPERATION_TIMEOUT_S, undo=lambda: controller.shutdown(sandbox.id)
+            key, "create", create, within=CALL_TIMEOUT_S, undo=lambda: controller.shutdown(sandbox.id)
         )
         return wire.ControllerCreateResponse(sandbox_id=sandbox.id)
 
@@ -115,7 +122,7 @@ class ControllerService:
             key,
             "start",
             lambda: controller.start(sandbox_id),
-            within=OPERATION_TIMEOUT_S,
+            within=CALL_TIMEOUT_S,
             undo=lambda: controller.shutdown(sandbox_id),
         )
         return to_instance(instance)
@@ -124,7 +131,7 @@ class ControllerService:
         self, request: wire.ControllerPlatformRequest, context: Context
     ) -> wire.ControllerPlatformResponse:
         controller, _ = self._enter(request, context)
-        platform = await controller.platform(request.sandbox_id)
+        platform = await _bounded(controller.platform(request.sandbox_id), "platform")
         return wire.ControllerPlatformResponse(platform=to_platform(platform))
 
     async def Stop(self, request: wire.ControllerStopRequest, context: Context) -> wire.ControllerStopResponse:
@@ -137,18 +144,19 @@ class ControllerService:
             key,
             "stop",
             lambda: controller.stop(request.sandbox_id, timeout_s),
-            within=OPERATION_TIMEOUT_S + (timeout_s or 0.0),
+            within=STOP_MARGIN_S + (timeout_s or 0.0),
             ends=True,
         )
         return wire.ControllerStopResponse()
 
     async def Wait(self, request: wire.ControllerWaitRequest, context: Context) -> wire.ControllerWaitResponse:
-        controller, _ = self._enter(request, context)
-        return to_exit(await controller.wait(request.sandbox_id))
+        controller, key = self._enter(request, context)
+        ended = await self._waits.join((key, controller), lambda: controller.wait(request.sandbox_id))
+        return to_exit(ended)
 
     async def Status(self, request: wire.ControllerStatusRequest, context: Context) -> wire.ControllerStatusResponse:
         controller, _ = self._enter(request, context)
-        return to_status(await controller.status(request.sandbox_id, request.verbose))
+        return to_status(await _bounded(controller.status(request.sandbox_id, request.verbose), "status"))
 
     async def Shutdown(
         self, request: wire.ControllerShutdownRequest, context: Context
@@ -162,12 +170,13 @@ class ControllerService:
             await controller.shutdown(request.sandbox_id)
             self.operations.forgive(key)
 
-        await self.operations.run(key, "shutdown", shutdown, within=OPERATION_TIMEOUT_S, ends=True)
+        await self.operations.run(key, "shutdown", shutdown, within=CALL_TIMEOUT_S, ends=True)
         return wire.ControllerShutdownResponse()
 
     async def Metrics(self, request: wire.ControllerMetricsRequest, context: Context) -> wire.ControllerMetricsResponse:
         controller, _ = self._enter(request, context)
-        return wire.ControllerMetricsResponse(metrics=to_metric(await controller.metrics(request.sandbox_id)))
+        metric = await _bounded(controller.metrics(request.sandbox_id), "metrics")
+        return wire.ControllerMetricsResponse(metrics=to_metric(metric))
 
     async def Update(self, request: wire.ControllerUpdateRequest, context: Context) -> wire.ControllerUpdateResponse:
         """containerd's own client leaves `sandboxer` empty here, so the record's stands in."""
@@ -186,7 +195,7 @@ class ControllerService:
             key,
             "update",
             lambda: controller.update(request.sandbox_id, sandbox, fields),
-            within=OPERATION_TIMEOUT_S,
+            within=CALL_TIMEOUT_S,
         )
         return wire.ControllerUpdateResponse()
 
@@ -194,22 +203,26 @@ class ControllerService:
 
     async def Pause(self, request: own.PauseRequest, context: Context) -> own.PauseResponse:
         controller, key = self._enter(request, context)
-        await self.operations.run(
-            key, "pause", lambda: controller.pause(request.sandbox_id), within=OPERATION_TIMEOUT_S
-        )
+        await self.operations.run(key, "pause", lambda: controller.pause(request.sandbox_id), within=CALL_TIMEOUT_S)
         return own.PauseResponse()
 
     async def Resume(self, request: own.ResumeRequest, context: Context) -> own.ResumeResponse:
         controller, key = self._enter(request, context)
-        await self.operations.run(
-            key, "resume", lambda: controller.resume(request.sandbox_id), within=OPERATION_TIMEOUT_S
-        )
+        await self.operations.run(key, "resume", lambda: controller.resume(request.sandbox_id), within=CALL_TIMEOUT_S)
         return own.ResumeResponse()
 
     async def Ping(self, request: own.PingRequest, context: Context) -> own.PingResponse:
         controller, _ = self._enter(request, context)
-        await controller.ping(request.sandbox_id)
+        await _bounded(controller.ping(request.sandbox_id), "ping")
         return own.PingResponse()
+
+
+async def _bounded(question: Coroutine[Any, Any, T], what: str) -> T:
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            return await question
+    except TimeoutError as error:
+        raise errors.DeadlineExceeded(f"{what}: the controller did not answer within {CALL_TIMEOUT_S:g} s") from error
 
 
 def namespace_of(context: Context) -> str:

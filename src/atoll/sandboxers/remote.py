@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 
 from atoll import errors
 from atoll.api import atoll_sandbox_v1_pb2 as own
@@ -38,6 +39,7 @@ from atoll.sandbox.controller import (
     State,
 )
 from atoll.sandbox.service import NAMESPACE_HEADER
+from atoll.sandbox.waits import SharedWaits
 from atoll.sandbox.wire import (
     from_exit,
     from_instance,
@@ -57,11 +59,13 @@ SERVICE = wire.DESCRIPTOR.services_by_name["Controller"].full_name
 OWN_SERVICE = own.DESCRIPTOR.services_by_name["Controller"].full_name
 DEFAULT_NAMESPACE = "default"
 
-CREATE_TIMEOUT_S = 60.0
-CALL_TIMEOUT_S = 10.0
+CHANGE_TIMEOUT_S = 65.0
+STOP_MARGIN_S = 35.0
+QUESTION_TIMEOUT_S = 10.0
 PING_TIMEOUT_S = 2.0
-STOP_MARGIN_S = 30.0
+"""Bounds for calls of a side that hangs; the first two are over those that the contract gives the other side (C47)."""
 CONNECT_TIMEOUT_S = 5.0
+CALLS_PER_LINE = 512
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.128, 4.096
 """Between two tries of a wait, doubled after each; containerd's own client has the same."""
 
@@ -88,6 +92,7 @@ class RemoteController(Controller):
     def __init__(self, address: str, *, sandboxer: str = "", namespace: str = DEFAULT_NAMESPACE) -> None:
         self.address = Address.parse(address)
         self._sandboxer = sandboxer
+        self._waits = SharedWaits(f"sandboxer at {self.address}")
         self._wire: Wire
         if self.address.protocol == TTRPC:
             self._wire = TtrpcWire(self.address, namespace)
@@ -95,21 +100,21 @@ class RemoteController(Controller):
             self._wire = GrpcWire(self.address, namespace)
 
     async def _call(
-        self, method: str, request: Message, answer: type[M], timeout_s: float | None = CALL_TIMEOUT_S
+        self, method: str, request: Message, answer: type[M], timeout_s: float | None = QUESTION_TIMEOUT_S
     ) -> M:
         return await self._wire.call(SERVICE, method, request, answer, timeout_s)
 
     async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
         request = to_create(sandbox, options, self._sandboxer or sandbox.sandboxer)
         try:
-            await self._call("Create", request, wire.ControllerCreateResponse, CREATE_TIMEOUT_S)
+            await self._call("Create", request, wire.ControllerCreateResponse, CHANGE_TIMEOUT_S)
         except errors.AtollError as error:
             raise _with_left(error) from None
 
     async def start(self, sandbox_id: str) -> ControllerInstance:
         request = wire.ControllerStartRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
         try:
-            answer = await self._call("Start", request, wire.ControllerStartResponse, CREATE_TIMEOUT_S)
+            answer = await self._call("Start", request, wire.ControllerStartResponse, CHANGE_TIMEOUT_S)
         except errors.AtollError as error:
             raise _with_left(error) from None
         return from_instance(answer, sandbox_id)
@@ -127,6 +132,9 @@ class RemoteController(Controller):
 
     async def wait(self, sandbox_id: str) -> ExitStatus:
         """No bound, and no end but an answer: while nobody serves the address it is asked again and again."""
+        return await self._waits.join(sandbox_id, lambda: self._wait(sandbox_id))
+
+    async def _wait(self, sandbox_id: str) -> ExitStatus:
         request = wire.ControllerWaitRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
         loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
@@ -149,7 +157,7 @@ class RemoteController(Controller):
         """`NotFound` is nothing to free."""
         request = wire.ControllerShutdownRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
         with contextlib.suppress(errors.NotFound):
-            await self._call("Shutdown", request, wire.ControllerShutdownResponse, CREATE_TIMEOUT_S)
+            await self._call("Shutdown", request, wire.ControllerShutdownResponse, CHANGE_TIMEOUT_S)
 
     async def metrics(self, sandbox_id: str) -> Metric:
         request = wire.ControllerMetricsRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
@@ -159,17 +167,17 @@ class RemoteController(Controller):
         request = wire.ControllerUpdateRequest(
             sandbox_id=sandbox_id, sandboxer=self._sandboxer, sandbox=to_sandbox(sandbox), fields=fields
         )
-        await self._call("Update", request, wire.ControllerUpdateResponse)
+        await self._call("Update", request, wire.ControllerUpdateResponse, CHANGE_TIMEOUT_S)
 
     # What containerd's service lacks: `Unimplemented` where the other side serves containerd's alone.
 
     async def pause(self, sandbox_id: str) -> None:
         request = own.PauseRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
-        await self._wire.call(OWN_SERVICE, "Pause", request, own.PauseResponse, CALL_TIMEOUT_S)
+        await self._wire.call(OWN_SERVICE, "Pause", request, own.PauseResponse, CHANGE_TIMEOUT_S)
 
     async def resume(self, sandbox_id: str) -> None:
         request = own.ResumeRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
-        await self._wire.call(OWN_SERVICE, "Resume", request, own.ResumeResponse, CALL_TIMEOUT_S)
+        await self._wire.call(OWN_SERVICE, "Resume", request, own.ResumeResponse, CHANGE_TIMEOUT_S)
 
     async def ping(self, sandbox_id: str) -> None:
         """By the state that Status tells where the other side serves containerd's service alone."""
@@ -190,7 +198,8 @@ class RemoteController(Controller):
             return ControllerStatus(sandbox_id=sandbox.id, state=State.UNKNOWN, reason=str(error))
 
     async def aclose(self) -> None:
-        """Let go of the connection; the sandboxes live on. Idempotent."""
+        """Let go of the connection, and of who waits: `Unavailable`; the sandboxes live on. Idempotent."""
+        await self._waits.aclose()
         await self._wire.aclose()
 
 
@@ -208,38 +217,60 @@ def _with_left(error: errors.AtollError) -> errors.AtollError:
 # The wires
 
 
+@dataclass(slots=True, eq=False)
+class _Line:
+    """One ttrpc connection and how many calls it carries."""
+
+    client: Client
+    calls: int = 0
+
+
 class TtrpcWire:
-    """ttrpc: one connection, made at the first call and after each loss; implements `Wire`."""
+    """ttrpc: one connection for each `CALLS_PER_LINE` calls, made when it is needed; implements `Wire`.
+
+    A server takes about a thousand calls on one connection, and each sandbox has a Wait that stays open.
+    """
 
     def __init__(self, address: Address, namespace: str) -> None:
         self._address = address
         self._metadata = {NAMESPACE_KEY: namespace}
-        self._client: Client | None = None
+        self._lines: list[_Line] = []
         self._connecting = asyncio.Lock()
         self._is_closed = False
 
-    async def _connected(self) -> Client:
-        if self._client is not None and not self._client.is_closed:
-            return self._client
+    def _free(self) -> _Line | None:
+        self._lines = [line for line in self._lines if not line.client.is_closed]
+        return next((line for line in self._lines if line.calls < CALLS_PER_LINE), None)
+
+    async def _line(self) -> _Line:
+        if (line := self._free()) is not None:
+            return line
         async with self._connecting:
             if self._is_closed:
                 raise errors.Unavailable(f"{self._address}: was let go")
-            if self._client is None or self._client.is_closed:
+            if (line := self._free()) is None:
                 connection = await self._address.connect(timeout_s=CONNECT_TIMEOUT_S)
-                self._client = await Client.from_socket(connection, peer=str(self._address))
-            return self._client
+                line = _Line(await Client.from_socket(connection, peer=str(self._address)))
+                self._lines.append(line)
+            return line
 
     async def call(self, service: str, method: str, request: Message, answer: type[M], timeout_s: float | None) -> M:
         try:
-            client = await self._connected()
-            return await client.call(service, method, request, answer, timeout=timeout_s, metadata=self._metadata)
+            line = await self._line()
+            line.calls += 1
+            try:
+                return await line.client.call(
+                    service, method, request, answer, timeout=timeout_s, metadata=self._metadata
+                )
+            finally:
+                line.calls -= 1
         except errors.Unavailable as error:
-            raise _unavailable(self._address, str(error)) from error
+            raise _unavailable(self._address, error) from error
 
     async def aclose(self) -> None:
         self._is_closed = True
-        if self._client is not None:
-            await self._client.aclose()
+        for line in self._lines:
+            await line.client.aclose()
 
 
 class GrpcWire:
@@ -252,12 +283,14 @@ class GrpcWire:
         self._address = address
         self._metadata = ((NAMESPACE_HEADER, namespace),)
         self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
         self._is_closed = False
 
     def _open(self) -> grpc.aio.Channel:
         if self._is_closed:
             raise errors.Unavailable(f"{self._address}: was let go")
         if self._channel is None:
+            self._methods = {}
             self._channel = grpc.aio.insecure_channel(
                 self._address.target,
                 options=[
@@ -272,18 +305,17 @@ class GrpcWire:
 
     async def call(self, service: str, method: str, request: Message, answer: type[M], timeout_s: float | None) -> M:
         channel = self._open()
-        ask = channel.unary_unary(
-            f"/{service}/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
+        path = f"/{service}/{method}"
+        ask = self._methods.get(path)
+        if ask is None:
+            ask = self._methods[path] = channel.unary_unary(path, _encode, answer.FromString)
         try:
             return await ask(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             failure = _error_of(error)
             if isinstance(failure, errors.Unavailable):
                 await self._replace(channel)
-                raise _unavailable(self._address, str(failure)) from None
+                raise _unavailable(self._address, failure) from None
             raise failure from None
 
     async def _replace(self, channel: grpc.aio.Channel) -> None:
@@ -299,8 +331,15 @@ class GrpcWire:
             self._channel = None
 
 
-def _unavailable(address: Address, text: str) -> errors.Unavailable:
-    return errors.Unavailable(text if str(address) in text else f"{address}: {text}")
+def _encode(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _unavailable(address: Address, error: errors.Unavailable) -> errors.Unavailable:
+    """The same, and where: the text of the kernel or of the other side may not say so."""
+    named = errors.Unavailable(str(error) if str(address) in str(error) else f"{address}: {error}")
+    named.joined = error.joined
+    return named
 
 
 def _error_of(error: grpc.aio.AioRpcError) -> errors.AtollError:
