@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from atoll.client import PodState as PodState
     from atoll.client import PodStatus as PodStatus
     from atoll.client import Publish as Publish
+    from atoll.client import SyncAttachedProcess as SyncAttachedProcess
+    from atoll.client import SyncClient as SyncClient
+    from atoll.client import SyncContainer as SyncContainer
+    from atoll.client import SyncExecProcess as SyncExecProcess
+    from atoll.client import SyncPod as SyncPod
     from atoll.client import connect as connect
+    from atoll.client import connect_sync as connect_sync
 
 __version__ = "0.1.0"
 

@@ -74,8 +74,8 @@ def test_exec_passes_streams_code_and_environment(daemon: Daemon) -> None:
         "exec", "-i", "-e", "A=1", "-w", "/tmp", "x", "sh", "-c", "cat; echo $A; pwd >&2; exit 9", stdin="in\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (9, "in\n1\n", "/tmp\n")
-    assert daemon.run("exec", "x", "nope").returncode == 127
-    assert daemon.run("exec", "x", "/etc/passwd").returncode == 126
+    done = daemon.run("exec", "x", "--", "echo", "--", "a")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-- a\n", "")
     done = daemon.run("exec", "--timeout", "0.5", "x", "sh", "-c", "echo so far; exec sleep 1000")
     assert (done.returncode, done.stdout) == (137, "so far\n")
     assert daemon.run("rm", "-f", "x").returncode == 0
@@ -93,6 +93,12 @@ def test_limits_are_kept(daemon: Daemon) -> None:
     assert done.returncode == 137
     script = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max"
     assert daemon.run("run", *NONE, "--cpus", "0.25", IMAGE, "sh", "-c", script).stdout.strip() == "25000"
+    script = "cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max"
+    assert daemon.run("run", *NONE, "--pids-limit", "9", IMAGE, "--", "sh", "-c", script).stdout == "9\n"
+    bomb = "for n in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; wait"
+    done = daemon.run("run", *NONE, "--pids-limit", "9", IMAGE, "sh", "-c", bomb)
+    assert done.returncode != 0
+    assert "can't fork" in done.stderr
 
 
 def test_signal_stops_a_foreground_run_and_leaves_nothing(daemon: Daemon) -> None:

@@ -116,7 +116,10 @@ def run(
     ] = None,
     cpus: Annotated[float | None, typer.Option("--cpus", help="Limit, in CPUs.")] = None,
     memory: Annotated[str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Limit, as in 64MiB.")] = None,
-    network: Annotated[NetworkChoice, typer.Option("--network")] = NetworkChoice.default,
+    pids: Annotated[
+        int | None, typer.Option("--pids-limit", metavar="NUMBER", help="Limit, in processes and threads.")
+    ] = None,
+    network: Annotated[NetworkChoice, typer.Option("--network", help="How it is connected.")] = NetworkChoice.default,
     user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")] = "",
     workdir: Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")] = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="In place of the image's own.")] = "",
@@ -124,12 +127,18 @@ def run(
     read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
     runtime: Annotated[str, typer.Option("--runtime", help="A runtime handler of the config file.")] = "",
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
-    remove: Annotated[bool, typer.Option("--rm/--keep", help="Remove the pod at the end of a foreground run.")] = True,
+    remove: Annotated[
+        bool | None,
+        typer.Option("--rm/--keep", help="Remove the pod at the end, or leave it. \\[default: --rm; with -d --keep]"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Then tell how long each step took.")] = False,
     socket: Socket = None,
 ) -> None:
     """Run a container in a pod of its own."""
+    if detach and remove:
+        raise typer.BadParameter("-d with --rm: nobody waits for its end; leave --rm out, and `atoll rm` it later")
+
     from atoll.cli import work
     from atoll.cli.run import RunOptions
     from atoll.cli.run import run as run_it
@@ -138,7 +147,7 @@ def run(
     options = RunOptions(
         container=request.ContainerOptions(
             image=image,
-            command=tuple(command or ()),
+            command=tuple(own_words(command)),
             entrypoint=(entrypoint,) if entrypoint else (),
             name=name,
             env=variables(env),
@@ -147,6 +156,7 @@ def run(
             mounts=tuple(request.parse_mount(one) for one in volume or ()),
             cpus=cpus,
             memory=memory,
+            pids=pids,
             tty=tty,
             stdin=interactive,
             read_only=read_only,
@@ -156,7 +166,7 @@ def run(
         runtime=runtime,
         hostname=hostname,
         detach=detach,
-        keep=not remove,
+        keep=remove is False,
         pull=pull.value,
         quiet=quiet,
     )
@@ -170,6 +180,12 @@ def run(
             work.print_phases(await pod.phases())
 
     ask(socket, lambda client: run_it(client, options, report))
+
+
+def own_words(command: list[str] | None) -> list[str]:
+    """The command without a `--` before it, which many write to end the options."""
+    words = command or []
+    return words[1:] if words[:1] == ["--"] else words
 
 
 def variables(given: list[str] | None) -> dict[str, str]:
@@ -190,9 +206,11 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...")],
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE")] = None,
-    user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]")] = "",
-    workdir: Annotated[str, typer.Option("--workdir", "-w")] = "",
+    env: Annotated[
+        list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="A variable; may be repeated.")
+    ] = None,
+    user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")] = "",
+    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")] = "",
     timeout: Annotated[float | None, typer.Option("--timeout", help="Kill its tree after so many seconds.")] = None,
     socket: Socket = None,
 ) -> None:
@@ -202,12 +220,16 @@ def execute(
     from atoll.client.container import command_error
     from atoll.errors import AtollError
 
+    words = own_words(command)
+    if not words:
+        raise typer.BadParameter("missing argument 'COMMAND...'")
+
     async def work(client: Client) -> int:
         container = await client.container(name)
         if tty:
             running.require_terminal()
         process = container.exec_stream(
-            command,
+            words,
             timeout=timeout,
             env=variables(env),
             cwd=workdir,

@@ -224,10 +224,10 @@ async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
         print(f"clean: {report.checked} resources compared" if report.checked else "clean: nothing is held")
     else:
         rows = [
-            (one.kind, one.owner or "-", one.problem, "repaired" if one.repaired else one.error or one.remedy)
+            (one.kind, one.key, one.owner or "-", one.problem, "repaired" if one.repaired else one.error or one.remedy)
             for one in report.findings
         ]
-        show.table(("KIND", "OWNER", "PROBLEM", "REMEDY"), rows)
+        show.table(("KIND", "KEY", "OWNER", "PROBLEM", "REMEDY"), rows)
         if left and not repair:
             say(f"{len(left)} found; `atoll fsck --repair` puts them right")
     return FOUND if left else 0

@@ -6,6 +6,8 @@
             result = await server.exec(["uname", "-a"], timeout=5)       ExecResult: exit_code, stdout, stderr
             async with server.exec_stream(["sh"], stdin=True) as shell:  ExecProcess: live streams
 
+Without an event loop, `connect_sync` gives the same objects with methods that wait: `atoll.client.sync`.
+
 Words: `Exit` how a process ended, `Cause` why; `Publish` a port, `Mount` a folder of the host. Errors are those
 of `atoll.errors`, and `CommandFailed` for a command that cannot be executed.
 
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
     from atoll.client.request import ContainerOptions as ContainerOptions
     from atoll.client.request import Mount as Mount
     from atoll.client.request import Publish as Publish
+    from atoll.client.sync import SyncAttachedProcess as SyncAttachedProcess
+    from atoll.client.sync import SyncClient as SyncClient
+    from atoll.client.sync import SyncContainer as SyncContainer
+    from atoll.client.sync import SyncExecProcess as SyncExecProcess
+    from atoll.client.sync import SyncPod as SyncPod
+    from atoll.client.sync import connect_sync as connect_sync
 
 MODULES = {
     "AttachedProcess": "process",
@@ -69,7 +77,13 @@ MODULES = {
     "PodState": "model",
     "PodStatus": "model",
     "Publish": "request",
+    "SyncAttachedProcess": "sync",
+    "SyncClient": "sync",
+    "SyncContainer": "sync",
+    "SyncExecProcess": "sync",
+    "SyncPod": "sync",
     "connect": "client",
+    "connect_sync": "sync",
 }
 """Where each name of the SDK lives."""
 

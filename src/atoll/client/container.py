@@ -20,9 +20,13 @@ STOP_GRACE_S = 10.0
 EXEC_LATE_S = 30.0
 """How much longer than its own time limit an exec may take to be answered."""
 
-_NOT_FOUND = re.compile(r"executable file .*not found|no such file or directory|cannot find executable", re.IGNORECASE)
+# What the daemon says of a command, and where it could make nothing of its runtime's words, those.
+_OF_A_COMMAND = re.compile(r"^command |^working folder |exec|chdir")
+_NOT_FOUND = re.compile(
+    r"^command .*: is not in |^working folder |executable file .*not found|no such file or directory", re.DOTALL
+)
 _NOT_EXECUTABLE = re.compile(
-    r"exec: |exec user process|exec format error|permission denied|cannot exec|is a directory|chdir", re.IGNORECASE
+    r"^command .*: cannot be executed in |exec: |exec user process|permission denied|cannot exec", re.DOTALL
 )
 
 
@@ -173,7 +177,7 @@ def command_error(error: errors.AtollError) -> errors.AtollError:
     """`CommandFailed` for an error that says the command itself is at fault, else the error."""
     if not isinstance(error, errors.Unknown | errors.FailedPrecondition | errors.InvalidArgument | errors.NotFound):
         return error
-    if not re.search(r"exec|chdir", error.message):
+    if not _OF_A_COMMAND.search(error.message):
         return error
     if _NOT_FOUND.search(error.message):
         return CommandFailed(error.message, 127)

@@ -60,6 +60,7 @@ class Pod:
         mounts: Sequence[request.Mount] = (),
         cpus: float | None = None,
         memory: int | str | None = None,
+        pids: int | None = None,
         tty: bool = False,
         stdin: bool = False,
         read_only: bool = False,
@@ -69,8 +70,9 @@ class Pod:
         """Make a container in this pod and start it; it runs when this returns.
 
         `command` takes the place of the image's own, `entrypoint` that of its entrypoint. `cpus` is in CPUs,
-        `memory` a number of bytes or a text like `64MiB`. Where anything fails nothing is left behind.
-        Raises `CommandFailed` where the command cannot be executed, `NotFound` for an image that is nowhere.
+        `memory` a number of bytes or a text like `64MiB`, `pids` a number of processes and threads. Where anything
+        fails nothing is left behind. Raises `CommandFailed` where the command cannot be executed, `NotFound` for an
+        image that is nowhere.
         """
         options = request.ContainerOptions(
             image=image,
@@ -83,6 +85,7 @@ class Pod:
             mounts=mounts,
             cpus=cpus,
             memory=memory,
+            pids=pids,
             tty=tty,
             stdin=stdin,
             read_only=read_only,

@@ -28,6 +28,7 @@ CPU_PERIOD_US = 100_000
 CPU_MIN_QUOTA_US = 1_000
 CPU_MIN_SHARES = 2
 MEMORY_MIN_BYTES = 512 << 10
+PIDS_HIGHEST = 4 << 20
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -89,6 +90,7 @@ class ContainerOptions:
     mounts: Sequence[Mount] = ()
     cpus: float | None = None
     memory: int | str | None = None
+    pids: int | None = None
     tty: bool = False
     stdin: bool = False
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -122,9 +124,11 @@ def size_bytes(value: int | str, what: str = "memory") -> int:
     return int(Decimal(match[1]) * 1024 ** _POWERS[match[2].lower()])
 
 
-def resources(cpus: float | None, memory: int | str | None) -> cri.LinuxContainerResources | None:
-    """CPU and memory limits in the words of CRI; None where there are none."""
-    if cpus is None and memory is None:
+def resources(
+    cpus: float | None, memory: int | str | None, pids: int | None = None
+) -> cri.LinuxContainerResources | None:
+    """Limits of CPU, memory and processes in the words of CRI; None where there are none."""
+    if cpus is None and memory is None and pids is None:
         return None
     limits = cri.LinuxContainerResources()
     if cpus is not None:
@@ -137,6 +141,10 @@ def resources(cpus: float | None, memory: int | str | None) -> cri.LinuxContaine
         limits.memory_limit_in_bytes = size_bytes(memory)
         if limits.memory_limit_in_bytes < MEMORY_MIN_BYTES:
             raise errors.InvalidArgument(f"memory {memory!r}: must be at least {MEMORY_MIN_BYTES >> 10} KiB")
+    if pids is not None:
+        if not 0 < pids <= PIDS_HIGHEST:
+            raise errors.InvalidArgument(f"pids {pids}: must be 1 to {PIDS_HIGHEST}")
+        limits.unified["pids.max"] = str(pids)
     return limits
 
 
@@ -239,7 +247,7 @@ def container_config(options: ContainerOptions) -> cri.ContainerConfig:
         )
     )
     _set_user(linux.security_context, options.user)
-    limits = resources(options.cpus, options.memory)
+    limits = resources(options.cpus, options.memory, options.pids)
     if limits is not None:
         linux.resources.CopyFrom(limits)
     return cri.ContainerConfig(

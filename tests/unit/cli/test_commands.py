@@ -114,6 +114,7 @@ async def test_fsck_ends_with_one_where_it_found_something(cli: Cli, daemon: Fak
     daemon.findings = [own.Finding(kind="netns", key="x", owner="p", problem="leaked", remedy="drop it")]
     said = await cli("fsck")
     assert said.code == 1
+    assert [line.split()[:3] for line in said.out.splitlines()] == [["KIND", "KEY", "OWNER"], ["netns", "x", "p"]]
     assert "leaked" in said.out
     assert "--repair" in said.err
     assert json.loads((await cli("fsck", "--json")).out)["findings"][0]["problem"] == "leaked"

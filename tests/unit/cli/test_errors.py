@@ -25,6 +25,9 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         (["logs", "--tail", "x", "a"], ["'--tail'", "atoll logs --help"]),
         (["rm"], ["--all"]),
         (["rm", "-a", "x"], ["--all"]),
+        (["run", "-d", "--rm", "x"], ["-d with --rm", "atoll rm"]),
+        (["exec", "x"], ["'COMMAND...'"]),
+        (["exec", "x", "--"], ["'COMMAND...'"]),
     ],
 )
 def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +44,8 @@ def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pyte
     [
         (["run", "-p", "99999:1", "x"], ["99999", "1 to 65535"]),
         (["run", "-m", "12q", "x"], ["12q", "64MiB"]),
+        (["run", "--pids-limit", "0", "x"], ["pids 0", "must be 1 to"]),
+        (["run", "-v", "/no/such/thing:/x", "x"], ["/no/such/thing", "make it first"]),
         (["run", "-v", "x", "x"], ["mount 'x'", "must be like"]),
         (["logs", "--since", "yesterday", "x"], ["yesterday", "10m"]),
         (["serve", "--config", "/nope.toml"], ["/nope.toml", "no such config file"]),

@@ -38,6 +38,15 @@ def test_no_limit_is_no_resources() -> None:
     assert request.resources(None, None) is None
 
 
+def test_pids_become_the_key_that_cri_has_for_them() -> None:
+    limits = request.resources(None, None, 12)
+    assert limits is not None
+    assert dict(limits.unified) == {"pids.max": "12"}
+    for wrong in (0, -1, 1 << 30):
+        with pytest.raises(errors.InvalidArgument, match=f"pids {wrong}"):
+            request.resources(None, None, wrong)
+
+
 @pytest.mark.parametrize(("cpus", "memory"), [(0.0, None), (-1.0, None), (None, "1k"), (None, 0)])
 def test_limit_that_cannot_be_kept_is_refused(cpus: float | None, memory: str | int | None) -> None:
     with pytest.raises(errors.InvalidArgument, match="at least"):

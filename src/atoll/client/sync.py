@@ -1,0 +1,302 @@
+"""The SDK for programs without an event loop: the same objects and methods, each of which waits.
+
+    with atoll.connect_sync() as client, client.run_pod() as pod:
+        container = pod.run("atoll/busybox", ["sleep", "60"])
+        print(container.exec(["uname", "-a"]).text)
+
+There is nothing here but the way to the loop: every method is that of the class of the same name without `Sync`, with
+its arguments, its errors and its guarantees; where its text says `async with` or `async for`, leave out `async`. The
+loop has a thread of its own (`atoll.client.portal`). Any thread may use these objects, many at a time. An interrupt
+(Ctrl-C) ends the call as a cancellation does. A callback, as that of `pull`, runs on the loop's thread; keep it short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from atoll import errors
+from atoll.client.client import Client, connect
+from atoll.client.container import Container
+from atoll.client.model import ExecResult, Exit
+from atoll.client.pod import Pod
+from atoll.client.portal import Portal
+from atoll.client.process import STREAM_LIMIT_BYTES, AttachedProcess, ExecProcess, Output
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+F = TypeVar("F")
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R", ExecProcess, AttachedProcess)
+
+
+class Face(Generic[X]):
+    """An object of the SDK, and the loop that it lives on."""
+
+    def __init__(self, portal: Portal, inner: X) -> None:
+        self.portal = portal
+        self.inner = inner
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.inner!r}>"
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.portal.run(work)
+
+
+def _waits(method: Callable[Concatenate[X, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Face[X], P], T]:
+    """The method as one that waits for its answer."""
+
+    @functools.wraps(method)
+    def call(self: Face[X], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.portal.run(method(self.inner, *args, **kwargs))
+
+    return call
+
+
+def _makes(
+    method: Callable[Concatenate[X, P], Coroutine[Any, Any, Y]], face: Callable[[Portal, Y], F]
+) -> Callable[Concatenate[Face[X], P], F]:
+    """The same for one whose answer is an object with methods."""
+
+    @functools.wraps(method)
+    def call(self: Face[X], *args: P.args, **kwargs: P.kwargs) -> F:
+        return face(self.portal, self.portal.run(method(self.inner, *args, **kwargs)))
+
+    return call
+
+
+def _opens(
+    method: Callable[Concatenate[X, P], Y], face: Callable[[Portal, Y], F]
+) -> Callable[Concatenate[Face[X], P], F]:
+    """The same for a plain method, which is called on the loop because what it makes begins to work there."""
+
+    @functools.wraps(method)
+    def call(self: Face[X], *args: P.args, **kwargs: P.kwargs) -> F:
+        async def on_the_loop() -> Y:
+            return method(self.inner, *args, **kwargs)
+
+        return face(self.portal, self.portal.run(on_the_loop()))
+
+    return call
+
+
+def _yields(
+    method: Callable[Concatenate[X, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Face[X], P], Generator[T, None, None]]:
+    """An asynchronous generator as a plain one; closing the one closes the other."""
+
+    @functools.wraps(method)
+    def call(self: Face[X], *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        items = method(self.inner, *args, **kwargs)
+        try:
+            while found := self.portal.run(_next(items)):
+                yield found[0]
+        finally:
+            with contextlib.suppress(errors.Unavailable):  # a client that is closed has closed it
+                self.portal.run(items.aclose())
+
+    return call
+
+
+async def _next(items: AsyncGenerator[T, None]) -> tuple[T] | None:
+    try:
+        return (await anext(items),)
+    except StopAsyncIteration:
+        return None
+
+
+class SyncOutput(Face[Output]):
+    """One stream of a process: an iterator of non-empty chunks, in order, that ends with the stream."""
+
+    read = _waits(Output.read)
+    read_all = _waits(Output.read_all)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.read()
+        if not data:
+            raise StopIteration
+        return data
+
+
+class SyncProcess(Face[R]):
+    """A running process with live streams; a context manager that lets go of them at its end."""
+
+    @property
+    def stdout(self) -> SyncOutput:
+        return SyncOutput(self.portal, self.inner.stdout)
+
+    @property
+    def stderr(self) -> SyncOutput:
+        """Empty for a terminal, which has one stream."""
+        return SyncOutput(self.portal, self.inner.stderr)
+
+    @property
+    def pid(self) -> int:
+        """On the host; 0 until `started`, and for an attach."""
+        return self.inner.pid
+
+    def started(self) -> int:
+        """Wait until the process runs; its pid. Raises what the daemon says where it cannot be run."""
+        return self._run(self.inner.started())
+
+    def write(self, data: bytes) -> None:
+        """Send input; returns when it is on its way. After the process's end it goes nowhere."""
+        self._run(self.inner.write(data))
+
+    def close_stdin(self) -> None:
+        """End the input; idempotent."""
+        self._run(self.inner.close_stdin())
+
+    def resize(self, width: int, height: int) -> None:
+        """Tell the terminal its size in characters."""
+        self._run(self.inner.resize(width, height))
+
+    def wait(self) -> Exit:
+        """Wait for the end and let output come in meanwhile; the same answer each time."""
+        return self._run(self.inner.wait())
+
+    def read_some(self) -> tuple[bytes, bytes]:
+        """What both streams have, waiting for some; two empty values at the end."""
+        return self._run(self.inner.read_some())
+
+    def close(self) -> None:
+        """Let go of the streams: an exec ends then, what was attached to does not. Idempotent."""
+        self._run(self.inner.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SyncExecProcess(SyncProcess[ExecProcess]):
+    """An exec; it ends when this lets go of it."""
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal."""
+        self._run(self.inner.signal(number))
+
+    def collect(self, limit_bytes: int = STREAM_LIMIT_BYTES) -> ExecResult:
+        """All output and the end; `ResourceExhausted`, and the exec is ended, for more than `limit_bytes` a stream."""
+        return self._run(self.inner.collect(limit_bytes))
+
+
+class SyncAttachedProcess(SyncProcess[AttachedProcess]):
+    """The live stdio of a container's main process; letting go changes nothing for it."""
+
+
+class SyncContainer(Face[Container]):
+    """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
+
+    @property
+    def id(self) -> str:
+        return self.inner.id
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def pod_id(self) -> str:
+        return self.inner.pod_id
+
+    status = _waits(Container.status)
+    start = _waits(Container.start)
+    exec = _waits(Container.exec)
+    exec_stream = _opens(Container.exec_stream, SyncExecProcess)
+    attach = _opens(Container.attach, SyncAttachedProcess)
+    wait = _waits(Container.wait)
+    logs = _yields(Container.logs)
+    stop = _waits(Container.stop)
+    remove = _waits(Container.remove)
+
+
+class SyncPod(Face[Pod]):
+    """A pod, by its ID; a context manager that removes the pod at its end."""
+
+    @property
+    def id(self) -> str:
+        return self.inner.id
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    status = _waits(Pod.status)
+    run = _makes(Pod.run, SyncContainer)
+    create = _makes(Pod.create, SyncContainer)
+    containers = _waits(Pod.containers)
+    details = _waits(Pod.details)
+    phases = _waits(Pod.phases)
+    stop = _waits(Pod.stop)
+    remove = _waits(Pod.remove)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self.inner.__aexit__(kind, error, trace))
+
+
+class SyncClient(Face[Client]):
+    """One connection; a context manager that closes it. `connect_sync` makes it."""
+
+    @property
+    def socket(self) -> Path:
+        return self.inner.socket
+
+    info = _waits(Client.info)
+    run_pod = _makes(Client.run_pod, SyncPod)
+    pods = _waits(Client.pods)
+    containers = _waits(Client.containers)
+    pod = _makes(Client.pod, SyncPod)
+    pod_by_id = _opens(Client.pod_by_id, SyncPod)
+    container = _makes(Client.container, SyncContainer)
+    container_by_id = _opens(Client.container_by_id, SyncContainer)
+    images = _waits(Client.images)
+    image = _waits(Client.image)
+    pull = _waits(Client.pull)
+    load = _waits(Client.load)
+    remove_image = _waits(Client.remove_image)
+    fsck = _waits(Client.fsck)
+
+    def close(self) -> None:
+        """End what runs on this connection, and its thread. Idempotent; what was made by it is closed then too."""
+        self.portal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect_sync(
+    socket: str | Path | None = None, *, start: bool = True, config: str | Path | None = None
+) -> SyncClient:
+    """A connection to the daemon at `socket` for a program without an event loop, for `with` or until `close`.
+
+    Arguments and errors are those of `connect`.
+    """
+    portal = Portal()
+    try:
+        return SyncClient(portal, portal.enter(connect(socket, start=start, config=config)))
+    except BaseException:
+        portal.close()
+        raise
