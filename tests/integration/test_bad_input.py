@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.integration.conftest import BIN, Daemon, Roots
 from tests.integration.cri_client import connected
 from tests.integration.leaks import wait_until
+from tests.integration.registry import running_registry
 
 
 def told(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -34,56 +36,6 @@ def nothing_is_left(daemon: Daemon) -> None:
         assert not folder.exists() or not [one for one in os.listdir(folder) if not one.startswith("pool-")], name
 
 
-def test_an_unknown_image(daemon: Daemon) -> None:
-    told(daemon.run("run", "--pull", "never", "nowhere/nothing:1", "true"), "nowhere/nothing")
-    nothing_is_left(daemon)
-
-
-def test_a_registry_that_is_not_there(daemon: Daemon) -> None:
-    told(daemon.run("run", "127.0.0.1:1/nothing:1", "true"), "127.0.0.1:1")
-    nothing_is_left(daemon)
-
-
-@pytest.mark.parametrize("reference", ["UPPER/case", "image:", "a//b", "x@sha256:12", "-x", "a b", ""])
-def test_a_bad_reference(daemon: Daemon, reference: str) -> None:
-    done = daemon.run("run", "--", reference, "true")
-    assert done.returncode not in (0, 1)
-    assert "Traceback" not in done.stderr
-    assert repr(reference)[1:-1].strip() in " ".join(done.stderr.split())
-    nothing_is_left(daemon)
-
-
-def test_a_command_that_is_not_in_the_image(daemon: Daemon) -> None:
-    done = daemon.run("run", "atoll/busybox", "/no/such/program")
-    told(done, "/no/such/program")
-    nothing_is_left(daemon)
-
-
-def test_a_port_in_use(daemon: Daemon) -> None:
-    with socket.create_server(("0.0.0.0", 0)) as server:
-        port = server.getsockname()[1]
-        told(daemon.run("run", "--publish", f"{port}:80", "atoll/busybox", "true"), str(port))
-    nothing_is_left(daemon)
-
-
-def test_an_unknown_runtime_handler(daemon: Daemon) -> None:
-    told(daemon.run("run", "--runtime", "kata", "atoll/busybox", "true"), "'kata'", "atoll")
-    nothing_is_left(daemon)
-
-
-def test_a_mount_of_what_is_not_there(daemon: Daemon) -> None:
-    told(daemon.run("run", "--volume", "relative:/x", "atoll/busybox", "true"), "relative")
-    nothing_is_left(daemon)
-
-
-def test_unknown_pods_and_containers(daemon: Daemon) -> None:
-    for words in (["logs", "zzz"], ["exec", "zzz", "true"], ["inspect", "zzz"]):
-        told(daemon.run(*words), "zzz")
-
-
-# --- what a daemon is started with ---
-
-
 @pytest.fixture
 def started(roots: Roots) -> Iterator[Daemon]:
     """A daemon whose configuration the test chooses before it starts it."""
@@ -94,6 +46,94 @@ def started(roots: Roots) -> Iterator[Daemon]:
             assert daemon.stop() == 0, daemon.log_tail()
     finally:
         daemon.kill()
+
+
+def test_an_unknown_image(daemon: Daemon) -> None:
+    told(daemon.run("run", "--pull", "never", "nowhere/nothing:1", "true"), "nowhere/nothing", "atoll pull")
+    nothing_is_left(daemon)
+
+
+def test_a_registry_that_is_not_there(daemon: Daemon) -> None:
+    told(daemon.run("run", "127.0.0.1:1/nothing:1", "true"), "127.0.0.1:1", "check the address")
+    nothing_is_left(daemon)
+
+
+def test_an_image_that_its_registry_does_not_have(started: Daemon) -> None:
+    roots = started.roots
+    with running_registry(roots.base / "registry") as registry:
+        with roots.config.open("a") as file:
+            file.write(f'[images.registries."{registry.address}"]\nplain_http = true\n')
+        started.start()
+        wanted = f"{registry.address}/nobody/has:it"
+        told(started.run("run", wanted, "true"), wanted, "check the name and the tag")
+        told(started.run("pull", wanted), wanted, "check the name and the tag")
+    nothing_is_left(started)
+
+
+@pytest.mark.parametrize("reference", ["UPPER/case", "image:", "a//b", "x@sha256:12", "-x", "a b", ""])
+def test_a_bad_reference(daemon: Daemon, reference: str) -> None:
+    way_out = {"UPPER/case": "lower case", "": "atoll/busybox", "x@sha256:12": "64 hexadecimal"}.get(reference, "")
+    told(daemon.run("run", "--", reference, "true"), repr(reference)[1:-1], "image", way_out)
+    nothing_is_left(daemon)
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_command_that_is_not_in_the_image(started: Daemon, runtime: str) -> None:
+    with started.roots.config.open("a") as file:
+        file.write(f'[runtimes.atoll]\noci_runtime = "{runtime}"\n')
+    started.start()
+    for command, code, words in (
+        ("/no/such/program", 127, ["is not in", "name a program"]),
+        ("nope", 127, ["is not in", "name a program"]),
+        ("/etc/passwd", 126, ["cannot be executed", "permission denied", "its mode"]),
+    ):
+        done = started.run("run", "--network", "none", "atoll/busybox", command)
+        told(done, f"command {command!r}", "atoll/busybox", *words)
+        assert done.returncode == code
+    told(started.run("run", "--network", "none", "-w", "/etc/passwd", "atoll/busybox", "true"), "'/etc/passwd'")
+    nothing_is_left(started)
+    up = started.run("run", "--network", "none", "-d", "--name", "one", "atoll/busybox", "sleep", "1000")
+    assert up.returncode == 0, up.stderr
+    for command, code in (("/no/such/program", 127), ("/etc/passwd", 126)):
+        done = started.run("exec", "one", command)
+        told(done, f"command {command!r}", "container one", "atoll/busybox")
+        assert done.returncode == code
+    with connected(started.roots) as cri:
+        with pytest.raises(grpc.RpcError) as refused:
+            cri.exec(up.stdout.strip(), "/no/such/program")
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert started.run("rm", "-f", "one").returncode == 0
+    nothing_is_left(started)
+
+
+def test_a_port_in_use(daemon: Daemon) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        told(
+            daemon.run("run", "--publish", f"{port}:80", "atoll/busybox", "true"), str(port), "in use", "choose another"
+        )
+    nothing_is_left(daemon)
+
+
+def test_an_unknown_runtime_handler(daemon: Daemon) -> None:
+    told(daemon.run("run", "--runtime", "kata", "atoll/busybox", "true"), "'kata'", "atoll")
+    nothing_is_left(daemon)
+
+
+def test_a_mount_of_what_is_not_there(daemon: Daemon) -> None:
+    told(daemon.run("run", "--volume", "relative:/x", "atoll/busybox", "true"), "'relative'", "absolute")
+    missing = daemon.roots.base / "missing"
+    told(daemon.run("run", "--volume", f"{missing}:/x", "atoll/busybox", "true"), str(missing), "make it first")
+    assert not missing.exists()
+    nothing_is_left(daemon)
+
+
+def test_unknown_pods_and_containers(daemon: Daemon) -> None:
+    for words in (["logs", "zzz"], ["exec", "zzz", "true"], ["inspect", "zzz"]):
+        told(daemon.run(*words), "zzz", "atoll ps -a")
+
+
+# --- what a daemon is started with ---
 
 
 def serve(roots: Roots, **paths: object) -> subprocess.CompletedProcess[str]:
@@ -112,7 +152,7 @@ def test_no_cni_plugin(started: Daemon) -> None:
         f'[network]\nconf_dir = "{roots.conf_dir}"\nbin_dirs = ["{roots.base}/empty"]\n'
     )
     started.start()
-    told(started.run("run", "atoll/busybox", "true"), "cni plugin bridge", f"{roots.base}/empty")
+    told(started.run("run", "atoll/busybox", "true"), "cni plugin bridge", f"{roots.base}/empty", "install it")
     nothing_is_left(started)
     done = started.run("run", "--network", "none", "atoll/busybox", "echo", "still")
     assert (done.returncode, done.stdout) == (0, "still\n"), done.stderr
@@ -122,7 +162,7 @@ def test_a_missing_oci_runtime(started: Daemon) -> None:
     with started.roots.config.open("a") as file:
         file.write('[runtimes.atoll]\noci_runtime = "/no/such/runtime"\n')
     started.start()
-    told(started.run("run", "atoll/busybox", "true"), "/no/such/runtime")
+    told(started.run("run", "atoll/busybox", "true"), "/no/such/runtime", "install")
     nothing_is_left(started)
     with connected(started.roots) as cri:
         assert cri.list_pods() == []
@@ -176,7 +216,7 @@ def test_a_full_disk(started: Daemon) -> None:
         filler = roots.root / "filler"
         fill(filler)
         done = started.run("run", "--network", "none", "atoll/busybox", "true")
-        told(done, "space")
+        told(done, str(roots.root), "space")
         filler.unlink()
         nothing_is_left_within(started)
         done = started.run("run", "--network", "none", "atoll/busybox", "echo", "again")

@@ -227,6 +227,10 @@ class Containers:
                 pid = await tasks.start(container.id) or pid
             with story.step("checkpoint", "disk"):
                 await container.status.update_sync(lambda status: status.started(pid=pid, at=time.time_ns()))
+        except errors.AtollError as error:
+            clear = specs.explained(container, oci.decode(container.record.spec).process, error)
+            await run_to_completion(self._start_failed(pod, container, clear), within=TEARDOWN_TIMEOUT_S)
+            raise clear from error
         except BaseException as error:
             await run_to_completion(self._start_failed(pod, container, error), within=TEARDOWN_TIMEOUT_S)
             raise

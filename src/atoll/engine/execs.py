@@ -164,9 +164,11 @@ class Execs:
         try:
             pid = await tasks.start(container.id, exec_id)
             io = await streams.open()
-        except BaseException:
+        except BaseException as error:
             await run_to_completion(_abandon(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
             streams.remove()
+            if isinstance(error, errors.AtollError):
+                raise specs.explained(container, process, error) from error
             raise
         return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks, streams=streams)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from atoll import errors
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
 from atoll.engine.parts import Parts
@@ -15,6 +16,7 @@ from atoll.image.model import Image, ImageConfig
 from atoll.oci import resources, spec, user
 from atoll.oci.builder import ContainerSpecRequest, ImageDefaults, PodContext, container_spec
 from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode, NamespaceOption
+from atoll.oci.failures import explain_command
 from atoll.oci.rootfs import RootfsView
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
@@ -116,6 +118,16 @@ def exec_user(parts: Parts, container: Container, name: str) -> spec.User:
         folders.append(parts.snapshotter.fs(key))
         key = parts.snapshotter.stat(key).parent
     return user.resolve(LinuxContainerSecurityContext(), name, RootfsView(tuple(folders)))
+
+
+def explained(container: Container, process: spec.Process | None, error: errors.AtollError) -> errors.AtollError:
+    """`error` in clear words where it says that the command of `process` cannot be executed in the container."""
+    if process is None or not process.args:
+        return error
+    config = container.metadata.config
+    name = config.metadata.name if config is not None and config.metadata is not None else container.id[:13]
+    where = f"container {name} (image {container.record.image})"
+    return explain_command(error, process.args[0], process.cwd, where)
 
 
 def _defaults(config: ImageConfig) -> ImageDefaults:

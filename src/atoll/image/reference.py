@@ -98,7 +98,7 @@ class Reference:
 
 def _split(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    is_domain = "." in first or ":" in first or first == "localhost" or first != first.lower()
+    is_domain = "." in first or ":" in first or first == "localhost"
     if not slash or not is_domain:
         domain, path = DEFAULT_DOMAIN, name
     else:

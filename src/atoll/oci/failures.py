@@ -77,6 +77,17 @@ _NOISE = re.compile(
 _STARTS_A_COMMAND = frozenset({"create", "start", "exec", "restore"})
 
 
+_NOT_THERE = re.compile(r"executable file .*not found|no such file or directory|cannot find executable", re.IGNORECASE)
+_CHDIR = re.compile(r"\bchdir\b", re.IGNORECASE)
+_WAYS_OUT = {
+    "permission denied": "look at its mode, at the folders above it and at the user",
+    "operation not permitted": "look at its mode, at the folders above it and at the user",
+    "exec format error": "it must be a program for this machine, or a script that begins with #!",
+    "is a directory": "name a program in it",
+    "not a directory": "what stands before the last / must be a folder",
+}
+
+
 class _LogLine(msgspec.Struct):
     level: str = ""
     msg: str = ""
@@ -124,3 +135,28 @@ def translate(runtime: str, operation: str, container: str, returncode: int, log
     if operation in _STARTS_A_COMMAND and _COMMAND_AT_FAULT.search(said):
         return StartFailed(message, operation=operation, container=container)
     return RuntimeFailed(message, operation=operation, container=container)
+
+
+def explain_command(error: errors.AtollError, command: str, cwd: str, where: str) -> errors.AtollError:
+    """A clear error where `error` says that a process could not be run for its own command or folder, else `error`.
+
+    It is read from prose, because that is all that a shim hands on of what its runtime said. `where` says what the
+    command was looked for in.
+    """
+    said = error.message
+    is_folder = f": mkdir {cwd}: " in said  # runc makes it where it is not there
+    if not isinstance(error, errors.Unknown) or not (is_folder or _COMMAND_AT_FAULT.search(said)):
+        return error
+    if is_folder or _CHDIR.search(said):
+        return errors.NotFound(f"working folder {cwd!r}: cannot be entered in {where}; name a folder that is there")
+    if _NOT_THERE.search(said):
+        return errors.NotFound(
+            f"command {command!r}: is not in {where}; name a program that is, by its path or as PATH finds it "
+            "(a script needs its interpreter too)"
+        )
+    reason = next((one for one in _WAYS_OUT if one in said.lower()), "")
+    if not reason:
+        return error
+    return errors.FailedPrecondition(
+        f"command {command!r}: cannot be executed in {where}: {reason}; {_WAYS_OUT[reason]}"
+    )

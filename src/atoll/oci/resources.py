@@ -18,6 +18,9 @@ CPU_SHARES_MIN = 2
 CPU_SHARES_MAX = 262144
 OOM_SCORE_MIN = -1000
 OOM_SCORE_MAX = 1000
+PIDS_MAX = "pids.max"
+PIDS_HIGHEST = 4 << 20
+"""The most that a kernel counts: PID_MAX_LIMIT."""
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _UNIFIED_KEY = re.compile(r"[a-z]+(\.[A-Za-z0-9_]+)+")
 
@@ -31,6 +34,7 @@ def resolve(
         devices=devices,
         memory=_memory(asked, host),
         cpu=_cpu(asked),
+        pids=_pids(asked, host),
         hugepage_limits=_hugepages(asked, host),
         unified=_unified(asked, host),
     )
@@ -89,15 +93,28 @@ def _hugepages(asked: LinuxContainerResources, host: HostFacts) -> tuple[spec.Hu
     return tuple(limits)
 
 
+def _pids(asked: LinuxContainerResources, host: HostFacts) -> spec.Pids | None:
+    """Of the unified key `pids.max`, the CRI's only word for it; it is kept on every version of cgroups."""
+    text = asked.unified.get(PIDS_MAX)
+    if text is None:
+        return None
+    if text != "max" and not (text.isascii() and text.isdecimal() and 0 < int(text) <= PIDS_HIGHEST):
+        raise errors.InvalidArgument(f"resources.unified: {PIDS_MAX} {text[:60]!r}: must be a number above 0, or max")
+    if "pids" not in host.hierarchies.controllers:
+        raise errors.FailedPrecondition(f"resources.unified: {PIDS_MAX}: this host has no pids cgroup controller")
+    return spec.Pids(limit=-1 if text == "max" else int(text))
+
+
 def _unified(asked: LinuxContainerResources, host: HostFacts) -> dict[str, str]:
-    if not asked.unified:
+    wanted = {key: value for key, value in asked.unified.items() if key != PIDS_MAX}
+    if not wanted:
         return {}
     if host.hierarchies.layout is not Layout.V2:
         raise errors.FailedPrecondition("resources.unified: this host does not run cgroup version 2 alone")
-    for key in asked.unified:
+    for key in wanted:
         if not _UNIFIED_KEY.fullmatch(key):
             raise errors.InvalidArgument(f"resources.unified: {key[:60]!r} is no name of a cgroup file")
-    return dict(asked.unified)
+    return wanted
 
 
 def oom_score_adj(asked: int, host: HostFacts) -> int:

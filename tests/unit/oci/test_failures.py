@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.oci.failures import MESSAGE_LIMIT, RuntimeFailed, StartFailed, last_error, one_line, translate
+from atoll.oci.failures import (
+    MESSAGE_LIMIT,
+    RuntimeFailed,
+    StartFailed,
+    explain_command,
+    last_error,
+    one_line,
+    translate,
+)
 
 
 def log(message: str) -> bytes:
@@ -80,3 +88,38 @@ def test_any_log_gives_one_bounded_line(content: bytes) -> None:
 def test_one_line_is_one_line(text: str) -> None:
     assert "\n" not in one_line(text)
     assert len(one_line(text)) <= MESSAGE_LIMIT
+
+
+NOT_THERE = "command 'x': is not in image i; name a program that is"
+NOT_EXECUTABLE = "command 'x': cannot be executed in image i: "
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "clear"),
+    [
+        ("crun create c1: executable file `x` not found in $PATH: No such file or directory", 5, NOT_THERE),
+        ('runc create c1: exec: "x": executable file not found in $PATH', 5, NOT_THERE),
+        ('OCI runtime create failed: exec: "x": stat x: no such file or directory: unknown', 5, NOT_THERE),
+        ("runc start c1: exec /x: no such file or directory", 2, ""),
+        ("crun exec c1: open executable: Permission denied", 9, NOT_EXECUTABLE + "permission denied; look at its mode"),
+        ('runc create c1: exec: "x": permission denied', 9, NOT_EXECUTABLE + "permission denied; look at its mode"),
+        ("crun start c1: cannot exec `x`: Exec format error", 9, NOT_EXECUTABLE + "exec format error; it must be"),
+        ('runc create c1: exec: "x": is a directory', 9, NOT_EXECUTABLE + "is a directory; name a program in it"),
+        ("crun create c1: chdir `/w`: No such file or directory", 5, "working folder '/w': cannot be entered in"),
+        ("runc create c1: mkdir /w: not a directory", 5, "working folder '/w': cannot be entered in"),
+        ("runc create c1: mkdir /other: not a directory", 2, ""),
+        ('runc create c1: exec: "x": something new', 2, ""),
+        ('runc create c1: error mounting "/x" to rootfs at "/y": no such file or directory', 2, ""),
+    ],
+)
+def test_a_command_at_fault_is_told_in_clear_words(said: str, kind: int, clear: str) -> None:
+    error = errors.Unknown(said)
+    found = explain_command(error, "x", "/w", "image i")
+    assert found.code == kind
+    assert found.message.startswith(clear or said)
+    assert (found is error) == (not clear)
+
+
+def test_what_is_no_fault_of_a_runtime_is_left_as_it_is() -> None:
+    error = errors.Unavailable("exec: the shim went away, no such file or directory")
+    assert explain_command(error, "x", "/", "image i") is error

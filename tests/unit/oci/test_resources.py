@@ -6,8 +6,9 @@ import pytest
 
 from atoll import errors
 from atoll.linux.cgroup import Limits
+from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
-from atoll.oci import resources, sysctls
+from atoll.oci import resources, spec, sysctls
 from atoll.oci.config import HugepageLimit, LinuxContainerResources, NamespaceMode, NamespaceOption
 
 
@@ -17,6 +18,18 @@ def test_pod_limits_are_the_containers_words(host: HostFacts) -> None:
         cpu_shares=2, cpu_quota_us=5000, cpu_period_us=10_000, memory_bytes=1 << 20, memory_and_swap_bytes=1 << 20
     )
     assert resources.limits(LinuxContainerResources(), host) == Limits()
+
+
+@pytest.mark.parametrize("layout", [Layout.V1, Layout.HYBRID, Layout.V2])
+def test_a_pids_limit_is_kept_on_every_version_of_cgroups(host: HostFacts, layout: Layout) -> None:
+    there = replace(host, hierarchies=replace(host.hierarchies, layout=layout))
+    for text, limit in (("7", 7), ("max", -1)):
+        found = resources.resolve(LinuxContainerResources(unified={"pids.max": text}), there)
+        assert (found.pids, found.unified) == (spec.Pids(limit=limit), {})
+    for text in ("0", "-1", "x", "", "1.5", "99999999"):
+        with pytest.raises(errors.InvalidArgument, match=r"pids\.max"):
+            resources.resolve(LinuxContainerResources(unified={"pids.max": text}), there)
+    assert resources.resolve(LinuxContainerResources(), there).pids is None
 
 
 def test_hugepages_need_the_host(host: HostFacts) -> None:
