@@ -4,7 +4,8 @@
     with running_registry(folder, tls=True) as ...      # registry.ca_file vouches for it
     with running_registry(folder, auth=True) as ...     # USER with PASSWORD
 
-`Throttle` stands between a client and the registry, and passes answers on slowly or not at all.
+`Throttle` stands between a client and the registry, and passes answers on slowly or not at all. `ConnectProxy` is
+an HTTP proxy that leads every CONNECT to one place.
 """
 
 from __future__ import annotations
@@ -183,4 +184,54 @@ class Throttle:
             target.write(data)
             await target.drain()
             self.passed += len(data) if slow else 0
+        target.close()
+
+
+class ConnectProxy:
+    """An HTTP proxy on loopback: a CONNECT that it is `asked` leads to `leads_to`; it is refused where that is empty."""
+
+    def __init__(self) -> None:
+        self._server: asyncio.Server | None = None
+        self.leads_to = ""
+        self.asked: list[str] = []
+
+    @property
+    def address(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        method, place, _ = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ", 2)
+        assert method == "CONNECT"
+        if not self.leads_to:
+            writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            writer.close()
+            return
+        self.asked.append(place)
+        host, _, port = self.leads_to.rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._copy(reader, back))
+                group.create_task(self._copy(there, writer))
+        except* ConnectionError:
+            pass
+        for end in (writer, back):
+            end.close()
+
+    @staticmethod
+    async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(16 << 10):
+            target.write(data)
+            await target.drain()
         target.close()

@@ -12,6 +12,7 @@ import pytest
 
 from atoll import errors
 from atoll.image.config import Auth, ImageLimits, ImageSettings, RegistryConfig
+from atoll.image.endpoint import speaks_tls
 from atoll.image.progress import Phase, Progress
 from tests.integration.conftest import Roots
 from tests.integration.images import (
@@ -27,7 +28,7 @@ from tests.integration.images import (
     stack,
     write_layout,
 )
-from tests.integration.registry import PASSWORD, USER, Registry, Throttle, running_registry
+from tests.integration.registry import PASSWORD, USER, ConnectProxy, Registry, Throttle, running_registry
 
 BASE = layer(member("etc/motd", b"hello\n"), member("data", b"below"))
 NOISE = os.urandom(3 << 20)
@@ -73,7 +74,7 @@ async def store(roots: Roots, registry: Registry) -> AsyncIterator[Stack]:
 
 def allowing(address: str, limits: ImageLimits | None = None) -> ImageSettings:
     """Settings under which this registry may speak plain HTTP."""
-    return ImageSettings(registries={address: RegistryConfig(insecure=True)}, limits=limits or ImageLimits())
+    return ImageSettings(registries={address: RegistryConfig(plain_http=True)}, limits=limits or ImageLimits())
 
 
 async def test_pull_makes_an_image_that_mounts(store: Stack, pushed: str, files: ImageFiles, roots: Roots) -> None:
@@ -158,7 +159,7 @@ async def test_index_gives_the_image_of_this_machine(
 
 
 async def test_index_without_this_machine_is_refused(roots: Roots, registry: Registry, pushed: str) -> None:
-    settings = ImageSettings(registries={registry.address: RegistryConfig(insecure=True)}, architecture="s390x")
+    settings = ImageSettings(registries={registry.address: RegistryConfig(plain_http=True)}, architecture="s390x")
     async with stack(roots.root, settings) as one:
         assert (await one.images.pull(pushed)).config.architecture == "amd64", "a manifest alone is taken as it is"
 
@@ -206,6 +207,58 @@ async def test_plain_http_must_be_allowed(roots: Roots, registry: Registry, push
             await one.images.pull(pushed)
 
 
+@pytest.mark.parametrize(
+    ("plain_http", "skip_verify", "over_http", "over_tls"),
+    [
+        (False, False, "set plain_http", "certificate"),
+        (True, False, "", "certificate"),
+        (False, True, "set plain_http", ""),
+        (True, True, "", ""),
+    ],
+)
+async def test_plain_http_and_skip_verify_allow_what_they_say(
+    roots: Roots,
+    files: ImageFiles,
+    registry: Registry,
+    tls_registry: Registry,
+    plain_http: bool,
+    skip_verify: bool,
+    over_http: str,
+    over_tls: str,
+) -> None:
+    config = RegistryConfig(plain_http=plain_http, skip_verify=skip_verify)
+    for one, refusal in ((registry, over_http), (tls_registry, over_tls)):
+        reference = await asyncio.to_thread(one.push, f"oci:{roots.base}/layout", "team/app:v1")
+        root = roots.root / one.folder.name
+        root.mkdir()
+        async with stack(root, ImageSettings(registries={one.address: config})) as store:
+            if refusal:
+                with pytest.raises(errors.Unavailable, match=refusal):
+                    await store.images.pull(reference)
+                assert store.is_empty()
+            else:
+                assert (await store.images.pull(reference)).id == files.id
+
+
+async def test_a_proxy_is_asked_for_the_way_to_the_registry(
+    monkeypatch: pytest.MonkeyPatch, tls_registry: Registry, registry: Registry
+) -> None:
+    async with ConnectProxy() as proxy:
+        monkeypatch.setenv("https_proxy", proxy.address)
+        for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for one, tls in ((tls_registry, True), (registry, False)):
+            proxy.leads_to = one.address
+            assert await speaks_tls("registry.invalid") is tls
+        assert proxy.asked == ["registry.invalid:443"] * 2
+        proxy.leads_to = ""
+        assert await speaks_tls("registry.invalid:5000") is False, "the proxy refuses"
+        monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+        assert await speaks_tls("registry.invalid") is None
+        monkeypatch.setenv("no_proxy", "registry.invalid")
+        assert await speaks_tls("registry.invalid") is False, "nobody has that name"
+
+
 async def test_authentication(roots: Roots, files: ImageFiles, locked_registry: Registry) -> None:
     reference = await asyncio.to_thread(locked_registry.push, f"oci:{roots.base}/layout", "team/app:v1")
     async with stack(roots.root, allowing(locked_registry.address)) as one:
@@ -222,7 +275,7 @@ async def test_authentication_from_the_configuration(
     roots: Roots, files: ImageFiles, locked_registry: Registry
 ) -> None:
     reference = await asyncio.to_thread(locked_registry.push, f"oci:{roots.base}/layout", "team/app:v1")
-    config = RegistryConfig(insecure=True, auth=Auth(username=USER, password=PASSWORD))
+    config = RegistryConfig(plain_http=True, auth=Auth(username=USER, password=PASSWORD))
     async with stack(roots.root, ImageSettings(registries={locked_registry.address: config})) as one:
         assert (await one.images.pull(reference)).id == files.id
 
@@ -235,7 +288,7 @@ async def test_credentials_are_on_no_command_line(roots: Roots, registry: Regist
     ):
         reference = pushed.replace(registry.address, relay.address)
         pull = group.create_task(one.images.pull(reference, Auth(username="u", password="not-on-a-command-line")))
-        await until(lambda: bool(programs(relay.address, roots)))
+        await until(lambda: relay.passed > (64 << 10))  # the blob is on its way, and slow
         seen = b"".join(
             Path(f"/proc/{pid}/{name}").read_bytes()
             for pid in programs("skopeo", roots)
@@ -249,7 +302,7 @@ async def test_credentials_are_on_no_command_line(roots: Roots, registry: Regist
 async def test_mirror_is_asked_first(roots: Roots, registry: Registry, pushed: str, files: ImageFiles) -> None:
     registries = {
         "registry.invalid": RegistryConfig(mirrors=(registry.address,)),
-        registry.address: RegistryConfig(insecure=True),
+        registry.address: RegistryConfig(plain_http=True),
     }
     async with stack(roots.root, ImageSettings(registries=registries)) as one:
         pulled = await one.images.pull("registry.invalid/team/app:v1")

@@ -29,11 +29,13 @@ class Auth:
 class RegistryConfig:
     """One registry, by the domain in image references.
 
-    `insecure` allows plain HTTP and certificates that nobody vouches for. `mirrors` (`host[:port][/path]`)
-    are asked first, in order. `ca_file` is a PEM file of certificates to trust, beside the system's.
+    `plain_http` allows HTTP where the registry speaks no HTTPS, `skip_verify` HTTPS with a certificate that nobody
+    vouches for; neither allows the other. `mirrors` (`host[:port][/path]`) are asked first, in order. `ca_file` is a
+    PEM file of certificates to trust, beside the system's.
     """
 
-    insecure: bool = False
+    plain_http: bool = False
+    skip_verify: bool = False
     mirrors: tuple[str, ...] = ()
     ca_file: Path | None = None
     auth: Auth | None = None

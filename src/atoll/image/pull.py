@@ -242,7 +242,7 @@ class Puller:
         folder = await self._pool.run(self._content.folder)
         try:
             skopeo = Skopeo(folder, reference, auth, self._settings)
-            await self._pool.run(skopeo.write_settings)
+            await skopeo.prepare(self._pool)
             yield skopeo
         finally:
             cleanup = self._pool.run(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -26,6 +26,7 @@ import msgspec
 from atoll import errors
 from atoll.image.config import Auth, ImageSettings, RegistryConfig
 from atoll.image.content import Content
+from atoll.image.endpoint import speaks_tls
 from atoll.image.model import Descriptor
 from atoll.image.process import Program, running
 from atoll.image.reference import Reference
@@ -55,21 +56,26 @@ class Skopeo:
         self._reference = reference
         self._has_auth = auth is not None
         self._auth = auth
+        registries = settings.registries
+        mirrors = registries.get(reference.domain, RegistryConfig()).mirrors
+        self._mirrors = {mirror.partition("/")[0]: mirror for mirror in mirrors}
+        self._known = {host: registries.get(host, RegistryConfig()) for host in (reference.domain, *self._mirrors)}
 
-    def write_settings(self) -> None:
-        """Write the files that skopeo reads; blocks."""
-        domain = self._reference.domain
-        registries = self._settings.registries
-        here = registries.get(domain, RegistryConfig())
-        mirrors = {mirror.partition("/")[0]: mirror for mirror in here.mirrors}
-        known = {host: registries.get(host, RegistryConfig()) for host in (domain, *mirrors)}
+    async def prepare(self, pool: Workers) -> None:
+        """Find out what each registry speaks where that matters, and write the files that skopeo reads."""
+        lax = {host for host, config in self._known.items() if await _may_be_lax(host, config)}
+        await pool.run(self._write_settings, lax)
+
+    def _write_settings(self, lax: set[str]) -> None:
+        """Blocks. `lax` are the hosts for which skopeo may skip the certificate's check or speak http."""
+        domain, known = self._reference.domain, self._known
         auths = {host: config.auth for host, config in known.items() if config.auth is not None}
         if self._auth is not None:
             auths[domain] = self._auth
         self._has_auth = domain in auths
         encoded = {host: _auth_entry(auth) for host, auth in auths.items()}
         _private(self._folder / "auth.json", json.dumps({"auths": encoded}))
-        _private(self._folder / "registries.conf", _registries_conf(domain, here, mirrors, known))
+        _private(self._folder / "registries.conf", _registries_conf(domain, self._mirrors, lax))
         certificates = self._folder / "certs"
         certificates.mkdir(mode=0o700)
         for host, config in known.items():
@@ -268,15 +274,21 @@ def _auth_entry(auth: Auth) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()}
 
 
-def _registries_conf(
-    domain: str, here: RegistryConfig, mirrors: Mapping[str, str], known: Mapping[str, RegistryConfig]
-) -> str:
+async def _may_be_lax(host: str, config: RegistryConfig) -> bool:
+    """Whether skopeo's one switch, `insecure`, leads to nothing but what the operator allowed for this registry."""
+    if config.plain_http == config.skip_verify:
+        return config.plain_http
+    tls = await speaks_tls(host)
+    return tls is True if config.skip_verify else tls is False
+
+
+def _registries_conf(domain: str, mirrors: Mapping[str, str], lax: set[str]) -> str:
     """containers-registries.conf(5); a JSON string is a TOML basic string."""
     lines = ["unqualified-search-registries = []", "[[registry]]", f"location = {json.dumps(domain)}"]
-    lines.append(f"insecure = {json.dumps(here.insecure)}")
+    lines.append(f"insecure = {json.dumps(domain in lax)}")
     for host, mirror in mirrors.items():
         lines += ["[[registry.mirror]]", f"location = {json.dumps(mirror)}"]
-        lines.append(f"insecure = {json.dumps(known[host].insecure)}")
+        lines.append(f"insecure = {json.dumps(host in lax)}")
     return "\n".join(lines) + "\n"
 
 
