@@ -349,7 +349,7 @@ def test_where_a_failed_run_cannot_be_undone_the_pod_is_kept_until_it_can(cri: C
     plugin = Plugin(roots)
     plugin.fail("ADD", "DEL")
     config = cri.pod_config(network=True)
-    with refused(grpc.StatusCode.UNKNOWN, "out of luck", "not undone yet"):
+    with refused(grpc.StatusCode.UNKNOWN, "out of luck", "not torn down yet"):
         cri.run_pod(config)
     (kept,) = cri.list_pods()
     assert kept.state == pb.SANDBOX_NOTREADY

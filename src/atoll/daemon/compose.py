@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from atoll.image import records as image_records
 from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
 from atoll.ledger import records as ledger_records
+from atoll.ledger.kind import Kind
 from atoll.ledger.ledger import Ledger
 from atoll.linux.host import read_host_facts
 from atoll.linux.process import PidfdSpawner, Spawner
@@ -68,11 +69,9 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         stack.push_async_callback(db.close)
         snapshotter = Snapshotter(paths.images, db, blocking)
         stack.push_async_callback(snapshotter.close)
-        await snapshotter.recover()
         images = ImageStore(paths.images, db, snapshotter, blocking, owner, _image_settings(config))
         stack.push_async_callback(images.close)
-        await images.recover()
-        await _install_builtins(images)
+        await _recover_images(snapshotter, images)
         network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
         handlers = Handlers(
             config=config,
@@ -87,20 +86,12 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         )
         hosts = Controllers(handlers)
         stack.push_async_callback(hosts.aclose)
-        controllers = hosts.of_handlers()
         foreign = handlers.foreign_launcher()
         orphans = Orphans(spawner, foreign, blocking)
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
         sandboxes = await SandboxStore.open(db)
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes
-        foreign_driver = ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner)
-
-        def namespaces() -> frozenset[str]:
-            return frozenset(
-                {NAMESPACE, *(one.data["namespace"] for one in ledger.entries() if "namespace" in one.data)}
-            )
-
         ledger_kinds = kinds.make(
             paths,
             config,
@@ -111,9 +102,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             reaper=orphans,
             blocking=blocking,
         )
-        ledger_kinds[kinds.RELAY] = kinds.RelayKind(relays, paths.relays, blocking)
-        ledger_kinds |= strays.make(paths, namespaces, blocking)
-        ledger_kinds[LINKS] = LinksKind(config, paths.pods, blocking)
+        ledger_kinds |= _further_kinds(config, paths, relays, lambda: _namespaces(ledger), blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(
@@ -127,12 +116,15 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 images=images,
                 snapshotter=snapshotter,
                 network=network,
-                controllers=controllers,
+                controllers=hosts.of_handlers(),
                 hosts=hosts,
                 features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
                 problems=handlers.problems(),
                 shim_options=handlers.shim_options(),
-                drivers=Drivers(AtollDriver(max_line), foreign_driver),
+                drivers=Drivers(
+                    AtollDriver(max_line),
+                    ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner),
+                ),
                 orphans=orphans,
                 host=host,
                 blocking=blocking,
@@ -143,6 +135,22 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         # Operations end, and are undone where they were cut short, while all that they use is still there.
         stack.push_async_callback(owner.aclose)
         yield engine
+
+
+def _further_kinds(
+    config: Config, paths: Paths, relays: Relays, namespaces: Callable[[], frozenset[str]], blocking: Blocking
+) -> dict[str, Kind]:
+    return {
+        kinds.RELAY: kinds.RelayKind(relays, paths.relays, blocking),
+        LINKS: LinksKind(config, paths.pods, blocking),
+        **strays.make(paths, namespaces, blocking),
+    }
+
+
+def _namespaces(ledger: Ledger) -> frozenset[str]:
+    """The containerd namespaces in which there are sandboxes."""
+    entries = ledger.entries()
+    return frozenset({NAMESPACE, *(entry.data["namespace"] for entry in entries if "namespace" in entry.data)})
 
 
 async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[str, Chosen]:
@@ -161,7 +169,9 @@ async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[s
     return found
 
 
-async def _install_builtins(images: ImageStore) -> None:
+async def _recover_images(snapshotter: Snapshotter, images: ImageStore) -> None:
+    await snapshotter.recover()
+    await images.recover()
     try:
         await images.install_builtins()
     except errors.FailedPrecondition as error:
