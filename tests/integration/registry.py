@@ -188,7 +188,7 @@ class Throttle:
 
 
 class ConnectProxy:
-    """An HTTP proxy on loopback: a CONNECT that it is `asked` leads to `leads_to`; it is refused where that is empty."""
+    """An HTTP proxy on loopback: a CONNECT that it is `asked` leads to `leads_to`; with none there it is refused."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
