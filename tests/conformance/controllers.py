@@ -40,8 +40,8 @@ from atoll.sandboxers.podsandbox import PodSandboxController
 from atoll.sandboxers.shim import ShimController
 from atoll.shim.request import RuntimeChoice
 from atoll.snapshot.mount import Mount
-from atoll.testing.contract import Subject
-from atoll.testing.fake import FakeController
+from atoll.testing.conformance import LinuxHost, Subject
+from atoll.testing.conformance.workload import ask_tasks, runs_busybox
 from tests.integration.conftest import Roots
 from tests.integration.leaks import mount_points, pids, read, wait_until
 
@@ -190,7 +190,12 @@ class Real:
             refused=self.refused,
             end=end,
             left=self.left,
+            host=LinuxHost(owned=(f"/{self.roots.prefix}",)),
+            namespaces=frozenset({"ipc"} if kind == "shim-without-init" else {"ipc", "pid"}),
+            tasks=lambda instance: ask_tasks(instance, self.roots.prefix),
+            populate=runs_busybox(self.roots.base, self.roots.prefix),
             restart=restart,
+            name=kind,
             prefix=self.roots.prefix,
         )
 
@@ -213,22 +218,3 @@ async def real(roots: Roots) -> AsyncIterator[Real]:
         made = Real(roots, zygote, blocking)
         stack.push_async_callback(made.aclose)
         yield made
-
-
-def fake_subject() -> Subject:
-    controller = FakeController(address="ttrpc+unix:///run/fake.sock")
-
-    async def end(instance: ControllerInstance) -> int:
-        controller.end(instance.sandbox_id, 7)
-        return 7
-
-    async def left(sandbox_id: str) -> tuple[str, ...]:
-        return tuple(controller.ids & {sandbox_id})
-
-    return Subject(
-        controller=controller,
-        sandbox=lambda made: Sandbox(id=made, sandboxer="fake", runtime=Runtime(name="io.containerd.fake.v1")),
-        options=lambda made: CreateOptions(),
-        end=end,
-        left=left,
-    )

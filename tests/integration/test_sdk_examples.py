@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from atoll.concurrency import TaskOwner
 from atoll.sandbox.controller import ControllerInstance, CreateOptions, Runtime, Sandbox
-from atoll.testing.contract import Subject, check_controller
+from atoll.testing.conformance import Subject, check_controller
 from tests.integration.conftest import Daemon
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -46,9 +48,10 @@ async def test_sandboxer_keeps_the_contract() -> None:
         await asyncio.sleep(0)
 
 
-def test_hello_prints_what_the_pod_serves(daemon: Daemon) -> None:
+@pytest.mark.parametrize("name", ["hello.py", "hello_sync.py"])
+def test_hello_prints_what_the_pod_serves(daemon: Daemon, name: str) -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "hello.py"],
+        [sys.executable, EXAMPLES / name],
         env={**os.environ, "ATOLL_SOCKET": str(daemon.roots.socket)},
         capture_output=True,
         text=True,

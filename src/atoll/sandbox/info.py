@@ -12,6 +12,8 @@ from atoll.oci.config import LinuxContainerResources
 from atoll.sandbox.config import PodConfig
 
 KEY = "info"
+NOTHING = msgspec.Raw(b"null")
+"""An optional JSON text that is not there. (`Raw | None` decodes nothing but null.)"""
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -35,12 +37,12 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The runtime handler that a CRI client asked for."""
     runtime_type: str = ""
     """The record's `runtime.name`, and its options."""
-    runtime_options: msgspec.Raw | None = None
+    runtime_options: msgspec.Raw = NOTHING
     config: PodConfig | None = None
     """What the pod asked for."""
-    runtime_spec: msgspec.Raw | None = None
-    cni_result: msgspec.Raw | None = None
-    sandbox_metadata: msgspec.Raw | None = None
+    runtime_spec: msgspec.Raw = NOTHING
+    cni_result: msgspec.Raw = NOTHING
+    sandbox_metadata: msgspec.Raw = NOTHING
     overhead: LinuxContainerResources | msgspec.UnsetType = msgspec.UNSET
     """The limits as they are now, after updates: the pod's overhead, and the sum of its containers."""
     resources: LinuxContainerResources | msgspec.UnsetType = msgspec.UNSET

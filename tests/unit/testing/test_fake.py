@@ -34,7 +34,7 @@ async def test_a_start_that_cannot_be_undone_is_unknown_until_shutdown() -> None
     with pytest.raises(CleanupFailed) as caught:
         await controller.start("one")
     assert caught.value.code == errors.Unavailable.code
-    assert caught.value.left == ("stuck",)
+    assert caught.value.left == ("the mount of one: stuck",)
     status = await controller.status("one")
     assert (status.state, bool(status.reason)) == (State.UNKNOWN, True)
     await controller.shutdown("one")
