@@ -40,6 +40,7 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Each way, as containerd has it."""
+MAX_PENDING_REQUESTS = 1 << 20
 MAX_TRAILER_BYTES = 3500
 """Of an error's text, and of its details: a client takes 8 KiB of both together."""
 DETAILS_KEY = "grpc-status-details-bin"
@@ -192,6 +193,9 @@ def make_server() -> grpc.aio.Server:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
+            # Else a burst of calls is answered in part with CANCELLED, which ends a Wait of containerd's for good.
+            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
         ]
     )
 

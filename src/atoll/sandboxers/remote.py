@@ -142,7 +142,7 @@ class RemoteController(Controller):
             asked_at = loop.time()
             try:
                 return from_exit(await self._call("Wait", request, wire.ControllerWaitResponse, None))
-            except errors.Unavailable as error:
+            except (errors.Unavailable, errors.Cancelled) as error:  # the second: not by us, so the call was cut
                 if loop.time() - asked_at > LONGEST_PAUSE_S:
                     pause_s = FIRST_PAUSE_S  # it was answered for a while: this is another loss
                 log.info("sandbox %s: its wait is asked again in %g s: %s", sandbox_id, pause_s, error)
