@@ -165,7 +165,7 @@ async def test_verbose_status_follows_the_pod(
     assert told["processStatus"] == "paused"
     await controller.stop(sandbox.id)
     told = json.loads((await controller.status(sandbox.id, verbose=True)).info["info"])
-    assert (told["pid"], told["processStatus"]) == (0, "deleted")
+    assert (told["pid"], told["processStatus"]) == (0, "stopped")
     await controller.shutdown(sandbox.id)
 
 

@@ -45,6 +45,16 @@ def is_frozen(folders: tuple[Path, ...]) -> bool:
     return True
 
 
+def is_asked(folders: tuple[Path, ...]) -> bool:
+    """Whether somebody asked that it stands, whether it does yet or not; changes nothing."""
+    state = _state(folders)
+    if state is None:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return state.read_text(encoding="ascii").strip() not in ("THAWED", "0")
+    return False
+
+
 def thaw(folders: tuple[Path, ...]) -> None:
     """Let its processes go on, but for those whom a cgroup above or below holds; idempotent. Raises `OSError`."""
     state = _state(folders)

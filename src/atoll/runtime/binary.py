@@ -127,8 +127,15 @@ class BinaryLauncher:
         try:
             found = process.identify(await shim.check_version())
             if found is not None:
+                where = shim.bootstrap
                 record = records.ShimRecord(
-                    pid=found.pid, start_ticks=found.start_ticks, boot_id=found.boot_id, version=""
+                    pid=found.pid,
+                    start_ticks=found.start_ticks,
+                    boot_id=found.boot_id,
+                    version="",
+                    bootstrap=records.BootstrapRecord(
+                        version=where.version, address=where.address, protocol=where.protocol
+                    ),
                 )
                 records.write(request.bundle.path / records.SHIM, record)
             if shim.bootstrap != bootstrap:
@@ -147,7 +154,7 @@ class BinaryLauncher:
         await self._blocking.run(_prepare, bundle, binary)
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
-        bootstrap = Bootstrap.load(request.bundle.path)
+        bootstrap = _load(request.bundle.path)
         return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
 
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
@@ -208,7 +215,7 @@ class BinaryLauncher:
     async def _remove_socket(self, bundle: Path) -> None:
         """A shim that was killed leaves its socket; one that somebody listens on is not touched."""
         try:
-            name = addresses.socket_names(Bootstrap.load(bundle).address)[0]
+            name = addresses.socket_names(_load(bundle).address)[0]
         except errors.AtollError:
             return
         if not name.startswith("/") or not _is_socket(name):
@@ -242,6 +249,19 @@ class BinaryLauncher:
             stdin=stdin,
         )
         return await program.run(self._spawner, call)
+
+
+def _load(bundle: Path) -> Bootstrap:
+    """Where the shim of a bundle answers: by its bootstrap file, or, where that is damaged, by its other record."""
+    try:
+        return Bootstrap.load(bundle)
+    except errors.DataLoss as damage:
+        record = records.read(bundle / records.SHIM, records.ShimRecord)
+        if record is None or record.bootstrap is None:
+            raise
+        log.warning("shim of %s: asked where its record says: %s", bundle, damage)
+        kept = record.bootstrap
+        return Bootstrap(version=kept.version, address=kept.address, protocol=kept.protocol)
 
 
 def _prepare(bundle: Path, binary: Path) -> None:

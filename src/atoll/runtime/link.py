@@ -45,6 +45,11 @@ class Link:
         self._released = False
         self.is_gone = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return self._shim is not None and not self._shim.client.is_closed
+
     async def shim(self) -> Shim:
         """The connected shim; raises `Unavailable` where it is gone or this link was let go."""
         if self._shim is not None and not self._shim.client.is_closed:

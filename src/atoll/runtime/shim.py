@@ -15,6 +15,7 @@ from typing import Protocol
 from atoll import errors
 from atoll.runtime.bootstrap import MIN_VERSION, Bootstrap
 from atoll.runtime.bundle import Bundle
+from atoll.runtime.own import OwnClient
 from atoll.runtime.sandbox import SandboxClient
 from atoll.runtime.task import TaskClient
 from atoll.sandbox.controller import ExitStatus, Runtime
@@ -43,6 +44,7 @@ class Shim:
         self.client = client
         self.tasks = TaskClient(client, version=bootstrap.version, namespace=namespace)
         self.sandbox = SandboxClient(client, namespace=namespace)
+        self.own = OwnClient(client)
 
     @classmethod
     async def connect(cls, *, id: str, namespace: str, bootstrap: Bootstrap) -> Shim:

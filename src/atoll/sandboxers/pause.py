@@ -1,18 +1,15 @@
-"""What a pause container is: the record it is found again by, its runtime spec, and what is told of it verbosely.
+"""What a pause container is: the record it is found again by, and its runtime spec.
 
-Source: containerd's pod sandbox controller, whose annotations and JSON clients know.
+Source: containerd's pod sandbox controller, whose annotations clients know.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 from google.protobuf.message import DecodeError
 
 from atoll import errors
@@ -22,17 +19,21 @@ from atoll.linux.host import HostFacts
 from atoll.linux.process import ProcessId
 from atoll.oci import spec as oci
 from atoll.oci.builder import ImageDefaults, PauseSpecRequest, PodContext, pause_spec
-from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode, SecurityProfile
+from atoll.oci.config import (
+    LinuxContainerResources,
+    LinuxContainerSecurityContext,
+    NamespaceMode,
+    SecurityProfile,
+)
 from atoll.oci.features import RuntimeFeatures
-from atoll.runtime.task import TaskStatus
 from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
-from atoll.sandbox.controller import CreateOptions, ExitStatus, Runtime, Sandbox, TypedAny
-from atoll.sandbox.metadata import EXTENSION
+from atoll.sandbox.controller import CreateOptions, ExitStatus, Sandbox
+from atoll.sandbox.resources import NOTHING
+from atoll.shim.pod_cgroup import PodResources
 from atoll.shim.records import Record, SandboxExit
 from atoll.snapshot.mount import Mount
 
-SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 CRI = "io.kubernetes.cri."
 HOST_SHM = Path("/dev/shm")  # noqa: S108  the host's own
 
@@ -64,7 +65,11 @@ class RootProvider(Protocol):
 
 
 class PauseRecord(Record, frozen=True, kw_only=True):
-    """What a new daemon must know of a pod; replaced whenever it changes. Times in ns since the epoch."""
+    """What a new daemon must know of a pod; replaced whenever it changes. Times in ns since the epoch.
+
+    `owns_cgroup`: nobody else uses `cgroup_parent`. `annotations`, `overhead` and `resources` are None until an update
+    changed them. `kept_frozen` names the cgroups below the pod's that a pause holds.
+    """
 
     config: PodConfig
     netns: str
@@ -77,8 +82,28 @@ class PauseRecord(Record, frozen=True, kw_only=True):
     start_ticks: int = 0
     boot_id: str = ""
     created_at_ns: int = 0
+    owns_cgroup: bool = False
+    annotations: dict[str, str] | None = None
+    overhead: LinuxContainerResources | None = None
+    resources: LinuxContainerResources | None = None
+    is_paused: bool = False
+    kept_frozen: tuple[str, ...] = ()
     is_stopped: bool = False
     exit: SandboxExit | None = None
+
+    @property
+    def annotations_now(self) -> dict[str, str]:
+        """The pod's annotations, after updates."""
+        return dict(self.config.annotations if self.annotations is None else self.annotations)
+
+    @property
+    def resources_now(self) -> PodResources:
+        """The pod's limits, after updates."""
+        linux = self.config.linux
+        return PodResources(
+            overhead=self.overhead or (linux.overhead if linux is not None else None) or NOTHING,
+            resources=self.resources or (linux.resources if linux is not None else None) or NOTHING,
+        )
 
     @property
     def process(self) -> ProcessId | None:
@@ -135,6 +160,7 @@ def record_of(sandbox: Sandbox, options: CreateOptions, files: Path) -> PauseRec
         files=own_files or str(files),
         cgroup_parent=config.cgroup_parent or options.annotations.get(annotations.CGROUP, ""),
         runtime=sandbox.runtime.name,
+        owns_cgroup=not config.cgroup_parent and bool(options.annotations.get(annotations.CGROUP)),
     )
 
 
@@ -220,64 +246,3 @@ def _annotations(sandbox_id: str, config: PodConfig, image: str) -> dict[str, st
         found[f"{CRI}sandbox-cpu-shares"] = str(resources.cpu_shares)
         found[f"{CRI}sandbox-memory"] = str(resources.memory_limit_in_bytes)
     return found
-
-
-def verbose(
-    sandbox: Sandbox, record: PauseRecord, status: TaskStatus | None, spec: bytes | None, snapshot: str
-) -> Mapping[str, str]:
-    """The one entry `info` of a verbose status, as JSON; a `status` of None means that there is no task."""
-    metadata = sandbox.extensions.get(EXTENSION)
-    linux = record.config.linux
-    told: dict[str, object] = {
-        "pid": record.pid if status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING) else 0,
-        "processStatus": status.name.lower() if status is not None else "deleted",
-        "netNamespaceClosed": bool(record.netns) and not Path(record.netns).exists(),
-        "image": record.image,
-        "snapshotKey": snapshot,
-        "snapshotter": record.snapshotter,
-        "runtimeType": record.runtime,
-        "runtimeOptions": _options(sandbox.runtime),
-        "config": record.config,
-        "runtimeSpec": msgspec.Raw(spec) if spec is not None else None,
-        "sandboxMetadata": _raw(metadata),
-        "cniResult": _cni_result(metadata),
-    }
-    if linux is not None and linux.overhead is not None:
-        told["overhead"] = linux.overhead
-    if linux is not None and linux.resources is not None:
-        told["resources"] = linux.resources
-    return {"info": msgspec.json.encode(told).decode()}
-
-
-def _options(runtime: Runtime) -> dict[str, str] | None:
-    if runtime.options is None:
-        return None
-    return {"type_url": runtime.options.type_url, "value": base64.b64encode(runtime.options.value).decode()}
-
-
-def _raw(value: TypedAny | None) -> msgspec.Raw | None:
-    """The JSON of an extension; None for what is none."""
-    if value is None:
-        return None
-    try:
-        msgspec.json.decode(value.value, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        return None
-    return msgspec.Raw(value.value)
-
-
-class _Inner(msgspec.Struct):
-    cni_result: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="CNIResult")
-
-
-class _Outer(msgspec.Struct):
-    metadata: _Inner = msgspec.field(default_factory=_Inner, name="Metadata")
-
-
-def _cni_result(metadata: TypedAny | None) -> msgspec.Raw | None:
-    if metadata is None:
-        return None
-    try:
-        return msgspec.json.decode(metadata.value, type=_Outer).metadata.cni_result
-    except msgspec.MsgspecError:
-        return None

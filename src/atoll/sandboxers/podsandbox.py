@@ -14,96 +14,94 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import platform
 import signal
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
 from atoll import errors
-from atoll.concurrency import Blocking, Latch, run_to_completion
+from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
-from atoll.linux import process
-from atoll.linux.cgroup import Cgroup
+from atoll.linux import cgroup_children, cgroup_layout, process
+from atoll.linux.cgroup import Cgroup, Limits
 from atoll.linux.cgroup_metrics import metrics_message
+from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
-from atoll.runtime.shim import Launcher, LaunchRequest
+from atoll.runtime.shim import Launcher
 from atoll.runtime.task import StdioPaths, TaskState, TaskStatus
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
-    CleanupFailed,
-    Controller,
     ControllerInstance,
     ControllerStatus,
     CreateOptions,
     ExitStatus,
     Metric,
-    Platform,
     Runtime,
     Sandbox,
+    SandboxInfo,
     State,
     TypedAny,
 )
+from atoll.sandbox.info import NOTHING
 from atoll.sandboxers import pause
+from atoll.sandboxers import update as updates
+from atoll.sandboxers.held import Held, HeldController, Undoing, unknown_exit
+from atoll.sandboxers.info import of_record
 from atoll.sandboxers.pause import PauseRecord, RootProvider, SpecFacts
 from atoll.shim import pod_files, records
+from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.records import SandboxExit
 
 log = logging.getLogger(__name__)
 
 RECORD = "pause.json"
-CLEANUP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 30.0
 RUNTIME_LABEL = "oci_runtime_type"
 RUNNING = (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING)
 EPOCH = datetime.fromtimestamp(0, UTC)
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
 
 
 @dataclass(slots=True, kw_only=True)
-class _Held:
-    sandbox: Sandbox
+class _Held(Held):
     folder: Path
-    request: LaunchRequest
-    link: Link
     record: PauseRecord
-    exit: Latch[ExitStatus] = field(default_factory=Latch[ExitStatus])
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """The cgroup that every container of the pod is below; None where it has none."""
+        parent = self.record.cgroup_parent
+        return Cgroup(parent, cgroup_layout.detect()) if parent else None
 
 
-class PodSandboxController(Controller):
+class PodSandboxController(HeldController[_Held]):
     """Pods held by pause containers.
 
     `folder` holds a folder for each pod. After a failed start the ID is unknown, unless `CleanupFailed` says that
     `shutdown` has something left to do.
+
+    A pod is paused by our own shim, which knows its containers, and under another's by the cgroups below the pod's.
+    There a container that is made in a paused pod runs: whoever makes containers asks for the status first.
     """
 
     def __init__(
         self, *, launcher: Launcher, roots: RootProvider, folder: Path, facts: SpecFacts, blocking: Blocking
     ) -> None:
-        self._launcher = launcher
+        super().__init__(launcher=launcher, namespace=facts.namespace, blocking=blocking)
         self._roots = roots
         self._folder = folder
         self._facts = facts
-        self._blocking = blocking
-        self._held: dict[str, _Held] = {}
 
     def _hold(self, sandbox: Sandbox, record: PauseRecord) -> _Held:
         folder = self._folder / require_identifier(sandbox.id, "sandbox id")
         # Go shims look for their state in a folder of the container's ID beside the one they were started in.
-        bundle = Bundle(id=sandbox.id, namespace=self._facts.namespace, path=folder / sandbox.id)
-        request = LaunchRequest(id=sandbox.id, namespace=self._facts.namespace, runtime=sandbox.runtime, bundle=bundle)
+        bundle = Bundle(id=sandbox.id, namespace=self._namespace, path=folder / sandbox.id)
+        request = self._request(sandbox, bundle)
         return _Held(sandbox=sandbox, folder=folder, request=request, link=Link(self._launcher, request), record=record)
-
-    def _get(self, sandbox_id: str) -> _Held:
-        held = self._held.get(sandbox_id)
-        if held is None:
-            raise errors.NotFound(f"sandbox {sandbox_id}: is not known to this sandboxer")
-        return held
 
     # create and start
 
@@ -113,35 +111,36 @@ class PodSandboxController(Controller):
         require_identifier(sandbox.id, "sandbox id")
         record = pause.record_of(sandbox, options, self._folder / sandbox.id / "files")
         held = self._held[sandbox.id] = self._hold(sandbox, record)
-        try:
-            held.folder.mkdir(mode=0o700, parents=True)
-        except FileExistsError:
-            del self._held[sandbox.id]
-            raise errors.AlreadyExists(
-                f"sandbox {sandbox.id}: {held.folder} is there; shut the sandbox down first"
-            ) from None
-        except OSError as error:
-            del self._held[sandbox.id]
-            raise errors.Unavailable(f"sandbox {sandbox.id}: {held.folder}: {error.strerror}") from error
-        try:
-            with _told(f"sandbox {sandbox.id}: create"):
-                records.write(held.folder / RECORD, record)
-        except BaseException as error:
-            await self._undo(held, error)
-            raise
+        async with held.turn:
+            try:
+                held.folder.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                del self._held[sandbox.id]
+                raise errors.AlreadyExists(
+                    f"sandbox {sandbox.id}: {held.folder} is there; shut the sandbox down first"
+                ) from None
+            except OSError as error:
+                del self._held[sandbox.id]
+                raise errors.Unavailable(f"sandbox {sandbox.id}: {held.folder}: {error.strerror}") from error
+            try:
+                with _told(f"sandbox {sandbox.id}: create"):
+                    records.write(held.folder / RECORD, record)
+            except BaseException as error:
+                await self._undo(held, error)
+                raise
 
     async def start(self, sandbox_id: str) -> ControllerInstance:
         held = self._get(sandbox_id)
-        if held.record.is_stopped or held.exit.is_set:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: has ended; create another one")
-        if held.record.pid:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is started already")
-        try:
-            with _told(f"sandbox {sandbox_id}: start"):
-                return await self._start(held)
-        except BaseException as error:
-            await self._undo(held, error)
-            raise
+        async with self._turn(held):
+            self._require_fresh(held)
+            try:
+                with _told(f"sandbox {sandbox_id}: start"):
+                    held.instance = await self._start(held)
+            except BaseException as error:
+                await self._undo(held, error)
+                raise
+            self._watch(held)
+            return held.instance
 
     async def _start(self, held: _Held) -> ControllerInstance:
         request, record = held.request, held.record
@@ -157,7 +156,7 @@ class PodSandboxController(Controller):
             bundle=str(request.bundle.path),
             rootfs=root.mounts,
             stdio=StdioPaths(),
-            options=request.runtime.options,
+            options=held.sandbox.runtime.options,
         )
         identity = process.identify(pid)
         pid = await shim.tasks.start(request.id) or pid
@@ -170,16 +169,18 @@ class PodSandboxController(Controller):
             boot_id=process.boot_id(),
             created_at_ns=time.time_ns(),
         )
+        return replace(self._instance(held, shim.bootstrap), spec=TypedAny(type_url=updates.SPEC_URL, value=spec))
+
+    def _instance(self, held: _Held, bootstrap: Bootstrap | None) -> ControllerInstance:
         created_at = held.record.created_at
         assert created_at is not None
         return ControllerInstance(
-            sandbox_id=request.id,
-            pid=pid,
+            sandbox_id=held.id,
+            pid=held.record.pid,
             created_at=created_at,
-            labels={RUNTIME_LABEL: request.runtime.name},
-            address=shim.bootstrap.endpoint,
-            version=shim.bootstrap.version,
-            spec=TypedAny(type_url=pause.SPEC_URL, value=spec),
+            labels={**held.sandbox.labels, RUNTIME_LABEL: held.sandbox.runtime.name},
+            address=bootstrap.endpoint if bootstrap is not None else "",
+            version=bootstrap.version if bootstrap is not None else 0,
         )
 
     def _note(self, held: _Held, **changes: object) -> None:
@@ -188,68 +189,54 @@ class PodSandboxController(Controller):
         records.write(held.folder / RECORD, changed)
         held.record = changed
 
-    async def _undo(self, held: _Held, cause: BaseException) -> None:
-        left: list[str] = []
-        try:
-            left = await run_to_completion(self._free(held), within=CLEANUP_TIMEOUT_S)
-        except errors.AtollError as error:
-            left = [f"sandbox {held.request.id}: {error}"]
-        if left:
-            log.warning("sandbox %s: not undone after a failed start: %s", held.request.id, ", ".join(left))
-            if isinstance(cause, errors.AtollError):
-                raise CleanupFailed(cause, tuple(left)) from cause
-
     # the end
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         """SIGKILL, whatever the timeout: a pause container has nothing to finish."""
         held = self._held.get(sandbox_id)
-        if held is None or held.exit.is_set:
+        if held is None:
             return
-        with _told(f"sandbox {sandbox_id}: stop"):
-            self._note(held, is_stopped=True)
-        if not held.record.pid:
-            self._settle(held, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
-            return
+        async with held.turn:
+            if held.exit.is_set or self._held.get(sandbox_id) is not held:
+                return
+            held.is_stopped = True
+            with _told(f"sandbox {sandbox_id}: stop"):
+                self._note(held, is_stopped=True)
+            if not held.record.pid:
+                self._settle(held, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
+                return
+            await self._kill(held)
+            self._watch(held)
+            await self._ends(held)
+
+    async def _kill(self, held: _Held) -> None:
+        """SIGKILL the pause container, and whatever else is in a cgroup that is the pod's alone."""
         try:
-            await held.link.ask(lambda shim: shim.tasks.kill(sandbox_id, signal.SIGKILL, all_processes=True))
+            await held.link.ask(lambda shim: shim.tasks.kill(held.id, signal.SIGKILL, all_processes=True))
         except errors.NotFound as error:
-            log.debug("sandbox %s: ended before SIGKILL: %s", sandbox_id, error)
-        except errors.Unavailable:
-            found = held.record.process
-            if not held.link.is_gone or found is None:
+            log.debug("sandbox %s: ended before SIGKILL: %s", held.id, error)
+        except (errors.Unavailable, errors.DataLoss) as error:
+            if isinstance(error, errors.Unavailable) and not held.link.is_gone:
                 raise
-            process.send_signal(found, signal.SIGKILL)
-        try:
-            await asyncio.wait_for(self.wait(sandbox_id), KILL_TIMEOUT_S)
-        except TimeoutError:
-            raise errors.DeadlineExceeded(
-                f"sandbox {sandbox_id}: pid {held.record.pid} survives SIGKILL for {KILL_TIMEOUT_S:g} s"
-            ) from None
+            if held.record.process is not None:
+                process.send_signal(held.record.process, signal.SIGKILL)
+        if held.record.owns_cgroup and held.cgroup is not None:
+            await self._blocking.run(held.cgroup.kill)
+        if held.record.is_paused:
+            await self._thaw(held)
 
-    async def wait(self, sandbox_id: str) -> ExitStatus:
-        held = self._get(sandbox_id)
-        if held.record.pid and not held.exit.is_set:
-            try:
-                ended = await held.link.ask(lambda shim: shim.tasks.wait(sandbox_id))
-            except (errors.NotFound, errors.Unavailable) as error:
-                await self._settle_without_shim(held, error)
-            else:
-                self._settle(held, ended)
-        return await held.exit.wait()
-
-    async def _settle_without_shim(self, held: _Held, error: errors.AtollError) -> None:
-        """The exit as the shim recorded it, else one that says that nobody knows; not for a shim that may live."""
-        if held.exit.is_set:
-            return
-        if isinstance(error, errors.Unavailable) and not held.link.is_gone:
-            raise error
-        recorded: ExitStatus | None = None
+    async def _asked_end(self, held: _Held) -> ExitStatus:
         try:
-            recorded = await self._launcher.ended(held.request)
-        except errors.DataLoss as fault:
-            log.warning("sandbox %s: how it ended is lost: %s", held.request.id, fault)
-        self._settle(held, recorded or _unknown_exit())
+            return await held.link.ask(lambda shim: shim.tasks.wait(held.id))
+        except errors.NotFound as error:
+            return await self._recorded_end(held, error)
+        except (errors.Unavailable, errors.DataLoss) as error:
+            if held.link.is_gone:
+                return await self._recorded_end(held, error)
+            found = held.record.process
+            if found is not None and not process.is_alive(found):
+                return unknown_exit()
+            raise
 
     def _settle(self, held: _Held, ended: ExitStatus) -> None:
         """Tell how the sandbox ended, after it is on disk: once, and the same to all."""
@@ -260,8 +247,8 @@ class PodSandboxController(Controller):
             try:
                 self._note(held, exit=SandboxExit(exit_status=ended.exit_status, exited_at_ns=at_ns))
             except OSError as error:
-                log.error("sandbox %s: its exit is not recorded: %s", held.request.id, error)
-        held.exit.set(ended)
+                log.error("sandbox %s: its exit is not recorded: %s", held.id, error)
+        super()._settle(held, ended)
 
     async def shutdown(self, sandbox_id: str) -> None:
         """As the contract says; also for an ID that it does not know but that an earlier daemon left something of."""
@@ -273,151 +260,196 @@ class PodSandboxController(Controller):
             if held is None:
                 await self._roots.remove(sandbox_id)
                 return
-        left = await run_to_completion(self._free(held), within=CLEANUP_TIMEOUT_S)
-        if left:
-            raise errors.Unavailable(f"sandbox {sandbox_id}: not freed yet: {', '.join(left)}")
+        await self._free_all(held)
 
-    async def _free(self, held: _Held) -> list[str]:
-        """Everything of one sandbox, in reverse; what is left, in words. Idempotent.
-
-        A root filesystem is not touched while the container may use it, and the record goes last.
-        """
-        left: list[str] = []
-        sandbox_id = held.request.id
+    async def _free(self, held: _Held) -> Undoing:
+        """A root filesystem is not touched while the container may use it, and the record goes last."""
+        undoing = Undoing()
+        if held.record.is_paused:
+            with undoing.step("freezer"):
+                await self._thaw(held)
         await self._delete_task(held)
         await held.link.aclose()
-        with _noting(left, "shim"):
+        held.link = Link(self._launcher, held.request)
+        with undoing.step("pause container and shim"):
             await self._launcher.delete(held.request)
-        if not left:
-            with _noting(left, "root filesystem"):
-                await self._roots.remove(sandbox_id)
-        with _noting(left, "pod files"):
+        if not undoing.left:
+            with undoing.step("root filesystem"):
+                await self._roots.remove(held.id)
+        with undoing.step("pod files"):
             if held.record.files:
                 await self._blocking.run(pod_files.remove, Path(held.record.files))
-        if not left:
-            with _noting(left, "folder"):
+        if not undoing.left:
+            with undoing.step("folder"):
                 await self._blocking.run(remove_mounted_tree, held.folder)
-        if not left:
-            held.exit.set(_unknown_exit())  # whoever still waits is told
-            self._held.pop(sandbox_id, None)
-        return left
+        if not undoing.left:
+            self._forget(held)
+        return undoing
 
     async def _delete_task(self, held: _Held) -> None:
         """Ask the shim to end and forget the container; what it does not do its `delete` does."""
-        sandbox_id = held.request.id
         try:
             shim = await held.link.shim()
             with contextlib.suppress(errors.NotFound):
-                await shim.tasks.kill(sandbox_id, signal.SIGKILL, all_processes=True)
-            ended = await asyncio.wait_for(shim.tasks.wait(sandbox_id), KILL_TIMEOUT_S)
+                await shim.tasks.kill(held.id, signal.SIGKILL, all_processes=True)
+            ended = await asyncio.wait_for(shim.tasks.wait(held.id), KILL_TIMEOUT_S)
             self._settle(held, ended)
-            await shim.tasks.delete(sandbox_id)
+            await shim.tasks.delete(held.id)
         except (errors.AtollError, TimeoutError) as error:
-            log.info("sandbox %s: its task is freed without its shim: %s", sandbox_id, error)
+            log.info("sandbox %s: its task is freed without its shim: %s", held.id, error)
 
     # questions
 
-    async def platform(self, sandbox_id: str) -> Platform:
-        self._get(sandbox_id)
-        machine = platform.machine()
-        return Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))
-
     async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
         held = self._get(sandbox_id)
-        found: TaskState | None = None
-        reason = ""
-        if held.record.pid and not held.exit.is_set:
-            try:
-                found = await self._task(held)
-            except errors.AtollError as error:
-                reason = str(error)
-        return await self._status(held, found, reason, verbose=verbose)
+        known = self._known(held)
+        task: TaskState | None = None
+        if known is None or (verbose and known.state is State.READY):
+            known, task = await self._asked_status(held)
+        if not verbose:
+            return known
+        info = await self._blocking.run(self._info, held, known, task)
+        return replace(known, info=info.encode())
 
-    async def _task(self, held: _Held) -> TaskState | None:
-        """The pause container as the shim sees it; None, and the exit is settled, where it is provably over."""
+    async def _asked_status(self, held: _Held) -> tuple[ControllerStatus, TaskState | None]:
+        """As the shim sees the pause container."""
         try:
-            found = await held.link.ask(lambda shim: shim.tasks.state(held.request.id))
-        except (errors.NotFound, errors.Unavailable) as error:
-            await self._settle_without_shim(held, error)
-            return None
-        if found.status is TaskStatus.STOPPED and found.exited_at is not None:
-            self._settle(held, ExitStatus(exit_status=found.exit_status, exited_at=found.exited_at))
-        return found
+            found = await held.link.ask(lambda shim: shim.tasks.state(held.id))
+            shim = await held.link.shim()
+        except errors.AtollError as error:
+            if not held.link.is_gone and not isinstance(error, errors.NotFound):
+                return self._told(held, State.UNKNOWN, reason=str(error)), None
+            await self._ends(held)
+            return self._told(held, State.NOTREADY, reason=held.lost), None
+        held.doubt = ""
+        held.instance = self._instance(held, shim.bootstrap)
+        if found.status is TaskStatus.STOPPED:
+            await self._ends(held)
+        return self._told(held, State.NOTREADY if held.exit.is_set else State.READY), found
 
-    async def _status(self, held: _Held, found: TaskState | None, reason: str, *, verbose: bool) -> ControllerStatus:
-        record, ended = held.record, held.exit.value
-        is_running = found is not None and found.status in RUNNING
-        state = State.READY if is_running else State.UNKNOWN if reason and ended is None else State.NOTREADY
-        info = {}
-        if verbose:
-            info = await self._blocking.run(self._info, held, found)
-        started = bool(record.pid)
-        shim = await held.link.shim() if is_running else None
-        return ControllerStatus(
-            sandbox_id=held.request.id,
-            state=state,
-            pid=record.pid if started and state is not State.NOTREADY else 0,
-            info=info,
-            created_at=record.created_at,
-            exited_at=ended.exited_at if ended is not None else None,
-            address=shim.bootstrap.endpoint if shim is not None else "",
-            version=shim.bootstrap.version if shim is not None else 0,
-            reason=reason,
-        )
-
-    def _info(self, held: _Held, found: TaskState | None) -> dict[str, str]:
+    def _info(self, held: _Held, told: ControllerStatus, task: TaskState | None) -> SandboxInfo:
+        record = held.record
         try:
-            spec = held.request.bundle.read_spec()
+            spec = msgspec.Raw(held.request.bundle.read_spec())
         except errors.NotFound:
-            spec = None
-        status = found.status if found is not None else None
-        snapshot = held.request.id if held.record.image else ""
-        return dict(pause.verbose(held.sandbox, held.record, status, spec, snapshot))
+            spec = NOTHING
+        info = SandboxInfo(
+            pid=told.pid,
+            process_status=_process_status(held, task),
+            net_namespace_closed=bool(record.netns) and not Path(record.netns).exists(),
+            image=record.image,
+            snapshot_key=held.id if record.image else "",
+            snapshotter=record.snapshotter,
+            config=record.config,
+            runtime_spec=spec,
+            overhead=record.resources_now.overhead,
+            resources=record.resources_now.resources,
+            annotations=record.annotations_now,
+            files=record.files,
+            cgroup=record.cgroup_parent,
+            netns=record.netns,
+        )
+        return msgspec.structs.replace(info, **of_record(held.sandbox))
 
     async def metrics(self, sandbox_id: str) -> Metric:
-        """Of the pod's cgroup, or of the pause container's where the pod has none."""
+        """Of the pod's cgroup; `FailedPrecondition` for a pod without one."""
         held = self._get(sandbox_id)
-        if not held.record.pid:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not started")
-        path = held.record.cgroup_parent or pause.cgroups_path(sandbox_id, held.record, self._facts.namespace)
-        if ".slice" in path:  # systemd knows where it is, and so does the runtime
-            data = await held.link.ask(lambda shim: shim.tasks.stats(sandbox_id))
-        else:
-            group = Cgroup(path, self._facts.host.hierarchies)
-            if not group.exists():
-                raise errors.NotFound(f"sandbox {sandbox_id}: has no cgroup {group.path}")
-            message = await self._blocking.run(metrics_message, group)
-            data = TypedAny(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
+        self._require_running(held)
+        group = self._need_cgroup(held)
+        if not group.exists():
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: its cgroup {group.path} is gone")
+        message = await self._blocking.run(metrics_message, group)
+        data = TypedAny(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
         return Metric(timestamp=datetime.now(UTC), id=sandbox_id, data=data)
+
+    def _need_cgroup(self, held: _Held) -> Cgroup:
+        group = held.cgroup
+        if group is None:
+            raise errors.FailedPrecondition(
+                f"sandbox {held.id}: has no cgroup that its containers are below; give it one, with cgroup_parent"
+            )
+        return group
 
     async def ping(self, sandbox_id: str) -> None:
         held = self._get(sandbox_id)
-        found = await self._task(held) if held.record.pid and not held.exit.is_set else None
-        if found is None or found.status not in RUNNING:
+        self._require_running(held)
+        try:
+            found = await held.link.ask(lambda shim: shim.tasks.state(sandbox_id))
+        except (errors.NotFound, errors.Unavailable) as error:
+            raise self._still_running(held, error) from error
+        if found.status not in RUNNING:
             raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not running")
 
     # changes
 
     async def update(self, sandbox_id: str, sandbox: Sandbox, fields: tuple[str, ...] = ()) -> None:
-        """Take the record as it is now; what a verbose status tells follows it."""
-        self._get(sandbox_id).sandbox = sandbox
+        held = self._get(sandbox_id)
+        async with self._turn(held):
+            self._require_alive(held)
+            wanted = updates.plan(held.sandbox, sandbox, fields)
+            changed = held.record.resources_now.updated(wanted.resources, wanted.updated)
+            if changed.limits != Limits():
+                path = self._need_cgroup(held).path
+                cgroup = PodCgroup(path, exclusive=held.record.owns_cgroup)
+                if held.record.pid or cgroup.exists():
+                    await self._blocking.run(cgroup.apply, changed.limits)
+            if wanted.reaches_the_sandbox:
+                change = wanted.annotations or updates.AnnotationChange(values={})
+                with _told(f"sandbox {sandbox_id}: update"):
+                    self._note(
+                        held,
+                        annotations=change.applied(held.record.annotations_now),
+                        overhead=changed.overhead,
+                        resources=changed.resources,
+                    )
+            held.sandbox = wanted.sandbox
 
     async def pause(self, sandbox_id: str) -> None:
-        """Freeze the pause container; the pod's containers are tasks of their own."""
-        held = self._running(sandbox_id)
-        if (await held.link.ask(lambda shim: shim.tasks.state(sandbox_id))).status is TaskStatus.RUNNING:
-            await held.link.ask(lambda shim: shim.tasks.pause(sandbox_id))
+        """Freeze every container of the pod, its pause container too.
+
+        `FailedPrecondition` under another's shim for a pod without a cgroup of its own.
+        """
+        held = self._get(sandbox_id)
+        async with self._turn(held):
+            self._require_running(held)
+            with _told(f"sandbox {sandbox_id}: pause"):
+                await self._freeze(held)
+
+    async def _freeze(self, held: _Held) -> None:
+        try:
+            await held.link.ask(lambda shim: shim.own.pause())
+        except errors.Unimplemented:
+            group = self._need_cgroup(held)
+            children = await self._blocking.run(cgroup_children.standing, group)
+            # On disk before anything stands, so that whoever comes next lets go all of it and no more.
+            frozen = held.record.kept_frozen if held.record.is_paused else children
+            self._note(held, is_paused=True, kept_frozen=frozen)
+            try:
+                await self._blocking.run(cgroup_children.freeze, group, frozen)
+            except errors.AtollError:
+                self._note(held, is_paused=False, kept_frozen=())
+                raise
+        else:
+            self._note(held, is_paused=True)
 
     async def resume(self, sandbox_id: str) -> None:
-        held = self._running(sandbox_id)
-        if (await held.link.ask(lambda shim: shim.tasks.state(sandbox_id))).status is TaskStatus.PAUSED:
-            await held.link.ask(lambda shim: shim.tasks.resume(sandbox_id))
-
-    def _running(self, sandbox_id: str) -> _Held:
         held = self._get(sandbox_id)
-        if not held.record.pid or held.exit.is_set:
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is not running")
-        return held
+        async with self._turn(held):
+            self._require_running(held)
+            with _told(f"sandbox {sandbox_id}: resume"):
+                await self._thaw(held)
+
+    async def _thaw(self, held: _Held) -> None:
+        try:
+            await held.link.ask(lambda shim: shim.own.resume())
+        except (errors.Unimplemented, errors.Unavailable, errors.DataLoss, errors.NotFound) as error:
+            group = held.cgroup
+            if group is not None:
+                await self._blocking.run(cgroup_children.thaw, group, held.record.kept_frozen)
+            elif not isinstance(error, errors.Unimplemented):
+                log.info("sandbox %s: has no cgroup to thaw, and its shim does not answer: %s", held.id, error)
+        if held.record.is_paused:
+            self._note(held, is_paused=False, kept_frozen=())
 
     # restart
 
@@ -429,6 +461,10 @@ class PodSandboxController(Controller):
             if held is None:
                 raise errors.NotFound(f"sandbox {sandbox.id}: has no folder {self._folder / sandbox.id}")
             self._held[sandbox.id] = held
+            if held.record.pid:
+                held.doubt = "it was not asked yet"
+                held.instance = self._instance(held, None)
+                self._watch(held)
         return await self.status(sandbox.id)
 
     def _load(self, sandbox: Sandbox) -> _Held | None:
@@ -451,14 +487,16 @@ class PodSandboxController(Controller):
                 exit=SandboxExit(exit_status=UNKNOWN_EXIT_STATUS, exited_at_ns=time.time_ns()),
             )
         held = self._hold(sandbox, record)
+        held.is_stopped = record.is_stopped
         if record.ended is not None:
             held.exit.set(record.ended)
         return held
 
-    async def aclose(self) -> None:
-        """Let go of the connections; the sandboxes live on."""
-        for held in self._held.values():
-            await held.link.aclose()
+
+def _process_status(held: _Held, task: TaskState | None) -> str:
+    if task is None:
+        return "stopped" if held.exit.is_set and held.record.pid else "deleted" if held.exit.is_set else "created"
+    return "paused" if held.record.is_paused else task.status.name.lower()
 
 
 @contextlib.contextmanager
@@ -467,17 +505,3 @@ def _told(what: str) -> Generator[None]:
         yield
     except OSError as error:
         raise errors.Unavailable(f"{what}: {error.filename or 'the disk'}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _noting(left: list[str], what: str) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        left.append(f"{what}: {error.filename or ''}: {error.strerror}")
-    except errors.AtollError as error:
-        left.append(f"{what}: {error}")
-
-
-def _unknown_exit() -> ExitStatus:
-    return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))

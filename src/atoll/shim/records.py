@@ -36,10 +36,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the records."""
 
 
+class BootstrapRecord(Record, frozen=True, kw_only=True):
+    """Where a shim answers, as containerd writes it."""
+
+    version: int
+    address: str
+    protocol: str
+
+
 class ShimRecord(Record, frozen=True, kw_only=True):
     """The process of a shim; `start_ticks` and `boot_id` tell it from a later process of the same pid.
 
-    `alone`: it serves this bundle and never another, so that whoever kills it ends nothing else.
+    `alone`: it serves this bundle and never another, so that whoever kills it ends nothing else. `bootstrap`: another's
+    shim answers where only it says, so that is kept twice.
     """
 
     pid: int
@@ -47,14 +56,7 @@ class ShimRecord(Record, frozen=True, kw_only=True):
     boot_id: str
     version: str
     alone: bool = True
-
-
-class BootstrapRecord(Record, frozen=True, kw_only=True):
-    """Where a shim answers, as containerd writes it."""
-
-    version: int
-    address: str
-    protocol: str
+    bootstrap: BootstrapRecord | None = None
 
 
 class TaskRecord(Record, frozen=True, kw_only=True):

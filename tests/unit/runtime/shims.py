@@ -32,6 +32,7 @@ class SandboxService:
     def __init__(self, faults: FaultPlan) -> None:
         self._faults = faults
         self.state = ""
+        self.waits = 0
         self.ended = asyncio.Event()
         self.shut_down = asyncio.Event()
 
@@ -52,6 +53,8 @@ class SandboxService:
         return pb.StopSandboxResponse()
 
     async def WaitSandbox(self, request: pb.WaitSandboxRequest, context: CallContext) -> pb.WaitSandboxResponse:  # noqa: N802
+        self.waits += 1
+        await self._faults.reach("shim.wait")
         await self.ended.wait()
         return pb.WaitSandboxResponse(exit_status=3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import msgspec
@@ -11,13 +10,11 @@ import pytest
 from atoll import errors
 from atoll.api.codec import to_message
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
-from atoll.oci.config import LinuxContainerResources, NamespaceMode, NamespaceOption
-from atoll.runtime.task import TaskStatus
+from atoll.oci.config import NamespaceMode, NamespaceOption
 from atoll.sandbox.annotations import CGROUP as CGROUP_ANNOTATION
 from atoll.sandbox.annotations import FILES as FILES_ANNOTATION
 from atoll.sandbox.config import LinuxPodConfig, LinuxSandboxSecurityContext, PodConfig, PodMetadata
 from atoll.sandbox.controller import CreateOptions, Runtime, Sandbox, TypedAny
-from atoll.sandbox.metadata import EXTENSION
 from atoll.sandboxers import pause
 from atoll.shim import records
 from atoll.shim.records import SandboxExit
@@ -111,43 +108,3 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     )
     records.write(tmp_path / "pause.json", made)
     assert records.read(tmp_path / "pause.json", pause.PauseRecord) == made
-
-
-def told(made: pause.PauseRecord, status: TaskStatus | None, *, of: Sandbox | None = None) -> dict[str, object]:
-    info = pause.verbose(of or sandbox(), made, status, b'{"ociVersion": "1.0.2"}', "one")
-    assert list(info) == ["info"]
-    return json.loads(info["info"])
-
-
-def test_a_verbose_status_has_what_cri_clients_read() -> None:
-    found = told(record(pid=7, image="pause:1"), TaskStatus.RUNNING)
-    assert (found["pid"], found["processStatus"], found["image"]) == (7, "running", "pause:1")
-    assert found["runtimeSpec"] == {"ociVersion": "1.0.2"}
-    assert found["config"] == json.loads(msgspec.json.encode(config()))
-    assert found["netNamespaceClosed"] is False
-    assert not {"overhead", "resources"} & set(found)
-
-
-def test_a_verbose_status_of_what_is_gone_says_so() -> None:
-    found = told(record(pid=7, netns="/run/netns/that-is-not-there"), None)
-    assert (found["pid"], found["processStatus"], found["netNamespaceClosed"]) == (0, "deleted", True)
-
-
-def test_resources_are_told_where_they_were_given() -> None:
-    pod = PodConfig(linux=LinuxPodConfig(resources=LinuxContainerResources(cpu_shares=2)))
-    made = msgspec.structs.replace(record(), config=pod)
-    assert told(made, TaskStatus.CREATED)["resources"] == {"cpu_shares": 2}
-
-
-def test_metadata_of_the_store_is_told_as_it_is() -> None:
-    document = {"Version": "v1", "Metadata": {"ID": "one", "CNIResult": {"Interfaces": {"eth0": {}}}}}
-    value = TypedAny(type_url="metadata", value=json.dumps(document).encode())
-    found = told(record(), TaskStatus.RUNNING, of=sandbox(extensions={EXTENSION: value}))
-    assert found["sandboxMetadata"] == document
-    assert found["cniResult"] == {"Interfaces": {"eth0": {}}}
-
-
-def test_broken_metadata_does_not_break_the_status() -> None:
-    value = TypedAny(type_url="metadata", value=b"{")
-    found = told(record(), TaskStatus.RUNNING, of=sandbox(extensions={EXTENSION: value}))
-    assert (found["sandboxMetadata"], found["cniResult"]) == (None, None)

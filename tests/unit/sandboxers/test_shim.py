@@ -12,8 +12,18 @@ import pytest
 
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
-from atoll.sandbox.controller import CleanupFailed, CreateOptions, ExitStatus, Runtime, Sandbox, State
+from atoll.sandbox.controller import (
+    CleanupFailed,
+    CreateOptions,
+    ExitStatus,
+    Runtime,
+    Sandbox,
+    SandboxInfo,
+    State,
+    TypedAny,
+)
 from atoll.sandboxers.shim import ShimController
+from atoll.sandboxers.update import SPEC_URL
 from atoll.testing.faultpoints import Fault, FaultPlan
 from tests.unit.runtime.shims import LocalLauncher, request
 
@@ -150,16 +160,130 @@ async def test_a_dead_shims_record_tells_the_end_and_else_nobody_knows(
     await controller.shutdown("one")
 
 
-async def test_a_shim_that_does_not_answer_is_unknown_with_what_was_known(
+async def test_a_shim_that_does_not_answer_leaves_what_is_known(
     controller: ShimController, launcher: LocalLauncher
 ) -> None:
     await controller.create(sandbox(), CreateOptions())
     instance = await controller.start("one")
     launcher.services["one"]._faults = FaultPlan(Fault(point="shim.status", error=errors.DeadlineExceeded("busy")))
-    status = await controller.status("one")
-    assert (status.state, status.pid, status.reason) == (State.UNKNOWN, instance.pid, "busy")
+    status = await controller.status("one", verbose=True)
+    assert (status.state, status.pid, status.reason) == (State.READY, instance.pid, "busy")
     assert (status.created_at, status.address) == (instance.created_at, instance.address)
-    assert (await controller.status("one")).state is State.READY
+    assert SandboxInfo.decode(status.info).process_status == "unknown"
+    assert SandboxInfo.decode((await controller.status("one", verbose=True)).info).process_status == "running"
+
+
+async def test_a_brief_status_asks_nobody(controller: ShimController, launcher: LocalLauncher) -> None:
+    await start(controller)
+    launcher.services["one"]._faults = faults = FaultPlan(Fault(point="shim.status", error=errors.Internal("asked")))
+    for _ in range(3):
+        assert (await controller.status("one")).state is State.READY
+    assert [fault.point for fault in faults.unused] == ["shim.status"]
+
+
+async def test_a_sandbox_that_was_not_asked_yet_is_unknown_until_its_shim_answers(
+    make: Callable[[], ShimController], launcher: LocalLauncher
+) -> None:
+    earlier = make()
+    await start(earlier)
+    await earlier.aclose()
+    launcher.services["one"]._faults = FaultPlan(Fault(point="shim.status", error=errors.DeadlineExceeded("busy")))
+    later = make()
+    status = await later.recover(sandbox())
+    assert (status.state, status.reason) == (State.UNKNOWN, "busy")
+    status = await later.status("one")
+    assert (status.state, status.pid) == (State.READY, 7)
+
+
+async def test_a_thousand_waiters_ask_the_shim_once(controller: ShimController, launcher: LocalLauncher) -> None:
+    await start(controller)
+    async with TaskOwner("waiters") as owner:
+        waiting = [owner.spawn(controller.wait("one"), name=f"waiter {n}") for n in range(1000)]
+        await controller.stop("one")
+        assert len({await waiter for waiter in waiting}) == 1
+    assert launcher.services["one"].waits == 1
+
+
+async def test_a_fault_on_the_way_to_the_end_is_retried(controller: ShimController, launcher: LocalLauncher) -> None:
+    launcher.faults = FaultPlan(Fault(point="shim.wait", error=errors.Internal("not now")))
+    await start(controller)
+    async with TaskOwner("waiters") as owner:
+        waiting = owner.spawn(controller.wait("one"), name="waiter")
+        await asyncio.sleep(0)
+        await controller.stop("one")
+        assert (await waiting).exit_status == 3
+    assert launcher.faults.unused == ()
+
+
+async def test_a_started_sandbox_keeps_the_labels_of_its_record(controller: ShimController) -> None:
+    await controller.create(replace(sandbox(), labels={"name": "web"}), CreateOptions())
+    assert (await controller.start("one")).labels == {"name": "web"}
+
+
+async def test_an_update_of_labels_needs_no_shim_of_ours(controller: ShimController) -> None:
+    await start(controller)
+    await controller.update("one", replace(sandbox(), labels={"a": "b", "c": "d"}), ("labels.a",))
+    info = SandboxInfo.decode((await controller.status("one", verbose=True)).info)
+    assert info.labels == {"a": "b"}
+
+
+async def test_what_another_shim_cannot_do_is_unimplemented_and_changes_nothing(controller: ShimController) -> None:
+    await start(controller)
+    for work in (controller.pause, controller.resume):
+        with pytest.raises(errors.Unimplemented):
+            await work("one")
+    spec = TypedAny(type_url=SPEC_URL, value=b'{"annotations": {"a": "b"}}')
+    with pytest.raises(errors.Unimplemented):
+        await controller.update("one", replace(sandbox(), labels={"a": "b"}, spec=spec), ("labels", "spec"))
+    assert SandboxInfo.decode((await controller.status("one", verbose=True)).info).labels == {}
+
+
+async def test_one_of_two_starts_wins(controller: ShimController) -> None:
+    await controller.create(sandbox(), CreateOptions())
+    async with TaskOwner("starts") as owner:
+        starting = [owner.spawn(controller.start("one"), name=f"start {n}") for n in range(2)]
+        await asyncio.wait(starting)
+    outcomes = [start.exception() for start in starting]
+    assert [type(error) for error in outcomes if error is not None] == [errors.FailedPrecondition]
+
+
+async def test_what_comes_behind_a_shutdown_finds_nothing(controller: ShimController, tmp_path: Path) -> None:
+    await start(controller)
+    async with TaskOwner("calls") as owner:
+        ending = [owner.spawn(controller.shutdown("one"), name=f"shutdown {n}") for n in range(2)]
+        await asyncio.sleep(0)
+        update = owner.spawn(controller.update("one", sandbox(), ("labels",)), name="update")
+        stop = owner.spawn(controller.stop("one"), name="stop")
+        await asyncio.wait([*ending, update, stop])
+        for one in (*ending, stop):
+            one.result()
+        with pytest.raises(errors.NotFound):
+            update.result()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_failed_start_left_is_unknown_until_it_is_gone(
+    controller: ShimController, launcher: LocalLauncher, tmp_path: Path
+) -> None:
+    launcher.faults = FaultPlan(
+        Fault(point="shim.start", error=errors.ResourceExhausted("no room")),
+        Fault(point="launcher.delete", error=errors.Unavailable("stuck"), times=2),
+    )
+    with pytest.raises(CleanupFailed):
+        await start(controller)
+    status = await controller.status("one")
+    assert (status.state, "stuck" in status.reason) == (State.UNKNOWN, True)
+    with pytest.raises(errors.FailedPrecondition):
+        await controller.start("one")
+    for work in (controller.ping, controller.pause, controller.resume, controller.metrics):
+        with pytest.raises(errors.Unavailable):
+            await work("one")
+    with pytest.raises(errors.Unavailable, match="stuck"):
+        await controller.shutdown("one")
+    await controller.shutdown("one")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(errors.NotFound):
+        await controller.status("one")
 
 
 async def test_create_does_not_touch_what_an_earlier_daemon_left(
