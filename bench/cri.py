@@ -90,6 +90,17 @@ class Cri:
         )
         return ask(request, timeout=CALL_TIMEOUT_S)
 
+    def future(
+        self, method: str, request: Message, answer: type[_Answer], *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> grpc.Future:
+        """The same, under way."""
+        ask = self._channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return ask.future(request, timeout=timeout_s)
+
     def version(self) -> pb.VersionResponse:
         return self.call("Version", pb.VersionRequest(), pb.VersionResponse)
 
@@ -99,7 +110,8 @@ class Cri:
             status = self.call("Status", pb.StatusRequest(), pb.StatusResponse).status
         except grpc.RpcError:
             return False
-        return len(status.conditions) >= 2 and all(one.status for one in status.conditions)
+        told = {one.type: one.status for one in status.conditions}
+        return told.get("RuntimeReady", False) and told.get("NetworkReady", False)
 
     def has_image(self, image: str = IMAGE) -> bool:
         request = pb.ImageStatusRequest(image=pb.ImageSpec(image=image))

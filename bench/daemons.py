@@ -69,6 +69,19 @@ class Daemon(ABC):
     def __enter__(self) -> Self:
         self.places.prepare()
         self.prepare()
+        self.cri = Cri(self.places.socket)
+        try:
+            self.start()
+            self.equip()
+            if not self.cri.has_image():
+                raise RuntimeError(f"{self.places.name}: has no image to run")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Execute it, and wait until it says that it is ready."""
         with self.places.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -79,19 +92,16 @@ class Daemon(ABC):
                 start_new_session=True,
                 env={**os.environ, "PATH": PATH, host.MARKER: self.places.mark},
             )
-        self.cri = Cri(self.places.socket)
-        try:
-            if not wait_until(lambda: self._ended() or self.cri.is_ready(), within=READY_WITHIN_S, every=0.05):
-                raise RuntimeError(f"{self.places.name}: does not become ready; its log ends:\n{self.log_tail()}")
-            if self._ended():
-                raise RuntimeError(f"{self.places.name}: has ended; its log ends:\n{self.log_tail()}")
-            self.equip()
-            if not self.cri.has_image():
-                raise RuntimeError(f"{self.places.name}: has no image to run")
-        except BaseException:
-            self._end()
-            raise
-        return self
+        if not wait_until(lambda: self._ended() or self.cri.is_ready(), within=READY_WITHIN_S, every=0.05):
+            raise RuntimeError(f"{self.places.name}: does not become ready; its log ends:\n{self.log_tail()}")
+        if self._ended():
+            raise RuntimeError(f"{self.places.name}: has ended; its log ends:\n{self.log_tail()}")
+
+    def crash(self) -> None:
+        """End it with SIGKILL; `start` starts it again."""
+        assert self._process is not None, "the daemon was not started"
+        self._process.kill()
+        self._process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -108,7 +118,8 @@ class Daemon(ABC):
 
     def _end(self) -> None:
         self.cri.__exit__(None, None, None)
-        assert self._process is not None
+        if self._process is None:
+            return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:

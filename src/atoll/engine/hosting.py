@@ -103,7 +103,8 @@ def _links(config: Config, namespace: str, sandbox: Sandbox) -> tuple[Path, ...]
     metadata = sandbox.extensions.get(EXTENSION)
     if namespace != NAMESPACE or metadata is None or metadata.type_url != TYPE_URL:
         return ()
-    return tuple(folder / sandbox.id for folder in link_folders(config) if folder.parent.is_dir())
+    # Below folders that containerd has made it makes these when it needs them itself.
+    return tuple(folder / sandbox.id for folder in link_folders(config) if folder.parents[1].is_dir())
 
 
 def link_folders(config: Config) -> tuple[Path, ...]:
@@ -119,7 +120,7 @@ def prepare_files(asked: Wanted) -> None:
     try:
         asked.files.mkdir(0o711, exist_ok=True)
         for link in asked.links:
-            link.parent.mkdir(0o711, exist_ok=True)
+            link.parent.mkdir(0o711, parents=True, exist_ok=True)
             link.symlink_to(asked.files)
     except OSError as error:
         kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Stdio:
         self._stdin_target: Target = Null()
         self._stdin_fifo: int | None = None
         self._stdin_keeper: int | None = None
+        self._stdin_closed = False
         self._attached: AttachedInput | None = None
         self._names: list[str] = []
         self._logs: dict[Path, LogFile] = {}
@@ -138,6 +140,7 @@ class Stdio:
 
     def close_stdin(self) -> None:
         """No more input comes from us; the process sees the end once the clients' fifo ends have closed. Idempotent."""
+        self._stdin_closed = True
         if self._stdin_keeper is not None:
             os.close(self._stdin_keeper)
             self._stdin_keeper = None
@@ -249,10 +252,7 @@ class Stdio:
                 self._attach_stdin(self._stdin)
             return
         if isinstance(target, Fifo):
-            # Read end first: a non-blocking write end needs a reader (fifo(7)). The write end of our own
-            # keeps the fifo from ending when a client goes; CloseIO drops it.
             self._stdin_fifo = _open_fifo(target.path, os.O_RDONLY)
-            self._stdin_keeper = _open_fifo(target.path, os.O_WRONLY)
         if isinstance(target, Null) or self._request.terminal:
             self._child.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             return
@@ -329,11 +329,24 @@ class Stdio:
 
     def _use_stdin(self) -> None:
         if self._stdin_fifo is not None and self._stdin is not None:
+            if not self._stdin_closed and not _has_ended(self._stdin_fifo):
+                # A write end of our own keeps the fifo from ending when a client goes; CloseIO drops it. A client that
+                # came and went before now has no process yet whose stdin it could close: that was the end.
+                self._stdin_keeper = os.open(
+                    f"/proc/self/fd/{self._stdin_fifo}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                )
             self._inputs.append(Pump(self._stdin_fifo, [self._stdin]))
             self._stdin_fifo = None
 
 
 _RELAYED = (Null, Cri, Stream)
+
+
+def _has_ended(fifo: int) -> bool:
+    """Whether writers have come and all are gone; one that nobody has opened yet has not ended."""
+    poll = select.poll()
+    poll.register(fifo, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def _open_fifo(path: Path, mode: int) -> int:
