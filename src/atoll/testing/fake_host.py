@@ -100,7 +100,7 @@ class FakeHost:
     async def is_frozen(self, pid: int) -> bool:
         return self.processes[pid].is_frozen
 
-    async def pids_limits(self, pid: int) -> frozenset[int]:
+    async def pids_limits(self, pid: int, cgroup: str) -> frozenset[int]:
         limit = self.limits.get(self.processes[pid].sandbox_id)
         return frozenset() if limit is None else frozenset({limit})
 

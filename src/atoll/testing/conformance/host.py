@@ -71,8 +71,8 @@ class Host(Protocol):
         """Whether the process is in a frozen cgroup, or stopped."""
         ...
 
-    async def pids_limits(self, pid: int) -> frozenset[int]:
-        """The limits of processes of the cgroups that a process is in, up to the root."""
+    async def pids_limits(self, pid: int, cgroup: str) -> frozenset[int]:
+        """The limits of processes of `cgroup` and of the ones that a process is in, up to the root."""
         ...
 
     async def left(self, trace: Trace) -> tuple[str, ...]:
@@ -108,8 +108,8 @@ class LinuxHost:
     async def is_frozen(self, pid: int) -> bool:
         return await asyncio.to_thread(_is_frozen, pid)
 
-    async def pids_limits(self, pid: int) -> frozenset[int]:
-        return await asyncio.to_thread(_pids_limits, pid)
+    async def pids_limits(self, pid: int, cgroup: str) -> frozenset[int]:
+        return await asyncio.to_thread(_pids_limits, pid, cgroup)
 
     async def left(self, trace: Trace) -> tuple[str, ...]:
         return await asyncio.to_thread(self._left, trace)
@@ -201,9 +201,10 @@ def _is_frozen(pid: int) -> bool:
     )
 
 
-def _pids_limits(pid: int) -> frozenset[int]:
+def _pids_limits(pid: int, cgroup: str) -> frozenset[int]:
     found: set[int] = set()
-    for folder in _folders(pid, "pids"):
+    named = [root / cgroup.strip("/") for root in (CGROUPS / "pids", CGROUPS, CGROUPS / "unified")]
+    for folder in (*named, *_folders(pid, "pids")):
         while folder.is_relative_to(CGROUPS):
             limit = _read(folder / "pids.max").strip()
             if limit.isdecimal():

@@ -154,7 +154,10 @@ class Trial:
                 await self._shutdown(made)
             except Exception as error:  # noqa: BLE001  whatever it raises, the rest is to be cleared away too
                 found.append(f"shutdown of {made}: {told(error)}")
-            found += [f"{one} of {made}" for one in await self.left(made)]
+            try:
+                found += [f"{one} of {made}" for one in await self.left(made)]
+            except Exception as error:  # noqa: BLE001  so it is of what the subject brings to look with
+                found.append(f"what is left of {made} cannot be seen: {told(error)}")
         self.made.clear()
         return tuple(found)
 

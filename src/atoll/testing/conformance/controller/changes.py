@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from atoll import errors
-from atoll.sandbox.controller import Runtime, State, TypedAny
+from atoll.sandbox.controller import Runtime, SandboxInfo, State, TypedAny
 from atoll.testing.conformance.check import Check, NotApplicable, check, equal, refuses, true
 from atoll.testing.conformance.subject import Trial, ends
 
@@ -172,8 +172,10 @@ async def update_reaches_the_cgroup(trial: Trial) -> None:
         await _if_it_can("update", trial.controller.update(made, record, ("spec",)))
     except errors.FailedPrecondition as error:
         raise NotApplicable(f"the sandbox has no limits: {error}") from error
-    found = await host.pids_limits(instance.pid)
-    true("limits of processes of its cgroups", str(PIDS_LIMIT), PIDS_LIMIT in found, sorted(found))
+    info = SandboxInfo.decode((await trial.controller.status(made, verbose=True)).info)
+    found = await host.pids_limits(instance.pid, info.cgroup)
+    where = info.cgroup or "of its process"
+    true(f"limits of processes of its cgroups, {where}", f"{PIDS_LIMIT}", PIDS_LIMIT in found, sorted(found))
 
 
 CHECKS: tuple[Check[Trial], ...] = (
