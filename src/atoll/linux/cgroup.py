@@ -229,8 +229,7 @@ class Cgroup:
         """Stop every process in it and below, and wait until all stand. Raises `DeadlineExceeded`, thawed then."""
         if not self.is_v2:
             self._need("freezer")
-        freezer.freeze(self.folders)
-        if not _wait(lambda: freezer.is_frozen(self.folders), FREEZE_TIMEOUT_S):
+        if not _wait(freezer.Freezing(self.folders).poll, FREEZE_TIMEOUT_S):
             self.thaw()
             raise errors.DeadlineExceeded(f"cgroup {self.path}: did not freeze within {FREEZE_TIMEOUT_S:g} s")
 

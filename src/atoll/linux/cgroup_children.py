@@ -15,7 +15,6 @@ from atoll.linux import freezer
 from atoll.linux.cgroup import Cgroup
 
 FREEZE_TIMEOUT_S = 5.0
-PAUSE_S = 0.005
 
 
 def standing(group: Cgroup) -> tuple[str, ...]:
@@ -32,13 +31,12 @@ def freeze(group: Cgroup, names: Iterable[str]) -> None:
     if not any(map(freezer.has_freezer, children)):
         raise errors.FailedPrecondition(f"cgroup {group.path}: no cgroup below it has a freezer")
     deadline = time.monotonic() + FREEZE_TIMEOUT_S
-    for folders in children:
-        freezer.freeze(folders)
-    while not all(map(freezer.is_frozen, children)):
+    late = [freezer.Freezing(folders) for folders in children]
+    while late := [child for child in late if not child.poll()]:
         if time.monotonic() >= deadline:
             thaw(group, names)
             raise errors.DeadlineExceeded(f"cgroup {group.path}: did not freeze within {FREEZE_TIMEOUT_S:g} s")
-        time.sleep(PAUSE_S)
+        time.sleep(freezer.PAUSE_S)
 
 
 def thaw(group: Cgroup, names: Iterable[str]) -> None:

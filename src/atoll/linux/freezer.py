@@ -15,6 +15,8 @@ from pathlib import Path
 
 V1_STATE = "freezer.state"
 V2_STATE = "cgroup.freeze"
+PAUSE_S = 0.005
+POLLS_TO_LOOSEN = 20
 
 
 def has_freezer(folders: tuple[Path, ...]) -> bool:
@@ -43,6 +45,29 @@ def is_frozen(folders: tuple[Path, ...]) -> bool:
             return state.read_text(encoding="ascii").strip() == "FROZEN"
         return "frozen 1" in state.with_name("cgroup.events").read_text(encoding="ascii")
     return True
+
+
+class Freezing:
+    """A freeze under way: `poll` it every `PAUSE_S` until it says that every process stands."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        """Asks for it; raises `OSError`."""
+        self.folders = folders
+        self._polls = 0
+        freeze(folders)
+
+    def poll(self) -> bool:
+        """Whether all stand now.
+
+        A thread that calls exec waits for the others of its process to end, which they cannot where version 1 holds
+        them (de_thread in fs/exec.c): then nothing stands and nothing goes on, until all are let go for a moment.
+        """
+        self._polls += 1
+        state = _state(self.folders)
+        if self._polls % POLLS_TO_LOOSEN == 0 and state is not None and state.name == V1_STATE:
+            thaw(self.folders)
+            return False
+        return is_frozen(self.folders)
 
 
 def is_asked(folders: tuple[Path, ...]) -> bool:

@@ -35,7 +35,6 @@ from atoll.shim.stdio.request import StdioRequest
 EXECS_TIMEOUT_S = 10.0
 KILLED_TIMEOUT_S = 10.0
 FREEZE_TIMEOUT_S = 5.0
-FREEZE_PAUSE_S = 0.005
 EXECS_LIMIT = 1024
 
 log = logging.getLogger(__name__)
@@ -362,8 +361,9 @@ class Container:
         # crun 1.8 returns as soon as it has asked a version 1 freezer.
         try:
             async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while not freezer.is_frozen(self.cgroups):  # noqa: ASYNC110  no freezer tells that it is done
-                    await asyncio.sleep(FREEZE_PAUSE_S)
+                freezing = freezer.Freezing(self.cgroups)
+                while not freezing.poll():  # noqa: ASYNC110  no freezer tells that it is done
+                    await asyncio.sleep(freezer.PAUSE_S)
         except TimeoutError:
             await self.runtime.resume(self.id)
             raise errors.DeadlineExceeded(f"{self.id}: did not freeze within {FREEZE_TIMEOUT_S:g} s") from None

@@ -19,7 +19,6 @@ from atoll import errors
 from atoll.linux import freezer, process
 
 FREEZE_TIMEOUT_S = 5.0
-FREEZE_PAUSE_S = 0.005
 
 T = TypeVar("T")
 
@@ -48,7 +47,7 @@ class Freezer:
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._held: tuple[tuple[Path, ...], ...] = ()
+        self._held: list[freezer.Freezing] = []
         self._holder = 0
         self.is_closed = False
         """Whether no process may be added: from the beginning of a pause to its end."""
@@ -91,11 +90,19 @@ class Freezer:
                 await self._idle.wait()
                 await self._freeze(containers(), holder)
         except BaseException as error:
+            late = self._late()
             self.thaw()
             if isinstance(error, TimeoutError):
-                raise errors.DeadlineExceeded(f"{self._what}: did not freeze within {FREEZE_TIMEOUT_S:g} s") from None
+                raise errors.DeadlineExceeded(f"{self._what}: {late} within {FREEZE_TIMEOUT_S:g} s") from None
             raise
         self.is_frozen = True
+
+    def _late(self) -> str:
+        """What a freeze still waits for."""
+        if self._inside:
+            return f"{self._inside} operations that add processes did not end"
+        late = [str(held.folders[0]) for held in self._held if not freezer.is_frozen(held.folders)]
+        return f"{', '.join(late) or 'its holder'} did not freeze"
 
     async def _freeze(self, containers: Iterable[Frozen], holder: int) -> None:
         for container in containers:
@@ -103,33 +110,36 @@ class Freezer:
                 continue
             if not freezer.has_freezer(container.cgroups):
                 raise errors.FailedPrecondition(f"container {container.id}: its cgroup has no freezer")
-            self._held += (container.cgroups,)
-            freezer.freeze(container.cgroups)
+            self._held.append(freezer.Freezing(container.cgroups))
         if holder:
             # It is in no cgroup of the pod. Nothing holds back SIGSTOP, and its parent is told of ends only.
             self._holder = holder
             with contextlib.suppress(ProcessLookupError):
                 os.kill(holder, signal.SIGSTOP)
-        while not all(map(freezer.is_frozen, self._held)) or not _stands(holder):  # noqa: ASYNC110  none tells
-            await asyncio.sleep(FREEZE_PAUSE_S)
+        late = self._held
+        while late := [held for held in late if not held.poll()]:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(freezer.PAUSE_S)
+        while not _stands(holder):  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(freezer.PAUSE_S)
 
     async def hold_again(self, container: Frozen) -> None:
         """Stop a container of a pause again, which was let go so that a SIGKILL to one of its execs took effect."""
-        if not self.is_frozen or container.cgroups not in self._held:
+        again = next((held for held in self._held if held.folders == container.cgroups), None)
+        if not self.is_frozen or again is None:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while not freezer.is_frozen(container.cgroups):  # noqa: ASYNC110  none tells
-                    await asyncio.sleep(FREEZE_PAUSE_S)
+                while not again.poll():  # noqa: ASYNC110  nobody tells
+                    await asyncio.sleep(freezer.PAUSE_S)
 
     def thaw(self) -> None:
         """Let everything go on that `freeze` stopped; idempotent. Raises `OSError`, and can be tried again."""
-        for folders in self._held:
-            freezer.thaw(folders)
+        for held in self._held:
+            freezer.thaw(held.folders)
         if self._holder:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._holder, signal.SIGCONT)
-        self._held, self._holder = (), 0
+        self._held, self._holder = [], 0
         self.is_frozen = self.is_closed = False
 
 
