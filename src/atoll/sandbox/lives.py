@@ -20,6 +20,7 @@ from atoll import errors
 from atoll.concurrency import Latch, TaskOwner, run_to_completion
 from atoll.identifiers import require_identifier
 from atoll.sandbox.controller import (
+    UNKNOWN_EXIT_STATUS,
     ControllerInstance,
     ControllerStatus,
     CreateOptions,
@@ -90,14 +91,17 @@ class Life:
         self.end(await process.wait())
 
     def begin(
-        self, pid: int, *, address: str = "", version: int = 0, spec: TypedAny | None = None
+        self, pid: int, *, at: datetime | None = None, address: str = "", version: int = 0, spec: TypedAny | None = None
     ) -> ControllerInstance:
-        """It runs now, as `pid`; somebody must tell its `end`. `address` is where its Task API is served, if it is."""
+        """It runs since `at`, or now, as `pid`; what `start` answers. Somebody must tell its `end`.
+
+        `address` is where its Task API is served, if it is.
+        """
         self.require_fresh()
         self.instance = ControllerInstance(
             sandbox_id=self.sandbox.id,
             pid=pid,
-            created_at=datetime.now(UTC),
+            created_at=at or datetime.now(UTC),
             labels=self.sandbox.labels,
             address=address,
             version=version,
@@ -105,10 +109,10 @@ class Life:
         )
         return self.instance
 
-    def end(self, returncode: int = 0) -> None:
+    def end(self, returncode: int = 0, *, at: datetime | None = None) -> None:
         """It has ended: by an exit code, or negative by a signal, as `subprocess` has it. The first call counts."""
         status = returncode if returncode >= 0 else 128 - returncode
-        self._exit.set(ExitStatus(exit_status=status, exited_at=datetime.now(UTC)))
+        self._exit.set(ExitStatus(exit_status=status, exited_at=at or datetime.now(UTC)))
 
     async def stop(self, timeout_s: float | None = None) -> None:
         """End the process: with `timeout_s` by SIGTERM first, then by SIGKILL; returns when it has ended."""
@@ -213,7 +217,13 @@ class Lives:
     async def shutdown(self, sandbox_id: str) -> None:
         """As the contract's `shutdown`: `stop`, then the ID is unknown. Idempotent."""
         await self.stop(sandbox_id)
-        self._lives.pop(sandbox_id, None)
+        self.forget(sandbox_id)
+
+    def forget(self, sandbox_id: str) -> None:
+        """The ID is unknown from now on; who still waits is answered. Idempotent."""
+        life = self._lives.pop(sandbox_id, None)
+        if life is not None:
+            life.end(UNKNOWN_EXIT_STATUS)
 
     def __getitem__(self, sandbox_id: str) -> Life:
         life = self._lives.get(sandbox_id)

@@ -56,7 +56,7 @@ async def serve(controller: Controller, *addresses: str) -> None:
 def run(controller: Controller | Callable[[], Controller], *addresses: str) -> None:
     """`serve`, blocking, in a loop of its own; a class or function is called in that loop to make the controller.
 
-    A controller that is an async context manager is entered, and left at the end.
+    A controller that is an async context manager is entered, and left at the end; every one is closed then.
     """
     asyncio.run(_run(controller, addresses))
 
@@ -64,6 +64,7 @@ def run(controller: Controller | Callable[[], Controller], *addresses: str) -> N
 async def _run(controller: Controller | Callable[[], Controller], addresses: tuple[str, ...]) -> None:
     made = controller if isinstance(controller, Controller) else controller()
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(made.aclose)
         if isinstance(made, contextlib.AbstractAsyncContextManager):
             await stack.enter_async_context(made)
         await serve(made, *addresses)
