@@ -5,170 +5,23 @@ A test that uses `roots` names its pods, networks and cgroups after `roots.prefi
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import IN_CI
 from tests.integration.cri_client import CRI, connected
-from tests.integration.leaks import MARKER, Footprint, Machine, own_fds, wait_until
+from tests.integration.daemons import BIN, Daemon, Roots
+from tests.integration.leaks import MARKER, Footprint, Machine, own_fds, settled_leaks
+from tests.integration.shared import Shared
 
-BIN = Path(sys.executable).parent
+__all__ = ["BIN", "Daemon", "Roots"]
+
 ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "test-artefacts"
-READY_WITHIN_S = 15.0
-STOPPED_WITHIN_S = 15.0
-COMMAND_WITHIN_S = 60.0
-LOG_TAIL_LINES = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Roots:
-    """The private places of one test; `prefix` is what every name outside them begins with."""
-
-    prefix: str
-    base: Path
-    state: Path
-
-    @property
-    def root(self) -> Path:
-        return self.base / "root"
-
-    @property
-    def socket(self) -> Path:
-        return self.state / "atoll.sock"
-
-    @property
-    def config(self) -> Path:
-        return self.base / "config.toml"
-
-    @property
-    def log(self) -> Path:
-        return self.base / "daemon.log"
-
-    @property
-    def conf_dir(self) -> Path:
-        return self.base / "net.d"
-
-    @property
-    def bridge(self) -> str:
-        return f"{self.prefix}br"
-
-    @property
-    def subnet(self) -> str:
-        """A /24 of this test's own, of the range set aside for benchmarks (RFC 2544)."""
-        number = int(self.prefix[-4:], 16) & 0x1FF
-        return f"198.{18 + (number >> 8)}.{number & 0xFF}.0/24"
-
-    def write_network(self) -> None:
-        """A bridge network with addresses and published ports, named after the prefix."""
-        self.conf_dir.mkdir(exist_ok=True)
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(self.base / "ipam"),
-            "ranges": [[{"subnet": self.subnet}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        }
-        bridge = {"type": "bridge", "bridge": self.bridge, "isGateway": True, "ipMasq": True, "ipam": ipam}
-        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
-        conflist = {"cniVersion": "1.0.0", "name": f"{self.prefix}net", "plugins": plugins}
-        (self.conf_dir / "10-test.conflist").write_text(json.dumps(conflist))
-
-    def write_config(self, extra: str = "") -> None:
-        """A config file of these roots; `extra` is TOML that is put before its tables."""
-        bin_dirs = [str(self.base / "bin"), "/opt/cni/bin", "/usr/lib/cni"]
-        self.config.write_text(
-            f'cgroup_parent = "/{self.prefix}"\n{extra}\n[network]\nconf_dir = {json.dumps(str(self.conf_dir))}\n'
-            f"bin_dirs = {json.dumps(bin_dirs)}\n"
-        )
-
-
-class Daemon:
-    """`atoll serve` under the roots of a test; it may be stopped, killed and started again.
-
-    Its methods block: an async test calls them through `asyncio.to_thread`.
-    """
-
-    def __init__(self, roots: Roots) -> None:
-        self.roots = roots
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the daemon was not started"
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start it and wait until its socket answers; fails with the end of its log where it does not."""
-        assert self._process is None, "the daemon runs already"
-        roots = self.roots
-        paths = {"root": roots.root, "state": roots.state, "socket": roots.socket, "config": roots.config}
-        options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-        with roots.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(BIN / "atoll"), "serve", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        wait_until(lambda: self._answers() or self._has_ended(), within=READY_WITHIN_S)
-        if not self._answers():
-            status = self._process.poll()
-            self.kill()
-            pytest.fail(f"the daemon is not ready (exit status {status}); its log ends:\n{self.log_tail()}")
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-            probe.connect(str(self.roots.socket))
-            return True
-        return False
-
-    def _has_ended(self) -> bool:
-        return self._process is not None and self._process.poll() is not None
-
-    def stop(self) -> int:
-        """End it as a service manager does; the exit status. One that takes too long is killed and fails the test."""
-        assert self._process is not None, "the daemon was not started"
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            status = self._process.wait(STOPPED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"the daemon did not stop within {STOPPED_WITHIN_S:g} s; its log ends:\n{self.log_tail()}")
-        self._process = None
-        return status
-
-    def kill(self) -> None:
-        """End it with SIGKILL, and return when it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run the command line against this daemon; the test judges its exit status."""
-        return subprocess.run(
-            [str(BIN / "atoll"), *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_WITHIN_S,
-            env={**os.environ, "ATOLL_SOCKET": str(self.roots.socket), "NO_COLOR": "1"},
-        )
-
-    def log_tail(self) -> str:
-        return "\n".join(self.roots.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
 @pytest.fixture(autouse=True)
@@ -177,16 +30,35 @@ def needs_root() -> None:
         pytest.skip("needs root: run `sudo make test`")
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    """The daemon that the tests of a module with the mark `shared_daemon` use one after another."""
+    shared = Shared()
+    yield shared
+    shared.retire()
+
+
+def is_shared(request: pytest.FixtureRequest) -> bool:
+    node: pytest.Item = request.node
+    return node.get_closest_marker("shared_daemon") is not None and "daemon" in request.fixturenames
+
+
 @pytest.fixture(autouse=True)
 def leak_guard(
-    request: pytest.FixtureRequest, needs_root: None, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, needs_root: None, monkeypatch: pytest.MonkeyPatch, shared: Shared
 ) -> Iterator[Footprint]:
     """Fails a test that leaves a process, mount, link, cgroup, rule, file or descriptor behind, and takes it away."""
+    if is_shared(request):
+        footprint = shared.take(request.node)
+        monkeypatch.setenv(MARKER, footprint.prefix)
+        yield footprint
+        shared.judge(request.node, failed=request.node.stash.get(FAILED, False))
+        return
+    shared.retire()
     prefix = f"at{secrets.token_hex(4)}"
     monkeypatch.setenv(MARKER, prefix)
     machine = Machine.now() if IN_CI else None
-    folders = (Path("/var/tmp", prefix), Path("/run", prefix))
-    footprint = Footprint(prefix=prefix, folders=folders, fds_before=own_fds())
+    footprint = Footprint.of(prefix, own_fds())
     yield footprint
     leaks = settled_leaks(footprint, machine)
     footprint.remove()
@@ -194,33 +66,18 @@ def leak_guard(
         pytest.fail("left behind:\n" + "\n".join(f"  {leak}" for leak in leaks), pytrace=False)
 
 
-def settled_leaks(footprint: Footprint, machine: Machine | None) -> list[str]:
-    """The leaks that are still there when the kernel has had its time to settle."""
-    leaks: list[str] = []
-
-    def none_left() -> bool:
-        leaks[:] = footprint.leaks()
-        if machine is not None:
-            own = tuple(f"file {folder}" for folder in footprint.folders)
-            leaks.extend(leak for leak in Machine.now().leaks_since(machine) if leak not in own and leak not in leaks)
-        return not leaks
-
-    wait_until(none_left)
-    return leaks
-
-
 @pytest.fixture
-def roots(request: pytest.FixtureRequest, leak_guard: Footprint) -> Iterator[Roots]:
+def roots(request: pytest.FixtureRequest, leak_guard: Footprint, shared: Shared) -> Iterator[Roots]:
     """Private folders on the disk and in /run, a config file, a bridge network; a failed test's logs are kept."""
-    base, state = leak_guard.folders
-    base.mkdir(mode=0o700)
-    state.mkdir(mode=0o700)
-    roots = Roots(prefix=leak_guard.prefix, base=base, state=state)
-    roots.root.mkdir(mode=0o700)
-    roots.write_network()
-    roots.write_config()
-    yield roots
-    subprocess.run(["ip", "link", "delete", roots.bridge], check=False, capture_output=True)  # no plugin ever does
+    if is_shared(request):
+        roots = shared.roots
+        yield roots
+    else:
+        base, state = leak_guard.folders
+        roots = Roots(prefix=leak_guard.prefix, base=base, state=state)
+        roots.make()
+        yield roots
+        roots.delete_bridge()
     if request.node.stash.get(FAILED, False):
         keep(roots, request.node.name)
 
@@ -247,8 +104,11 @@ def keep(roots: Roots, test: str) -> None:
 
 
 @pytest.fixture
-def daemon(roots: Roots) -> Iterator[Daemon]:
-    """A running daemon; at the end `atoll fsck` must find nothing and it must stop with status 0."""
+def daemon(request: pytest.FixtureRequest, roots: Roots, shared: Shared) -> Iterator[Daemon]:
+    """A running daemon; at the end its fsck must find nothing, and it must stop with status 0."""
+    if is_shared(request):
+        yield shared.daemon
+        return
     daemon = Daemon(roots)
     daemon.start()
     try:
@@ -256,8 +116,8 @@ def daemon(roots: Roots) -> Iterator[Daemon]:
         if not daemon.is_running():
             daemon.kill()  # reap what a test killed by its pid
             daemon.start()
-        check = daemon.run("fsck")
-        assert check.returncode == 0, f"atoll fsck found:\n{check.stdout}{check.stderr}"
+        with connected(roots) as cri:
+            cri.require_clean_books()
         assert daemon.stop() == 0, f"the daemon's log ends:\n{daemon.log_tail()}"
     finally:
         daemon.kill()

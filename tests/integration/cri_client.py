@@ -214,6 +214,19 @@ class CRI:
     def fsck(self, *, repair: bool = False) -> list[own.Finding]:
         return [*self.own.call("Fsck", own.FsckRequest(repair=repair), own.FsckResponse).findings]
 
+    def list_images(self) -> list[pb.Image]:
+        return [*self.images.call("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse).images]
+
+    def require_clean_books(self) -> None:
+        """Fail unless an fsck finds nothing, or soon nothing any more."""
+        found: list[own.Finding] = []
+
+        def clean() -> bool:
+            found[:] = self.fsck()
+            return not found
+
+        assert wait_until(clean), f"atoll fsck found:\n{''.join(map(str, found))}"
+
     def phases(self, pod: str) -> list[own.Phase]:
         return [*self.own.call("Phases", own.PhasesRequest(pod_id=pod), own.PhasesResponse).phases]
 

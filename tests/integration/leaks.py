@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 MARKER = "ATOLL_TEST_PREFIX"
 SETTLE_S = 2.0
@@ -46,6 +47,11 @@ class Footprint:
     prefix: str
     folders: tuple[Path, ...]
     fds_before: frozenset[tuple[int, str]]
+
+    @classmethod
+    def of(cls, prefix: str, fds_before: frozenset[tuple[int, str]]) -> Self:
+        """That of the test, or of the daemon, with this prefix."""
+        return cls(prefix=prefix, folders=(Path("/var/tmp", prefix), Path("/run", prefix)), fds_before=fds_before)
 
     def leaks(self) -> list[str]:
         """One line for each thing left. The test's folders are not counted, mounts below them are."""
@@ -134,6 +140,21 @@ class Machine:
     def leaks_since(self, before: Machine) -> list[str]:
         """What is here now and was not before."""
         return sorted(self.things - before.things)
+
+
+def settled_leaks(footprint: Footprint, machine: Machine | None) -> list[str]:
+    """The leaks that are still there when the kernel has had its time to settle."""
+    leaks: list[str] = []
+
+    def none_left() -> bool:
+        leaks[:] = footprint.leaks()
+        if machine is not None:
+            own = tuple(f"file {folder}" for folder in footprint.folders)
+            leaks.extend(leak for leak in Machine.now().leaks_since(machine) if leak not in own and leak not in leaks)
+        return not leaks
+
+    wait_until(none_left)
+    return leaks
 
 
 def wait_until(done: Callable[[], bool], *, within: float = SETTLE_S) -> bool:

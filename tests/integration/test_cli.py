@@ -14,8 +14,12 @@ import tarfile
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.conftest import Daemon
 from tests.integration.leaks import wait_until
+
+pytestmark = pytest.mark.shared_daemon
 
 IMAGE = "atoll/busybox"
 NONE = ("--network", "none")

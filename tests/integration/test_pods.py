@@ -19,6 +19,8 @@ from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, eventually, in_parallel, refused, token
 from tests.integration.leaks import CGROUPS
 
+pytestmark = pytest.mark.shared_daemon
+
 POD, CONTAINER, NODE = pb.POD, pb.CONTAINER, pb.NODE
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,7 +21,7 @@ import pytest
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
 from tests.integration.conftest import Daemon, Roots
-from tests.integration.cri_client import CRI, connected, content, eventually, refused
+from tests.integration.cri_client import CRI, content, eventually, in_parallel, refused
 from tests.integration.leaks import pids, read
 
 GO_SHIM = "containerd-shim-runc-v2"
@@ -41,7 +42,10 @@ shim = "io.containerd.nowhere.v9"
 HANDLERS = ("atoll", "pod", "runc")
 WITHIN_S = 15.0
 
-pytestmark = pytest.mark.skipif(shutil.which(GO_SHIM) is None, reason=f"needs {GO_SHIM}: apt install containerd")
+pytestmark = [
+    pytest.mark.skipif(shutil.which(GO_SHIM) is None, reason=f"needs {GO_SHIM}: apt install containerd"),
+    pytest.mark.shared_daemon(config=RUNTIMES),
+]
 
 
 def go_shims(roots: Roots) -> list[int]:
@@ -53,39 +57,15 @@ def go_shims(roots: Roots) -> list[int]:
     ]
 
 
-@pytest.fixture
-def three(roots: Roots) -> Iterator[tuple[CRI, Daemon]]:
-    """A daemon with three handlers, which leaves no shim, relay, fifo or socket behind its pods."""
-    with roots.config.open("a") as file:
-        file.write(RUNTIMES)
-    daemon = Daemon(roots)
-    daemon.start()
-    try:
-        with connected(roots) as cri:
-            yield cri, daemon
-            if not daemon.is_running():
-                daemon.start()
-            for pod in cri.list_pods():
-                cri.remove_pod(pod.id)
-            eventually(lambda: cri.fsck() == [], "the books agree with the machine", within=WITHIN_S)
-        assert daemon.stop() == 0, daemon.log_tail()
-        assert go_shims(roots) == []
-        for folder in ("relays", "shims", "bundles", "s", "pods"):
-            assert os.listdir(roots.state / folder) == [], folder
-        runc = roots.state / "runc" / "k8s.io"
-        assert not runc.exists() or os.listdir(runc) == []
-    finally:
-        daemon.kill()
-
-
-@pytest.fixture
-def cri(three: tuple[CRI, Daemon]) -> CRI:
-    return three[0]
-
-
-@pytest.fixture
-def daemon(three: tuple[CRI, Daemon]) -> Daemon:
-    return three[1]
+@pytest.fixture(autouse=True)
+def nothing_of_others_stays(cri: CRI, roots: Roots) -> Iterator[None]:
+    """No shim of containerd, and nothing that it keeps, outlives the pods of a test."""
+    yield
+    for pod in cri.list_pods():
+        cri.remove_pod(pod.id)
+    eventually(lambda: go_shims(roots) == [], "its shims have ended", within=WITHIN_S)
+    runc = roots.state / "runc" / "k8s.io"
+    assert not runc.exists() or os.listdir(runc) == []
 
 
 @pytest.fixture(params=HANDLERS)
@@ -347,11 +327,12 @@ def test_a_handler_whose_shim_is_not_installed_says_so(cri: CRI) -> None:
     assert cri.fsck() == []
 
 
-def test_what_an_exec_left_behind_does_not_hold_its_answer_up_for_long(cri: CRI, handler: str) -> None:
-    container = cri.script(cri.run_pod(handler=handler), "sleep 1000")
+def test_what_an_exec_left_behind_does_not_hold_its_answer_up_for_long(cri: CRI) -> None:
+    containers = [cri.script(cri.run_pod(handler=handler), "sleep 1000") for handler in HANDLERS]
     begun = time.monotonic()
-    outcome = cri.exec(container, "sh", "-c", "sleep 1000 & echo done")
-    assert (outcome.code, outcome.stdout) == (0, b"done\n")
+    outcomes = in_parallel([partial(cri.exec, one, "sh", "-c", "sleep 1000 & echo done") for one in containers])
+    assert [one for one in outcomes if isinstance(one, Exception)] == []
+    assert [(one.code, one.stdout) for one in outcomes if not isinstance(one, Exception)] == [(0, b"done\n")] * 3
     assert time.monotonic() - begun < 15
 
 

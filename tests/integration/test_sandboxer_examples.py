@@ -360,3 +360,37 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_true():  # noqa: ASYNC110  a file tells nobody that it came
             await asyncio.sleep(0.02)
+
+
+# A new project
+
+
+def test_a_new_project_passes_the_kit_and_runs(roots: Roots) -> None:
+    project = roots.base / "my-box"
+    python = [sys.executable, "-m"]
+    subprocess.run([*python, "atoll.cli.main", "sandboxer", "new", "my-box", "--in", str(roots.base)], check=True)
+    env = {**os.environ, "PYTHONPATH": f"{project / 'src'}:{EXAMPLES.parent / 'src'}"}
+    done = subprocess.run(
+        [*python, "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=project,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout
+    with subprocess.Popen([*python, "my_box", f"unix://{roots.state}/box"], env=env) as process:
+        asyncio.run(_lives(f"unix://{roots.state}/box"))
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+async def _lives(address: str) -> None:
+    controller = RemoteController(address)
+    await answers(controller)
+    await controller.create(record("one"), CreateOptions())
+    instance = await controller.start("one")
+    assert os.readlink(f"/proc/{instance.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    await controller.shutdown("one")
+    await controller.aclose()

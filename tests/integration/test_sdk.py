@@ -15,6 +15,8 @@ from atoll import errors
 from atoll.api import atoll_v1_pb2 as pb
 from tests.integration.conftest import Daemon
 
+pytestmark = pytest.mark.shared_daemon
+
 IMAGE = "atoll/busybox"
 
 
