@@ -89,7 +89,6 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         foreign = handlers.foreign_launcher()
         orphans = Orphans(spawner, foreign, blocking)
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
-        sandboxes = await SandboxStore.open(db)
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes
         ledger_kinds = kinds.make(
@@ -110,7 +109,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 paths=paths,
                 db=db,
                 ledger=ledger,
-                sandboxes=sandboxes,
+                sandboxes=await SandboxStore.open(db),
                 hosted=HostedStore(db),
                 containers=containers,
                 images=images,

@@ -64,6 +64,8 @@ FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 0.1, 10.0
 """Pauses between questions to a shim that does not answer."""
 DRAIN_TIMEOUT_S = 15.0
 """How long the end of a pod waits for creations and starts under way; then its shim is ended under them."""
+SETTLE_TIMEOUT_S = 5.0
+"""How long a stop waits for the word of the end that it has brought about."""
 MAX_LEAVING = 16
 """Pods whose network may be given back behind the answer to stop."""
 
@@ -357,7 +359,7 @@ class Pods:
             try:
                 return await self.controller(pod).wait(pod.id)
             except errors.NotFound:
-                return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+                return _end(UNKNOWN_EXIT_STATUS)
             except errors.AtollError as error:
                 log.warning("pod %s: cannot be watched now: %s", pod.id[:13], error)
             await asyncio.sleep(pause)
@@ -396,8 +398,8 @@ class Pods:
             await self._containers.kill_all(pod)
         if pod.state is not State.NOTREADY:
             with story.step("stop sandbox", f"sandboxer {pod.handler.sandboxer}"):
-                status = await self._stop_sandbox(pod)
-            is_news = pod.ended.set(ExitStatus(exit_status=status, exited_at=datetime.now(UTC)))
+                end = await self._stop_sandbox(pod)
+            is_news = pod.ended.set(end)
             pod.state = State.NOTREADY
             if is_news:
                 self._publish(EventType.STOPPED, pod)
@@ -406,16 +408,21 @@ class Pods:
                 await self._leave_network(pod)
             pod.netns_path = ""
 
-    async def _stop_sandbox(self, pod: Pod) -> int:
-        """Its exit status. Where the runtime handler left the configuration the sandbox is left to the ledger."""
+    async def _stop_sandbox(self, pod: Pod) -> ExitStatus:
+        """How it ended. Where the runtime handler left the configuration the sandbox is left to the ledger."""
         try:
             controller = self.controller(pod)
         except errors.FailedPrecondition as error:
             log.warning("%s; its sandbox is left until then", error)
             pod.reason = str(error)
-            return UNKNOWN_EXIT_STATUS
+            return _end(UNKNOWN_EXIT_STATUS)
         await controller.stop(pod.id)
-        return 0
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                return await controller.wait(pod.id)
+        except (TimeoutError, errors.AtollError) as error:
+            log.info("pod %s: is stopped, its exit status is not known: %s", pod.id[:13], error)
+            return _end(0)
 
     async def _leave_network(self, pod: Pod) -> None:
         """Give the network back: behind the answer where nobody can tell, else now.
@@ -502,6 +509,10 @@ async def _closing(pod: Pod) -> AsyncGenerator[None]:
     except BaseException:
         pod.closing = False
         raise
+
+
+def _end(status: int) -> ExitStatus:
+    return ExitStatus(exit_status=status, exited_at=datetime.now(UTC))
 
 
 def _extensions(
