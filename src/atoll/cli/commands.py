@@ -61,6 +61,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the IDs.")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names, IDs or unique beginnings of IDs.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, an ID or its unique beginning.")]
 
+Interactive = Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")]
+Terminal = Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")]
+Variables = Annotated[
+    list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="A variable; may be repeated.")
+]
+Ports = Annotated[
+    list[str] | None,
+    typer.Option("--publish", "-p", metavar="[IP:]HOST:POD[/udp]", help="Publish a port; may be repeated."),
+]
+Volumes = Annotated[
+    list[str] | None,
+    typer.Option("--volume", "-v", metavar="HOST:TARGET[:ro]", help="Mount a folder; may be repeated."),
+]
+User = Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")]
+Workdir = Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")]
+
 
 @app.callback()
 def shared(socket: Socket = None) -> None:
@@ -101,27 +117,19 @@ def run(
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Of the container and its pod.")] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and print its ID.")] = False,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    publish: Annotated[
-        list[str] | None,
-        typer.Option("--publish", "-p", metavar="[IP:]HOST:POD[/udp]", help="Publish a port; may be repeated."),
-    ] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="A variable; may be repeated.")
-    ] = None,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option("--volume", "-v", metavar="HOST:TARGET[:ro]", help="Mount a folder; may be repeated."),
-    ] = None,
+    interactive: Interactive = False,
+    tty: Terminal = False,
+    publish: Ports = None,
+    env: Variables = None,
+    volume: Volumes = None,
     cpus: Annotated[float | None, typer.Option("--cpus", help="Limit, in CPUs.")] = None,
     memory: Annotated[str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Limit, as in 64MiB.")] = None,
     pids: Annotated[
         int | None, typer.Option("--pids-limit", metavar="NUMBER", help="Limit, in processes and threads.")
     ] = None,
     network: Annotated[NetworkChoice, typer.Option("--network", help="How it is connected.")] = NetworkChoice.default,
-    user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")] = "",
-    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")] = "",
+    user: User = "",
+    workdir: Workdir = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="In place of the image's own.")] = "",
     hostname: Annotated[str, typer.Option("--hostname", help="\\[default: the name]")] = "",
     read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
@@ -204,13 +212,11 @@ def variables(given: list[str] | None) -> dict[str, str]:
 def execute(
     name: Name,
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...")],
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="A variable; may be repeated.")
-    ] = None,
-    user: Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")] = "",
-    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")] = "",
+    interactive: Interactive = False,
+    tty: Terminal = False,
+    env: Variables = None,
+    user: User = "",
+    workdir: Workdir = "",
     timeout: Annotated[float | None, typer.Option("--timeout", help="Kill its tree after so many seconds.")] = None,
     socket: Socket = None,
 ) -> None:
@@ -453,6 +459,21 @@ def doctor(as_json: AsJson = False) -> None:
     from atoll.cli.doctor import report
 
     raise typer.Exit(asyncio.run(report(as_json=as_json)))
+
+
+sandboxer = typer.Typer(help="Sandboxers of one's own.", no_args_is_help=True)
+app.add_typer(sandboxer, name="sandboxer")
+
+
+@sandboxer.command("new")
+def new_sandboxer(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters and digits, in parts joined by '-'.")],
+    parent: Annotated[Path, typer.Option("--in", metavar="DIR", help="Where the project's folder is made.")] = Path(),
+) -> None:
+    """Write a project of a controller that runs and passes the conformance kit."""
+    from atoll.cli.sandboxer import new
+
+    raise typer.Exit(new(name, parent))
 
 
 @app.command("version")
