@@ -68,6 +68,7 @@ def _container_ends(pair: Pair, which: tuple[str, ...]) -> None:
         time.sleep(2.5)
         for name in sorted(which):
             daemons[name].start()
+        pair.reconnected()
         assert pair.exit_code(container) == 9, pair.cri.container_status(container)
         assert pair.is_running(other)
 
@@ -82,6 +83,7 @@ def _sandbox_ends(pair: Pair, which: tuple[str, ...]) -> None:
         time.sleep(0.5)
         for name in sorted(which):
             daemons[name].start()
+        pair.reconnected()
         eventually(lambda: not pair.is_ready(pod), "the pod is not ready")
 
 
@@ -97,6 +99,7 @@ def _killed_while_starting(pair: Pair, which: str) -> None:
             with contextlib.suppress(grpc.RpcError):
                 future.result()
         daemon.start()
+        pair.reconnected()
     pair.cri.remove_all()
     before.expect_the_same(pair, within=RECLAIMED_WITHIN_S)
 
@@ -120,6 +123,7 @@ def _killed_while_stopping(pair: Pair) -> None:
         with contextlib.suppress(grpc.RpcError):
             stop.result()
         pair.atoll.start()
+        pair.reconnected()
         pair.cri.stop_pod(pod)
         remove = pair.cri.future(
             "RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod), pb.RemovePodSandboxResponse
@@ -129,6 +133,7 @@ def _killed_while_stopping(pair: Pair) -> None:
         with contextlib.suppress(grpc.RpcError):
             remove.result()
         pair.atoll.start()
+        pair.reconnected()
         pair.cri.remove_pod(pod)
     before.expect_the_same(pair)
 

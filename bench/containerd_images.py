@@ -1,7 +1,7 @@
 """Stand-ins for the images that critest runs, made on this machine: no registry is asked.
 
-Each has the name that critest pulls, Atoll's built-in busybox as its base and what the specs look for on top. They are
-imported before the run, and critest pulls only what is not there.
+Each has the name that critest pulls, Atoll's built-in busybox as its base and what the specs look for on top. Most are
+imported before the run, and critest pulls only what is not there; some it insists on pulling, from a registry here.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import io
 import subprocess
 import tarfile
 import tempfile
+import threading
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
 from atoll.image import builtin
 from atoll.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
 from bench.daemons import PAUSE_COMMAND, PAUSE_IMAGE
+from bench.places import PATH
 
 E2E = "registry.k8s.io/e2e-test-images"
 STAGING = "gcr.io/k8s-staging-cri-tools"
@@ -57,11 +61,13 @@ class StandIn:
     names: tuple[str, ...]
     files: dict[str, tuple[int, bytes]] = field(default_factory=dict[str, tuple[int, bytes]])
     config: dict[str, object] = field(default_factory=dict[str, object])
+    pulled: bool = False
+    """Pulled by the specs themselves, from `Registry`, and so not imported."""
 
 
 def stand_ins() -> tuple[StandIn, ...]:
     """Every image of the specs that run; needs gcc for the one that is set-user-id."""
-    tools = {"usr/bin/ipcs": (EXECUTABLE, _IPCS.encode()), "usr/bin/pgrep": (EXECUTABLE, _PGREP.encode())}
+    tools = {"usr/bin/ipcs": (EXECUTABLE, _IPCS.encode()), "usr/bin/pgrep": (EXECUTABLE, _PGREP.encode()), **_shell()}
     users = {"etc/passwd": (0o644, _PASSWD.encode()), "etc/group": (0o644, _GROUP.encode())}
     return (
         StandIn(names=(f"{E2E}/busybox:1.29-2", f"{E2E}/busybox:1.29-4"), files=tools, config={"Cmd": ["sh"]}),
@@ -76,6 +82,11 @@ def stand_ins() -> tuple[StandIn, ...]:
             config={"Entrypoint": ["/nnp"]},
         ),
         StandIn(names=(f"{STAGING}/test-image-predefined-group:latest",), files=users, config={"User": "1000"}),
+        StandIn(
+            names=(f"{STAGING}/test-image-tag:test", "registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"),
+            config={"Entrypoint": PAUSE_COMMAND},
+            pulled=True,
+        ),
     )
 
 
@@ -87,6 +98,14 @@ def _server(name: str, port: int) -> StandIn:
     return StandIn(names=(name,), files=files, config={"Entrypoint": ["/usr/sbin/nginx"], "Cmd": ["master process"]})
 
 
+def _shell() -> dict[str, tuple[int, bytes]]:
+    """The host's dash as /bin/sh: busybox's shell does not execute /bin/ls, so it would not see that it is masked."""
+    listed = subprocess.run(["ldd", "/bin/dash"], check=True, capture_output=True, text=True).stdout
+    paths = [word for word in listed.split() if word.startswith("/")]
+    found = {path.lstrip("/"): (EXECUTABLE, Path(path).read_bytes()) for path in paths}
+    return {"bin/sh": (EXECUTABLE, Path("/bin/dash").read_bytes()), **found}
+
+
 def _compiled(source: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:  # a linker must be able to seek
         command = ["gcc", "-static", "-O1", "-x", "c", "-", "-o", f"{folder}/out"]
@@ -94,21 +113,30 @@ def _compiled(source: str) -> bytes:
         return Path(folder, "out").read_bytes()
 
 
-def write_archive(path: Path, images: tuple[StandIn, ...]) -> None:
-    """All of them as one OCI archive, their layers uncompressed."""
-    base = next(one.layer for one in builtin.build(builtin.find_busybox()) if one.name == builtin.BUSYBOX)
-    blobs: dict[str, bytes] = {digest_of(base): base}
-    entries: list[dict[str, object]] = []
-    for image in images:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """What `stand_ins` describes, as blobs and manifests by name."""
+
+    blobs: dict[str, bytes]
+    imported: dict[str, bytes]
+    pulled: dict[str, bytes]
+
+    @classmethod
+    def of(cls, images: tuple[StandIn, ...]) -> Images:
+        base = next(one.layer for one in builtin.build(builtin.find_busybox()) if one.name == builtin.BUSYBOX)
+        made = cls(blobs={digest_of(base): base}, imported={}, pulled={})
+        for image in images:
+            manifest = made._add(image, base)
+            (made.pulled if image.pulled else made.imported).update(dict.fromkeys(image.names, manifest))
+        return made
+
+    def _add(self, image: StandIn, base: bytes) -> bytes:
         layers = [base, _layer(image.files)] if image.files else [base]
         config = msgspec.json.encode(
             {
                 "architecture": "amd64",
                 "os": "linux",
-                "config": {
-                    "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-                    **image.config,
-                },
+                "config": {"Env": [f"PATH={PATH}"], **image.config},
                 "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
             }
         )
@@ -120,15 +148,80 @@ def write_archive(path: Path, images: tuple[StandIn, ...]) -> None:
                 "layers": [_descriptor(OCI_LAYER, layer) for layer in layers],
             }
         )
-        blobs |= {digest_of(data): data for data in (*layers, config, manifest)}
-        for name in image.names:
-            names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
-            entries.append({**_descriptor(OCI_MANIFEST, manifest), "annotations": names})
-    with tarfile.open(path, "w") as archive:
-        _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        _add(archive, "index.json", msgspec.json.encode({"schemaVersion": 2, "manifests": entries}))
-        for digest, data in blobs.items():
-            _add(archive, f"blobs/sha256/{digest.removeprefix('sha256:')}", data)
+        self.blobs.update({digest_of(data): data for data in (*layers, config, manifest)})
+        return manifest
+
+    def write_archive(self, path: Path) -> None:
+        """Those to import as one OCI archive, their layers uncompressed."""
+        entries = [
+            {
+                **_descriptor(OCI_MANIFEST, manifest),
+                "annotations": {
+                    "io.containerd.image.name": name,
+                    "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+                },
+            }
+            for name, manifest in self.imported.items()
+        ]
+        with tarfile.open(path, "w") as archive:
+            _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            _add(archive, "index.json", msgspec.json.encode({"schemaVersion": 2, "manifests": entries}))
+            for digest, data in self.blobs.items():
+                _add(archive, f"blobs/sha256/{digest.removeprefix('sha256:')}", data)
+
+
+class Registry(ThreadingHTTPServer):
+    """Gives what is `pulled`, whatever registry it is asked as, on a port of the loopback; a context."""
+
+    daemon_threads = True
+
+    def __init__(self, images: Images) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        manifests = {name.partition("/")[2].replace(":", "/manifests/"): data for name, data in images.pulled.items()}
+        self.content = {f"/v2/{path}": (OCI_MANIFEST, data) for path, data in manifests.items()}
+        self.blobs = images.blobs
+        self._thread = threading.Thread(target=self.serve_forever)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Registry
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        digest = path.rpartition("/")[2]
+        kind, data = self.server.content.get(path, ("application/octet-stream", self.server.blobs.get(digest, b"")))
+        if "/manifests/sha256:" in path:
+            kind = OCI_MANIFEST
+        self.send_response(200 if data else 404)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        if data:
+            self.send_header("Docker-Content-Digest", digest_of(data))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:

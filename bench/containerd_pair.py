@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 import traceback
@@ -80,9 +82,15 @@ class Pair:
         pod = self.cri.run_pod(request)
         try:
             yield pod, request
-        finally:
-            self.cri.stop_pod(pod)
-            self.cri.remove_pod(pod)
+        except BaseException:
+            with contextlib.suppress(grpc.RpcError):  # the first error is the one to tell
+                self._remove(pod)
+            raise
+        self._remove(pod)
+
+    def _remove(self, pod: str) -> None:
+        self.cri.stop_pod(pod)
+        self.cri.remove_pod(pod)
 
     def run(self, pod: str, request: PodRequest, *script: str) -> str:
         """A started container of the pod with a shell script, by default one that sleeps."""
@@ -137,6 +145,22 @@ class Pair:
             daemons[name].crash()
         for name in sorted(which):
             daemons[name].start()
+        self.reconnected()
+
+    def reconnected(self) -> None:
+        """Wait until containerd has its connection to Atoll back; after a restart of Atoll it pauses before it tries."""
+
+        def answers() -> bool:
+            try:
+                for pod in self.cri.pods():
+                    self.status(pod.id)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return False
+                raise
+            return True
+
+        eventually(answers, "containerd reaches Atoll again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +173,9 @@ class Leftovers:
     def of(cls, pair: Pair) -> Leftovers:
         prefix = pair.containerd.places.prefix
         found = {f"mount {point}" for point in host.mounts_with(prefix)}
-        parents = (f"/{prefix}", pair.containerd.places.cgroup)  # in hierarchies that the run did not make them in
-        found |= {f"cgroup {path}" for path in host.cgroups_with(prefix) if not str(path).endswith(parents)}
+        # The parents of pods' cgroups, which come late in hierarchies that the run did not make them in, are nobody's.
+        parent = re.compile(rf".*/{prefix}(/containerd|/atoll(/[0-9a-f]{{8}})?)?")
+        found |= {f"cgroup {path}" for path in host.cgroups_with(prefix) if not parent.fullmatch(str(path))}
         for daemon in (pair.atoll, pair.containerd):
             processes = host.processes_of(daemon.pid, daemon.places.mark)
             shims = [pid for pid in processes.marked if b"shim" in host.read(f"/proc/{pid}/cmdline")]

@@ -10,12 +10,15 @@ Its binaries are the caller's: this repository neither has them nor builds them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from bench import containerd_images
 from bench.daemons import PAUSE_IMAGE, Atoll, Containerd
@@ -23,6 +26,7 @@ from bench.places import PLUGIN_FOLDERS, Places, wait_until
 
 SHIM = Path(sys.executable).parent / "containerd-shim-atoll-v1"
 HANDLER, PODSANDBOX, OUR_SHIM = "atoll", "runc", "atoll-shim"
+RUNC = "io.containerd.runc.v2"
 VERSIONS = (2, 3, 4)
 UNSTARTED_S = 20.0
 """After which Atoll frees a sandbox that was created and not started; the default would take a check too long."""
@@ -71,6 +75,21 @@ class ContainerdPeer(Containerd):
         self.sandboxer = sandboxer
         self.version = version
         self.log_level = log_level
+        self.images = containerd_images.Images.of(containerd_images.stand_ins())
+        self._registry = containerd_images.Registry(self.images)
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._registry)
+            super().__enter__()
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._registry.__exit__()
 
     def command(self) -> list[str]:
         config = str(self.places.base / "config.toml")
@@ -82,14 +101,15 @@ class ContainerdPeer(Containerd):
 
     def prepare(self) -> None:
         (self.places.base / "config.toml").write_text(configuration(self))
+        hosts = self.places.base / "certs.d" / "_default"
+        hosts.mkdir(parents=True, exist_ok=True)
+        (hosts / "hosts.toml").write_text(f"server = '{self._registry.url}'\n")
 
     def equip(self) -> None:
         archive = self.places.base / "images.tar"
-        images = containerd_images.stand_ins()
-        containerd_images.write_archive(archive, images)
+        self.images.write_archive(archive)
         self.ctr("images", "import", "--local", str(archive))
-        names = [name for image in images for name in image.names]
-        if not wait_until(lambda: all(self.cri.has_image(name) for name in names), every=0.05):
+        if not wait_until(lambda: all(map(self.cri.has_image, self.images.imported)), every=0.05):
             raise RuntimeError(f"{self.places.name}: does not see the imported images")
 
     def ctr(self, *arguments: str, namespace: str = "k8s.io", check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -100,51 +120,52 @@ class ContainerdPeer(Containerd):
 def configuration(peer: ContainerdPeer) -> str:
     """The whole configuration file, in the words of `peer.version`: 2, 3 or 4."""
     places = peer.places
-    folders = [folder for folder in PLUGIN_FOLDERS if Path(folder, "bridge").is_file()]
-    old = peer.version == 2
     cri = "plugins.'io.containerd.grpc.v1.cri'"
-    runtime = cri if old else "plugins.'io.containerd.cri.v1.runtime'"
-    images = (
-        f"[{cri}]\nsandbox_image = '{PAUSE_IMAGE}'"
-        if old
-        else (f"[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{PAUSE_IMAGE}'\n[{cri}]")
-    )
-    server = (
-        f"[plugins.'io.containerd.server.v1.grpc']\naddress = '{places.socket}'\n"
-        f"[plugins.'io.containerd.server.v1.ttrpc']\naddress = '{places.socket}.ttrpc'"
-        if peer.version >= 4
-        else f"[grpc]\naddress = '{places.socket}'"
-    )
-    own = "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true"
-    return f"""version = {peer.version}
-root = '{places.root}'
-state = '{peer.containerd_state}'
-temp = ''
-disabled_plugins = ['io.containerd.snapshotter.v1.devmapper', 'io.containerd.nri.v1.nri']
-{server}
-[proxy_plugins.atoll]
-type = 'sandbox'
-address = '{peer.sandboxer}'
-{images}
-stream_server_address = '127.0.0.1'
-stream_server_port = '0'
-{own if old else f"[{runtime}]{chr(10)}{own}"}
-[{runtime}.containerd]
-default_runtime_name = '{PODSANDBOX}'
-[{runtime}.containerd.runtimes.{PODSANDBOX}]
-runtime_type = 'io.containerd.runc.v2'
-runtime_path = '{peer.binaries.shim}'
-[{runtime}.containerd.runtimes.{HANDLER}]
-runtime_type = 'io.containerd.runc.v2'
-runtime_path = '{peer.binaries.shim}'
-sandboxer = 'atoll'
-[{runtime}.containerd.runtimes.{OUR_SHIM}]
-runtime_type = 'io.containerd.atoll.v1'
-runtime_path = '{SHIM}'
-[{runtime}.cni]
-bin_dirs = {folders}
-conf_dir = '{places.conf_dir}'
-"""
+    is_old = peer.version == 2
+    runtime = cri if is_old else "plugins.'io.containerd.cri.v1.runtime'"
+    images = cri if is_old else "plugins.'io.containerd.cri.v1.images'"
+    server = "plugins.'io.containerd.server.v1"
+    tables: dict[str, dict[str, object]] = {
+        "proxy_plugins.atoll": {"type": "sandbox", "address": str(peer.sandboxer)},
+        cri: {"stream_server_address": "127.0.0.1", "stream_server_port": "0"},
+        f"{images}.registry": {"config_path": str(places.base / "certs.d")},
+        f"{runtime}.containerd": {"default_runtime_name": PODSANDBOX},
+        f"{runtime}.containerd.runtimes.{PODSANDBOX}": {"runtime_type": RUNC, "runtime_path": str(peer.binaries.shim)},
+        f"{runtime}.containerd.runtimes.{HANDLER}": {
+            "runtime_type": RUNC,
+            "runtime_path": str(peer.binaries.shim),
+            "sandboxer": "atoll",
+        },
+        f"{runtime}.containerd.runtimes.{OUR_SHIM}": {
+            "runtime_type": "io.containerd.atoll.v1",
+            "runtime_path": str(SHIM),
+        },
+        f"{runtime}.cni": {
+            "bin_dirs": [folder for folder in PLUGIN_FOLDERS if Path(folder, "bridge").is_file()],
+            "conf_dir": str(places.conf_dir),
+        },
+    }
+    tables.setdefault(runtime, {}).update({"restrict_oom_score_adj": True, "netns_mounts_under_state_dir": True})
+    if is_old:
+        tables[cri]["sandbox_image"] = PAUSE_IMAGE
+    else:
+        tables[f"{images}.pinned_images"] = {"sandbox": PAUSE_IMAGE}
+    if peer.version >= 4:
+        tables[f"{server}.grpc'"] = {"address": str(places.socket)}
+        tables[f"{server}.ttrpc'"] = {"address": f"{places.socket}.ttrpc"}
+    else:
+        tables["grpc"] = {"address": str(places.socket)}
+    top = {
+        "version": peer.version,
+        "root": str(places.root),
+        "state": str(peer.containerd_state),
+        "disabled_plugins": ["io.containerd.snapshotter.v1.devmapper", "io.containerd.nri.v1.nri"],
+    }
+    return "\n".join([_lines(top), *(f"[{name}]\n{_lines(table)}" for name, table in tables.items())])
+
+
+def _lines(table: dict[str, object]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
 class AtollPeer(Atoll):
