@@ -54,9 +54,16 @@ def code(path: Path) -> list[str]:
 
 
 def commands() -> dict[str, TyperCommand]:
+    """Every command by its words, such as `run` and `sandboxer new`."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
+    found: dict[str, TyperCommand] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            found |= {f"{name} {sub}": one for sub, one in command.commands.items() if isinstance(one, TyperCommand)}
+        elif isinstance(command, TyperCommand):
+            found[name] = command
+    return found
 
 
 @each_document
@@ -80,8 +87,9 @@ def test_commands_and_options_exist(path: Path) -> None:
             words = line.split()
             if words[0].startswith("-"):
                 continue
-            assert words[0] in known, f"atoll {line}"
-            options = {option for parameter in known[words[0]].params for option in parameter.opts} | {"--help"}
+            name = words[0] if words[0] in known else " ".join(words[:2])
+            assert name in known, f"atoll {line}"
+            options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
             own = words[1:] if words[0] not in ("exec", "run") else up_to_command(words[1:])
             assert {word for word in own if word.startswith("--")} <= options, f"atoll {line}"
 
