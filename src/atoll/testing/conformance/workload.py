@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ from atoll.sandbox.controller import ControllerInstance
 
 SHARED = {"ipc": "ipc", "network": "net", "pid": "pid", "uts": "uts"}
 """The namespaces that the containers of a pod share: the runtime spec's name, the kernel's."""
+
+
+MOUNTS: tuple[dict[str, object], ...] = (
+    {"destination": "/proc", "type": "proc", "source": "proc"},
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+    {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]},
+)
 
 
 def find_busybox() -> Path | None:
@@ -98,14 +105,22 @@ def _cgroup(pid: int) -> str:
     return paths.get("pids", paths.get("", "/")).rstrip("/")
 
 
-def spec(arguments: tuple[str, ...], *, cgroup: str, namespaces: list[dict[str, str]], terminal: bool = False) -> bytes:
+def spec(
+    arguments: tuple[str, ...],
+    *,
+    cgroup: str,
+    namespaces: list[dict[str, str]],
+    terminal: bool = False,
+    annotations: Mapping[str, str] | None = None,
+) -> bytes:
     """The JSON of an OCI runtime spec for busybox."""
     return json.dumps(
         {
             "ociVersion": "1.0.2",
             "process": process(arguments, terminal=terminal),
             "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": list(MOUNTS),
+            "annotations": dict(annotations or {}),
             "linux": {"cgroupsPath": cgroup, "namespaces": namespaces},
         }
     ).encode()
