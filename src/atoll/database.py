@@ -178,9 +178,9 @@ def quarantine(connection: Connection, source: str, key: str, row: sqlite3.Row, 
     )
 
 
-def quarantined(connection: Connection, source: str) -> tuple[Quarantined, ...]:
-    """What `quarantine` ever took out of the table `source`, oldest first."""
-    rows = connection.execute("SELECT * FROM quarantine WHERE source = ? ORDER BY at", (source,))
+def quarantined(connection: Connection, source: str | None = None) -> tuple[Quarantined, ...]:
+    """What `quarantine` ever took out of the table `source`, or of any, oldest first."""
+    rows = connection.execute("SELECT * FROM quarantine WHERE source = ? OR ? IS NULL ORDER BY at", (source, source))
     return tuple(
         Quarantined(
             source=row["source"],

@@ -442,7 +442,7 @@ def test_the_store_follows_containerds_rules(api: SandboxAPI, daemon: Daemon) ->
     assert listed("labels.app==web,labels.app==db") == []
     assert listed("labels.app~=^d") == [two]
     assert listed("labels.missing") == []
-    assert api.inside("empty").store("List").list == []  # pyright: ignore[reportUnknownMemberType]
+    assert api.inside("empty").store("List").list == []
     with refused(CODE.INVALID_ARGUMENT, "filter"):
         listed("labels.app=web")
 

@@ -246,7 +246,7 @@ def test_a_damaged_record_is_kept_aside_and_told(api: SandboxAPI, daemon: Daemon
     made, whole = api.run(), api.run()
     daemon.stop()
     with sqlite3.connect(roots.root / "state.db") as db:
-        before = db.execute("SELECT state FROM hosted WHERE id = ?", (made,)).fetchone()[0]
+        row = tuple(db.execute("SELECT * FROM hosted WHERE id = ?", (made,)).fetchone())
         db.execute("UPDATE hosted SET state = '{' WHERE id = ?", (made,))
     daemon.start()
     assert state_of(api, whole) == READY
@@ -259,14 +259,9 @@ def test_a_damaged_record_is_kept_aside_and_told(api: SandboxAPI, daemon: Daemon
     assert Path(f"/run/{roots.prefix}/shims/{made}").exists(), "what is a damaged record's is left alone"
     daemon.stop()
     with sqlite3.connect(roots.root / "state.db") as db:
-        row = db.execute("SELECT content FROM quarantine WHERE source = 'hosted'").fetchone()
-        assert made in row[0]
+        assert made in db.execute("SELECT content FROM quarantine WHERE source = 'hosted'").fetchone()[0]
         db.execute("DELETE FROM quarantine")
-        db.execute(
-            "INSERT INTO hosted VALUES (?, ?, ?, ?, ?)",
-            ("k8s.io", made, made, db.execute("SELECT sandbox FROM hosted").fetchone()[0], before),
-        )
-        db.execute("UPDATE hosted SET sandbox = replace(CAST(sandbox AS TEXT), ?, ?) WHERE id = ?", (whole, made, made))
+        db.execute("INSERT INTO hosted VALUES (?, ?, ?, ?, ?)", row)
     daemon.start()
     assert state_of(api, made) == READY
     for one in (made, whole):

@@ -119,13 +119,6 @@ class RuntimeService:
         container = self._engine.containers.get(container_id)
         return self._engine.pods.get(container.sandbox_id), container
 
-    def _pod_of(self, container: Container) -> Pod | None:
-        """None where the pod is gone, or its record cannot be read."""
-        try:
-            return self._engine.pods.get(container.sandbox_id)
-        except errors.NotFound:
-            return None
-
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: object) -> pb.CreateContainerResponse:
         pod = self._engine.pods.get(request.pod_sandbox_id)
         container = await self._engine.containers.create(pod, to_struct(ContainerConfig, request.config))
@@ -141,7 +134,7 @@ class RuntimeService:
             container = self._engine.containers.get(request.container_id)
         except errors.NotFound:
             return pb.StopContainerResponse()
-        await self._engine.containers.stop(self._pod_of(container), container.id, float(request.timeout))
+        await self._engine.containers.stop(self._engine.pod_of(container), container.id, float(request.timeout))
         return pb.StopContainerResponse()
 
     async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: object) -> pb.RemoveContainerResponse:
@@ -149,7 +142,7 @@ class RuntimeService:
             container = self._engine.containers.get(request.container_id)
         except errors.NotFound:
             return pb.RemoveContainerResponse()
-        await self._engine.containers.remove(self._pod_of(container), container.id)
+        await self._engine.containers.remove(self._engine.pod_of(container), container.id)
         return pb.RemoveContainerResponse()
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: object) -> pb.ListContainersResponse:
@@ -227,7 +220,7 @@ class RuntimeService:
         answer = pb.ListContainerStatsResponse()
         for container in self._selected(wanted.id, wanted.pod_sandbox_id):
             # Read one by one: a pod may have gone since the list was made.
-            pod = self._pod_of(container)
+            pod = self._engine.pod_of(container)
             if pod is not None and views.has_labels(container.record.labels, wanted.label_selector):
                 answer.stats.append(await stats.of_container(self._engine, pod, container))
         return answer

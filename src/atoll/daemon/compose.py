@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -91,7 +91,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes
-        ledger_kinds = kinds.make(
+        ledger_kinds = _further_kinds(config, paths, relays, blocking) | kinds.make(
             paths,
             config,
             network=network,
@@ -101,7 +101,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             reaper=orphans,
             blocking=blocking,
         )
-        ledger_kinds |= _further_kinds(config, paths, relays, lambda: _namespaces(ledger), blocking)
+        ledger_kinds |= strays.make(paths, lambda: _namespaces(ledger), spawner, blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(
@@ -136,13 +136,10 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         yield engine
 
 
-def _further_kinds(
-    config: Config, paths: Paths, relays: Relays, namespaces: Callable[[], frozenset[str]], blocking: Blocking
-) -> dict[str, Kind]:
+def _further_kinds(config: Config, paths: Paths, relays: Relays, blocking: Blocking) -> dict[str, Kind]:
     return {
         kinds.RELAY: kinds.RelayKind(relays, paths.relays, blocking),
         LINKS: LinksKind(config, paths.pods, blocking),
-        **strays.make(paths, namespaces, blocking),
     }
 
 

@@ -10,6 +10,8 @@ import time
 
 from atoll import errors
 from atoll.concurrency import SingleFlight
+from atoll.container.store import Container
+from atoll.database import quarantined
 from atoll.engine import hosted_recovery, kinds, recovery
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
@@ -90,9 +92,9 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._recovered.wait(), READY_TIMEOUT_S)
 
-    def pod_of(self, container_id: str) -> Pod:
-        """The pod of a container; raises `NotFound`."""
-        return self.pods.get(self.containers.get(container_id).sandbox_id)
+    def pod_of(self, container: Container) -> Pod | None:
+        """The pod of a container; None where it is gone, or its record cannot be read."""
+        return self.pods.find(container.sandbox_id)
 
     def owners(self) -> frozenset[str]:
         """Everybody whose ledger entries are in order: pods, their networks, containers, hosted sandboxes."""
@@ -112,7 +114,9 @@ class Engine:
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""
         await self.pods.settle(SETTLE_TIMEOUT_S)
+        damaged = fsck.damaged(await self.parts.db.read(quarantined))
         found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
+        found = Findings(findings=(*found.findings, *damaged))
         if not repair:
             return found, found
         return found, await fsck.repair(self.parts.ledger, found)

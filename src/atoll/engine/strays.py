@@ -3,6 +3,7 @@
     shim      a shim of ours, or a relay's process, whose bundle is gone
     mount     a mount below the daemon's folders, outside of those whose kinds see to their own mounts
     socket    a shim's socket where nobody listens, and no bundle's
+    oci       what an OCI runtime still knows of a container whose bundle is gone
     address   an address of the default network leased to nobody that is attached
 
 Nothing of these is ever entered by an operation, so every one found is a stray; an entry lives while one is released.
@@ -10,22 +11,30 @@ Nothing of these is ever entered by an operation, so every one found is a stray;
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import ipaddress
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import msgspec
 
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.engine.paths import Paths
 from atoll.ledger.kind import Entry, Found, Kind
 from atoll.linux import mounts, process
+from atoll.linux.process import Spawner
+from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
 from atoll.runtime import ending
 
 RELAY = "atoll-relay"
+CRUN_RECORD, RUNC_RECORD = "status", "state.json"
+"""What crun and runc write of a container, in a folder of its name."""
 DELETED = " (deleted)"
 
 
@@ -164,6 +173,59 @@ class StraySocketKind(Kind):
         return await self._blocking.run(os.path.lexists, self._paths.sockets / entry.key)
 
 
+class StrayContainerKind(Kind):
+    """Records of OCI runtimes in the folders that are ours; each names the container's bundle, whoever made that."""
+
+    name = "oci"
+    volatile = True
+    limit_s: float = 30.0
+
+    def __init__(self, paths: Paths, spawner: Spawner, blocking: Blocking) -> None:
+        self._paths = paths
+        self._spawner = spawner
+        self._blocking = blocking
+
+    def _roots(self) -> list[Path]:
+        others = self._paths.state / "oci.d"
+        return [self._paths.state / "oci", *(others / name for name in _names(others))]
+
+    async def scan(self) -> list[Found]:
+        return await self._blocking.run(self._scan)
+
+    def _scan(self) -> list[Found]:
+        return [
+            Found(kind=self.name, key=str((root / name).relative_to(self._paths.state)))
+            for root in self._roots()
+            for name in _names(root)
+            if self._is_stray(root / name)
+        ]
+
+    @staticmethod
+    def _is_stray(record: Path) -> bool:
+        bundle = _bundle_of(record)
+        return bundle is not None and not bundle.is_dir()
+
+    def _record(self, entry: Entry) -> Path:
+        path = self._paths.state / entry.key
+        if path.parent not in self._roots() or ".." in path.parts:
+            raise errors.InvalidArgument(f"container record {entry.key!r}: is not in a folder of this daemon")
+        return path
+
+    async def release(self, entry: Entry) -> None:
+        record = self._record(entry)
+        if not await self._blocking.run(self._is_stray, record):
+            return
+        program = "crun" if (record / CRUN_RECORD).exists() else "runc"
+        binary = shutil.which(program, path=ENVIRONMENT["PATH"])
+        if binary is None:
+            raise errors.FailedPrecondition(f"container record {entry.key}: {program}, which made it, is not installed")
+        with contextlib.suppress(errors.NotFound):
+            await OCIRuntime(Path(binary), record.parent, self._spawner).delete(record.name, force=True)
+
+    async def exists(self, entry: Entry) -> bool:
+        return await self._blocking.run(self._is_stray, self._record(entry))
+
+
 class StrayAddressKind(Kind):
     """Leases of host-local for the default network: a file an address, whose first line is the container ID."""
 
@@ -217,12 +279,15 @@ class StrayAddressKind(Kind):
         return await self._blocking.run(os.path.lexists, self._folder / entry.key)
 
 
-def make(paths: Paths, namespaces: Callable[[], frozenset[str]], blocking: Blocking) -> dict[str, Kind]:
+def make(
+    paths: Paths, namespaces: Callable[[], frozenset[str]], spawner: Spawner, blocking: Blocking
+) -> dict[str, Kind]:
     """Those that need only our own folders, by name; `namespaces` tells the containerd namespaces with sandboxes."""
     kinds: tuple[Kind, ...] = (
         StrayShimKind(paths, namespaces, blocking),
         StrayMountKind(paths, blocking),
         StraySocketKind(paths, namespaces, blocking),
+        StrayContainerKind(paths, spawner, blocking),
     )
     return {kind.name: kind for kind in kinds}
 
@@ -234,6 +299,31 @@ def _owned_sockets(paths: Paths, namespaces: frozenset[str]) -> set[str]:
     return {
         hashlib.sha256(f"{namespace}/{one}".encode()).hexdigest()[:32] for one in owners for namespace in namespaces
     }
+
+
+class _Crun(msgspec.Struct):
+    bundle: str = ""
+
+
+class _RuncConfig(msgspec.Struct):
+    labels: list[str] = []
+
+
+class _Runc(msgspec.Struct):
+    config: _RuncConfig = msgspec.field(default_factory=_RuncConfig)
+
+
+def _bundle_of(record: Path) -> Path | None:
+    """The bundle that a runtime's record of a container names; None for what is no such record."""
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            bundle = msgspec.json.decode((record / CRUN_RECORD).read_bytes(), type=_Crun).bundle
+            return Path(bundle) if bundle else None
+        labels = msgspec.json.decode((record / RUNC_RECORD).read_bytes(), type=_Runc).config.labels
+    except (OSError, msgspec.MsgspecError):
+        return None
+    named = [label.removeprefix("bundle=") for label in labels if label.startswith("bundle=")]
+    return Path(named[0]) if named else None
 
 
 def _names(folder: Path) -> list[str]:

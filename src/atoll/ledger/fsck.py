@@ -6,6 +6,7 @@
     stray      a resource of ours without an entry
     unknown    an entry of a kind this Atoll does not have
     unseen     a kind that could not be looked at
+    damaged    a record that could not be read, and is kept aside with all that is its own
 
 `plan` only looks; `repair` mends by the same walk that every removal takes.
 """
@@ -21,6 +22,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import settle, wait_all
+from atoll.database import Quarantined
 from atoll.ledger.kind import Entry, Found, Intent, Kind
 from atoll.ledger.ledger import Ledger
 
@@ -37,7 +39,11 @@ class Problem(StrEnum):
     STRAY = "stray"
     UNKNOWN = "unknown"
     UNSEEN = "unseen"
+    DAMAGED = "damaged"
 
+
+_NOT_MENDED = (Problem.UNKNOWN, Problem.UNSEEN, Problem.DAMAGED)
+"""What `repair` leaves to somebody who knows better."""
 
 _REMEDIES = {
     Problem.OWED: "try its release again",
@@ -46,6 +52,7 @@ _REMEDIES = {
     Problem.STRAY: "enter it in the ledger and release it",
     Problem.UNKNOWN: "run the atoll that entered it, or release it by hand",
     Problem.UNSEEN: "see the reason, then run fsck again",
+    Problem.DAMAGED: "mend the row in the database's table `quarantine`, or delete it there; then start the daemon again",
 }
 
 
@@ -105,13 +112,20 @@ async def plan(
     return Findings(findings=tuple(finding for finding in second.findings if _identity(finding) in seen))
 
 
+def damaged(records: Iterable[Quarantined]) -> tuple[Finding, ...]:
+    """A finding for each record in quarantine."""
+    return tuple(
+        _finding(Problem.DAMAGED, one.source, one.key, one.key.rpartition("/")[2], one.reason) for one in records
+    )
+
+
 async def repair(ledger: Ledger, findings: Findings) -> Findings:
     """Do each finding's remedy; what could not be mended, with the reason as its `detail`.
 
     What was mended or has gone since `plan` looked is not touched again.
     """
-    left = [finding for finding in findings.findings if finding.problem in (Problem.UNKNOWN, Problem.UNSEEN)]
-    work = [finding for finding in findings.findings if finding.problem not in (Problem.UNKNOWN, Problem.UNSEEN)]
+    left = [finding for finding in findings.findings if finding.problem in _NOT_MENDED]
+    work = [finding for finding in findings.findings if finding.problem not in _NOT_MENDED]
     entered: list[tuple[Finding, Entry]] = []
     for finding in work:
         try:

@@ -49,6 +49,7 @@ class RuntimeService:
         )
 
     def _container(self, container_id: str) -> tuple[Pod, Container]:
+        """A container and its pod, for what a container without one cannot do; raises `NotFound`."""
         container = self._engine.containers.get(container_id)
         return self._engine.pods.get(container.sandbox_id), container
 
@@ -120,7 +121,7 @@ class RuntimeService:
     # --- logs and waits ---
 
     async def Logs(self, request: pb.LogsRequest, context: object) -> AsyncIterator[pb.LogsResponse]:
-        _, container = self._container(request.container_id)
+        container = self._engine.containers.get(request.container_id)
         if not container.metadata.log_path:
             raise errors.FailedPrecondition(
                 f"container {container.id[:13]}: keeps no log; run it in a pod with a log directory"
@@ -138,7 +139,7 @@ class RuntimeService:
                 yield _line(line)
 
     async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
-        _, container = self._container(request.container_id)
+        container = self._engine.containers.get(request.container_id)
         return pb.WaitResponse(exit=await _container_exit(container))
 
     # --- images ---
