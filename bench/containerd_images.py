@@ -84,7 +84,8 @@ def stand_ins() -> tuple[StandIn, ...]:
         StandIn(names=(f"{STAGING}/test-image-predefined-group:latest",), files=users, config={"User": "1000"}),
         StandIn(
             names=(f"{STAGING}/test-image-tag:test", "registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"),
-            config={"Entrypoint": PAUSE_COMMAND},
+            # An ID of its own: the specs remove it by its ID, and with it every name that it has.
+            config={"Entrypoint": PAUSE_COMMAND, "Labels": {"for": "pulls"}},
             pulled=True,
         ),
     )

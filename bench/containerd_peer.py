@@ -26,7 +26,7 @@ from bench.places import PLUGIN_FOLDERS, Places, wait_until
 
 SHIM = Path(sys.executable).parent / "containerd-shim-atoll-v1"
 HANDLER, PODSANDBOX, OUR_SHIM = "atoll", "runc", "atoll-shim"
-RUNC = "io.containerd.runc.v2"
+RUNC, OURS = "io.containerd.runc.v2", "io.containerd.atoll.v1"
 VERSIONS = (2, 3, 4)
 UNSTARTED_S = 20.0
 """After which Atoll frees a sandbox that was created and not started; the default would take a check too long."""
@@ -132,12 +132,13 @@ def configuration(peer: ContainerdPeer) -> str:
         f"{runtime}.containerd": {"default_runtime_name": PODSANDBOX},
         f"{runtime}.containerd.runtimes.{PODSANDBOX}": {"runtime_type": RUNC, "runtime_path": str(peer.binaries.shim)},
         f"{runtime}.containerd.runtimes.{HANDLER}": {
-            "runtime_type": RUNC,
-            "runtime_path": str(peer.binaries.shim),
+            # Executed for its features (-info), and to take away tasks whose shim is gone (delete).
+            "runtime_type": OURS,
+            "runtime_path": str(SHIM),
             "sandboxer": "atoll",
         },
         f"{runtime}.containerd.runtimes.{OUR_SHIM}": {
-            "runtime_type": "io.containerd.atoll.v1",
+            "runtime_type": OURS,
             "runtime_path": str(SHIM),
         },
         f"{runtime}.cni": {

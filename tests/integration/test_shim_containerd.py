@@ -186,6 +186,19 @@ def test_a_container_outlives_its_containerd(containerd: Containerd) -> None:
     containerd.ctr("container", "rm", "old")
 
 
+def test_an_exit_without_a_containerd_is_told_by_the_next(containerd: Containerd) -> None:
+    script = "trap 'exit 9' TERM; while :; do sleep 0.05; done"
+    containerd.run("gone", "/bin/sh", "-c", script, flags=("-d",))
+    pid = containerd.pid("gone")
+    containerd.kill()
+    os.kill(pid, signal.SIGTERM)
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists(), within=WITHIN_S)
+    containerd.start()
+    assert containerd.status("gone") == "STOPPED"
+    assert "non-zero exit code 9" in containerd.ctr("task", "rm", "gone", check=False).stderr
+    containerd.ctr("container", "rm", "gone")
+
+
 def test_what_a_killed_shim_leaves_is_cleaned_up(containerd: Containerd) -> None:
     containerd.run("dead", "/bin/sleep", "600", flags=("-d",))
     pid = containerd.pid("dead")

@@ -391,9 +391,14 @@ class Container:
             self._publish("/tasks/checkpointed", event)
 
     def pids(self) -> list[tuple[int, str]]:
-        """Every process of the container, with the exec id of those that are execs."""
+        """Every process of the container, with the exec id of those that are execs; once all ended, the init's.
+
+        A containerd that starts takes a shim whose task lists no process for a leaked one: it deletes the task, and how
+        that ended is lost.
+        """
         execs = {process.pid: exec_id for exec_id, process in self.execs.items() if self._runs(process)}
-        return [(pid, execs.get(pid, "")) for pid in cgroups.pids(self.cgroups)]
+        found = [(pid, execs.get(pid, "")) for pid in cgroups.pids(self.cgroups)]
+        return found or ([(self.init.pid, "")] if self.init.pid else [])
 
     # delete
 
