@@ -89,9 +89,9 @@ class BubblewrapSandboxer(s.Controller):
             raise
 
     async def _told(self, folder: Path, process: asyncio.subprocess.Process) -> dict[str, int]:
-        """What bwrap says of the process that it began."""
+        """What bwrap says of the process that it began, once that is past bwrap's own code."""
         async with asyncio.timeout(TELLS_WITHIN_S):
-            while "child-pid" not in (told := _read_status(folder)):
+            while not _is_begun(told := _read_status(folder)):
                 if process.returncode is not None:
                     why = (folder / "output").read_text(errors="replace").strip()
                     raise errors.FailedPrecondition(f"sandbox {folder.name}: {why or 'bwrap ended at once'}")
@@ -257,6 +257,16 @@ def _is_it(pid: int, told: dict[str, int]) -> bool:
     """Whether `pid` is still the process that bwrap began, and no later one of that number."""
     with contextlib.suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino == told.get("mnt-namespace", 0)
+    return False
+
+
+def _is_begun(told: dict[str, int]) -> bool:
+    """Whether the program is executed, or has ended already."""
+    if "child-pid" not in told or "exit-code" in told:
+        return "child-pid" in told
+    with contextlib.suppress(OSError):
+        programs = {os.readlink(f"/proc/{pid}/exe") for pid in [told["child-pid"], *_children(told["child-pid"])]}
+        return any(Path(program).name != "bwrap" for program in programs)
     return False
 
 

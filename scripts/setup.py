@@ -72,6 +72,7 @@ TEST_NEEDS = (
     Need(("openssl",), "openssl", "makes the certificates of the test registries"),
     Need(("htpasswd",), "apache2-utils", "makes the passwords of the test registries"),
     Need(("nft",), "nftables", "lists the firewall's rules for the leak guard"),
+    Need(("bwrap",), "bubblewrap", "an example of a sandboxer drives it"),
     Need(("ip",), "iproute2", "makes test networks"),
     Need(("zstd",), "zstd", "makes zstd layers"),
     Need(("setfattr",), "attr", "extended attributes in test layers"),
