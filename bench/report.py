@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench import timing
+from bench import sandbox_api, timing
 from bench.costs import STAGES, Calls, Memory
+from bench.sandbox_api import Sandboxes
 from bench.timing import Samples, Throughput
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -51,6 +52,7 @@ class Result:
     cpu: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
     calls: dict[str, dict[str, Calls]] = field(default_factory=dict[str, dict[str, Calls]])
     calls_pods: int = 0
+    sandbox_api: Sandboxes | None = None
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2)
@@ -66,6 +68,8 @@ def markdown(result: Result) -> str:
             parts.append(
                 _latency_table(result.latencies[name], title, (timing.RUN, timing.STOP_POD, timing.REMOVE_POD))
             )
+    if result.sandbox_api is not None:
+        parts.append(sandbox_api.table(result.sandbox_api))
     if result.throughput:
         parts.append(_throughput_table(result.throughput))
     if result.memory:

@@ -12,19 +12,20 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import costs, host, places, report, timing
+from bench import costs, host, places, report, sandbox_api, timing
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
 from bench.report import PAGE, Result
 from bench.timing import Contestant
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("latency", "pool", "host", "throughput", "memory", "cpu", "calls")
+PARTS = ("latency", "pool", "host", "sandbox", "throughput", "memory", "cpu", "calls")
 POOL_SIZE = 4
 TRACED_PODS = 5
 
@@ -77,6 +78,10 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
                 Contestant(name=one.name, daemon=one.daemon, handler=one.handler, host_network=True) for one in all_[:2]
             ]
             result.latencies["host"] = timing.latencies(on_host, n=options.n, warm_up=options.warm_up, containers=False)
+        if "sandbox" in wanted:
+            _say("sandbox API")
+            base_host, own_host = (replace(one, host_network=True) for one in all_[:2])
+            result.sandbox_api = sandbox_api.measure(base_host, own_host, n=options.n, warm_up=options.warm_up)
         if "pool" in wanted:
             _say("pool")
             _pool(result, containerd, prefix, options)
