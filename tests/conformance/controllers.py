@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -190,14 +190,14 @@ class Real:
         group = Cgroup(f"/{self.roots.prefix}", detect())
         await asyncio.to_thread(group.delete, CGROUP_WITHIN_S)
         # Nobody deletes the containers that the kit puts into a sandbox, and this shim leaves runc's records of them.
-        for record in (RUNC_ROOTS / self.roots.prefix).glob("work-*"):
+        for record in (RUNC_ROOTS / self.roots.prefix).glob("*-w[0-9]*"):
             shutil.rmtree(record)
         with contextlib.suppress(FileNotFoundError):
             (RUNC_ROOTS / self.roots.prefix).rmdir()
 
 
 @asynccontextmanager
-async def real(roots: Roots) -> AsyncIterator[Real]:
+async def real(roots: Roots) -> AsyncGenerator[Real]:
     async with AsyncExitStack() as stack:
         blocking = Blocking(threads=4)
         stack.callback(blocking.close)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -21,7 +21,7 @@ MATRIX = [(kind, wire) for kind in KINDS for wire in (IN_PROCESS, GRPC, TTRPC)] 
 
 
 @pytest.fixture(params=MATRIX, ids=lambda pair: "-".join(pair).replace(" ", "-"))
-async def subject(request: pytest.FixtureRequest, roots: Roots) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest, roots: Roots) -> AsyncGenerator[Subject]:
     kind, wire = request.param
     async with AsyncExitStack() as stack:
         made = fake_subject() if kind == "fake" else (await stack.enter_async_context(real(roots))).subject(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ class Served:
 
 
 @asynccontextmanager
-async def through(subject: Subject, wire: str, folder: Path) -> AsyncIterator[Subject]:
+async def through(subject: Subject, wire: str, folder: Path) -> AsyncGenerator[Subject]:
     """`subject` behind a socket in `folder`; a restart of it ends every connection."""
     address = f"{wire}+unix://{folder}/{wire}.sock"
     served = Served(address)
@@ -44,7 +44,7 @@ async def through(subject: Subject, wire: str, folder: Path) -> AsyncIterator[Su
         return remote
 
     @asynccontextmanager
-    async def another() -> AsyncIterator[Controller]:
+    async def another() -> AsyncGenerator[Controller]:
         made = RemoteController(address)
         try:
             yield made

@@ -59,7 +59,7 @@ def runs_busybox(folder: Path, namespace: str) -> Callable[[ControllerInstance],
     async def populate(instance: ControllerInstance) -> None:
         if not instance.address or instance.address.startswith("grpc"):
             return
-        name = f"work-{next(numbers)}"
+        name = f"{instance.sandbox_id}-w{next(numbers)}"
         bundle = Bundle(id=name, namespace=namespace, path=folder / name)
         bundle.create(sleeping(instance.pid, name))
         fill(bundle.rootfs, busybox)
