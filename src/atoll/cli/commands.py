@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli import outcome
+from atoll.cli import conformance, outcome
 
 if TYPE_CHECKING:
     from atoll.client import Client, Container, Pod
@@ -482,6 +482,9 @@ def version(as_json: AsJson = False, socket: Socket = None) -> None:
     from atoll.cli.version import show_version
 
     raise typer.Exit(show_version(socket, as_json=as_json))
+
+
+app.add_typer(conformance.app)
 
 
 def run_app(arguments: list[str]) -> int:
