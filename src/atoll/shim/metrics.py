@@ -7,16 +7,20 @@ the kernel's admin guide.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_cgroups_v1_pb2 as v1_pb2
 from atoll.api import containerd_cgroups_v2_pb2 as v2_pb2
+from atoll.linux import cgroup_layout
 from atoll.shim import wire
 
 UNLIMITED = (1 << 64) - 1
@@ -44,6 +48,48 @@ def of_cgroup(folders: tuple[Path, ...], what: str) -> AnyMessage:
     if present.path("memory.usage_in_bytes") or present.path("cpuacct.usage"):
         return wire.pack(_v1(present))
     return wire.pack(_v2(present))
+
+
+def of_cgroups(groups: Iterable[tuple[Path, ...]]) -> AnyMessage:
+    """The metrics of several cgroups together: sums, but the largest of limits, peaks and shares of time."""
+    present = [_Folders(folders) for group in groups if (folders := tuple(filter(Path.is_dir, group)))]
+    is_v1 = cgroup_layout.detect().layout is not cgroup_layout.Layout.V2
+    total: Message = v1_pb2.Metrics() if is_v1 else v2_pb2.Metrics()
+    for files in present:
+        _add(total, _v1(files) if is_v1 else _v2(files))
+    return wire.pack(total)
+
+
+_LARGEST = frozenset(("limit", "max", "usage_limit", "max_usage", "swap_limit", "swap_max_usage"))
+_KEYS = frozenset(("op", "device", "major", "minor", "pagesize"))
+
+
+def _add(total: Message, more: Message) -> None:
+    for field, value in more.ListFields():
+        name = field.name
+        if field.is_repeated and field.message_type is not None:
+            _add_entries(getattr(total, name), value)
+        elif field.is_repeated:
+            both = itertools.zip_longest(getattr(total, name), value, fillvalue=0)
+            getattr(total, name)[:] = [one + other for one, other in both]
+        elif field.message_type is not None:
+            _add(getattr(total, name), value)
+        elif name in _KEYS:
+            setattr(total, name, value)
+        elif name in _LARGEST or name.startswith("hierarchical_") or isinstance(value, float):
+            setattr(total, name, max(getattr(total, name), value))
+        else:
+            setattr(total, name, min(UNLIMITED, getattr(total, name) + value))
+
+
+def _add_entries(total: RepeatedCompositeFieldContainer[Any], more: Iterable[Message]) -> None:
+    known = {_key(entry): entry for entry in total}
+    for entry in more:
+        _add(known.get(_key(entry)) or total.add(), entry)
+
+
+def _key(entry: Message) -> tuple[object, ...]:
+    return tuple(getattr(entry, name, None) for name in sorted(_KEYS))
 
 
 class _Folders:

@@ -124,7 +124,11 @@ class SandboxService:
         self, request: pb.SandboxMetricsRequest, context: CallContext
     ) -> pb.SandboxMetricsResponse:
         pod = self._find(request.sandbox_id)
-        data = metrics.of_cgroup(pod.cgroup_folders(), f"sandbox {pod.id}")
+        folders = pod.cgroup_folders()
+        if any(folder.is_dir() for folder in folders):
+            data = metrics.of_cgroup(folders, f"sandbox {pod.id}")
+        else:
+            data = metrics.of_cgroups(container.cgroups for container in self._task.running)
         found = types_pb2.Metric(timestamp=wire.timestamp(time.time_ns()), id=pod.id, data=data)
         return pb.SandboxMetricsResponse(metrics=found)
 

@@ -6,6 +6,8 @@ What changes a container runs to its end although its caller goes away. Every er
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Coroutine
@@ -32,6 +34,7 @@ from atoll.shim.stdio.request import StdioRequest
 from atoll.ttrpc.service import CallContext
 
 CONTAINERS_LIMIT = 1024
+KILLED_TIMEOUT_S = 1.0
 
 T = TypeVar("T")
 
@@ -197,7 +200,10 @@ class TaskService:
 
     async def _kill(self, container: Container, request: pb.KillRequest) -> None:
         await container.kill(request.exec_id, request.signal, everything=request.all)
-        if request.exec_id and request.signal == signal.SIGKILL:
+        if request.exec_id and request.signal == signal.SIGKILL and self.freezer.is_frozen:
+            # It was let go to die; who freezes it before it has would keep it.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(container.exec(request.exec_id).exited.wait(), KILLED_TIMEOUT_S)
             await self.freezer.hold_again(container)
 
     async def Pause(self, request: pb.PauseRequest, context: CallContext) -> Empty:

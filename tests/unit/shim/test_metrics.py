@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from atoll import errors
 from atoll.api import containerd_cgroups_v1_pb2 as v1_pb2
 from atoll.api import containerd_cgroups_v2_pb2 as v2_pb2
+from atoll.linux import cgroup_layout
+from atoll.linux.cgroup_layout import Hierarchies, Layout
 from atoll.shim import metrics
 
 
@@ -90,3 +93,35 @@ def test_no_cgroup_is_not_found(tmp_path: Path) -> None:
         metrics.of_cgroup((tmp_path / "gone",), "container c")
     with pytest.raises(errors.NotFound):
         metrics.of_cgroup((), "container c")
+
+
+def test_the_cgroups_of_a_pod_without_its_own_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(
+        tmp_path / "first",
+        cpuacct__usage="10\n",
+        cpuacct__usage_percpu="4 6\n",
+        memory__usage_in_bytes="100\n",
+        memory__max_usage_in_bytes="300\n",
+        memory__limit_in_bytes="9223372036854771712\n",
+        blkio__throttle__io_serviced_recursive="8:0 Read 1\n8:0 Write 2\nTotal 3\n",
+        pids__current="2\n",
+    )
+    second = make(
+        tmp_path / "second",
+        cpuacct__usage="5\n",
+        cpuacct__usage_percpu="5\n",
+        memory__usage_in_bytes="50\n",
+        memory__max_usage_in_bytes="200\n",
+        memory__limit_in_bytes="9223372036854771712\n",
+        blkio__throttle__io_serviced_recursive="8:0 Read 4\n8:16 Read 1\nTotal 5\n",
+        pids__current="1\n",
+    )
+    hierarchies = Hierarchies(layout=Layout.V1, v1=MappingProxyType({}), unified=None, unified_controllers=frozenset())
+    monkeypatch.setattr(cgroup_layout, "detect", lambda: hierarchies)
+    total = v1_pb2.Metrics()
+    total.ParseFromString(metrics.of_cgroups([(first,), (second,), (tmp_path / "gone",)]).value)
+    assert (total.cpu.usage.total, list(total.cpu.usage.per_cpu), total.pids.current) == (15, [9, 6], 3)
+    usage = total.memory.usage
+    assert (usage.usage, usage.max, usage.limit) == (150, 300, 9223372036854771712)
+    counted = {(entry.major, entry.minor, entry.op): entry.value for entry in total.blkio.io_serviced_recursive}
+    assert counted == {(8, 0, "Read"): 5, (8, 0, "Write"): 2, (8, 16, "Read"): 1}
