@@ -1,0 +1,140 @@
+"""Pods of a daemon whose sandboxes another process makes, which serves them by `atoll.sandbox.serve`."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.engine.paths import NAMESPACE
+from tests.integration.conftest import Daemon, Roots
+from tests.integration.cri_client import CRI, connected
+from tests.integration.leaks import wait_until
+
+SCRIPT = """
+import asyncio, contextlib, os, sys
+from pathlib import Path
+from atoll import sandbox
+from atoll.concurrency import Blocking
+from atoll.runtime.forked import AtollLauncher
+from atoll.runtime.zygote import Zygote
+from atoll.sandboxers.shim import ShimController
+from atoll.shim.request import RuntimeChoice
+
+class Takes(ShimController):
+    '''Takes up what an earlier process left at the first question about it.'''
+
+    async def status(self, sandbox_id, verbose=False):
+        if sandbox_id not in self._held and (self._bundles / sandbox_id).is_dir():
+            made = sandbox.Sandbox(id=sandbox_id, sandboxer='', runtime=sandbox.Runtime(name='io.containerd.atoll.v1'))
+            await self.recover(made)
+        return await super().status(sandbox_id, verbose)
+
+    async def wait(self, sandbox_id):
+        await self.status(sandbox_id)
+        return await super().wait(sandbox_id)
+
+async def main(address, state, binary, namespace):
+    blocking = Blocking()
+    async with await Zygote.start() as zygote:
+        choice = RuntimeChoice(binary=binary, root=f'{state}/oci')
+        launcher = AtollLauncher(
+            zygote, sockets=Path(state, 's'), runtime=choice, events_address='', blocking=blocking
+        )
+        controller = Takes(launcher=launcher, bundles=Path(state, 'shims'), namespace=namespace, blocking=blocking)
+        await sandbox.serve(controller, address)
+        await controller.aclose()
+    blocking.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Far:
+    """The other process."""
+
+    def __init__(self, roots: Roots, scheme: str) -> None:
+        self.state = roots.state / "far"
+        self.address = f"{scheme}{self.state}/sock"
+        for name in ("s", "shims"):
+            (self.state / name).mkdir(parents=True)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        runc = str(shutil.which("runc"))
+        command = [sys.executable, "-c", SCRIPT, self.address, str(self.state), runc, NAMESPACE]
+        self.process = subprocess.Popen(command)
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.state / "sock")) == 0
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture(params=["ttrpc+unix://", "unix://"])
+def far(request: pytest.FixtureRequest, roots: Roots) -> Iterator[Far]:
+    made = Far(roots, request.param)
+    made.begin()
+    yield made
+    assert made.end(signal.SIGTERM) == 0
+    assert list((made.state / "shims").iterdir()) == []
+
+
+@pytest.fixture
+def both(roots: Roots, far: Far) -> Iterator[tuple[CRI, Daemon]]:
+    roots.write_config(f'[runtimes.atoll]\n[runtimes.far]\nsandboxer = "remote"\naddress = "{far.address}"\n')
+    daemon = Daemon(roots)
+    daemon.start()
+    try:
+        with connected(roots) as cri:
+            yield cri, daemon
+            for pod in cri.list_pods():
+                cri.remove_pod(pod.id)
+            assert cri.fsck() == []
+        assert daemon.stop() == 0, daemon.log_tail()
+    finally:
+        daemon.kill()
+
+
+def test_a_pod_lives_its_life_over_the_wire(both: tuple[CRI, Daemon], far: Far) -> None:
+    cri, daemon = both
+    pod = cri.run_pod(cri.pod_config(network=True, hostname="served"), "far")
+    container = cri.script(pod, "trap 'exit 4' TERM; echo up; while :; do sleep 0.05; done")
+    assert cri.sh(container, "hostname") == "served"
+    assert cri.sh(container, "cat /etc/hostname") == "served"
+    assert cri.pod_status(pod).network.ip in cri.sh(container, "ip -4 addr show eth0")
+    daemon.kill()
+    daemon.start()
+    assert cri.pod_status(pod).state == pb.SANDBOX_READY
+    assert cri.sh(container, "echo again") == "again"
+    cri.stop(container, timeout=10)
+    assert (cri.status(container).exit_code, cri.output(container)) == (4, b"up\n")
+    cri.stop_pod(pod)
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    cri.remove_pod(pod)
+    assert cri.list_pods() == []
+
+
+def test_containers_go_on_while_the_other_side_is_replaced(both: tuple[CRI, Daemon], far: Far) -> None:
+    cri, _ = both
+    pod = cri.run_pod(cri.pod_config(), "far")
+    container = cri.script(pod, "sleep 1000")
+    far.end(signal.SIGKILL)
+    assert cri.sh(container, "echo here") == "here"
+    far.begin()
+    assert cri.pod_status(pod).state == pb.SANDBOX_READY
+    cri.stop(container, timeout=0)
+    cri.stop_pod(pod)
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    cri.remove_pod(pod)
