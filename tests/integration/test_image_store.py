@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from atoll import errors
+from atoll.concurrency import wait_all
 from atoll.database import quarantined
 from atoll.image.builtin import BUSYBOX, PAUSE
 from tests.integration.conftest import Roots
@@ -189,6 +190,10 @@ async def test_builtin_images_are_quick_and_reproducible(store: Stack) -> None:
     assert busybox.chain_ids == pause.chain_ids
     assert await store.images.install_builtins() == (busybox, pause)
     assert await store.images.pull("atoll/busybox") == busybox, "it is not asked for at any registry"
+    await store.images.remove("atoll/busybox")
+    assert store.images.find("atoll/busybox") is None
+    again = await wait_all([store.images.pull("atoll/busybox") for _ in range(3)])
+    assert [one.id for one in again] == [busybox.id] * 3, "a pull brings it back"
     with pytest.raises(errors.NotFound, match="built-in images are never fetched"):
         await store.images.pull("atoll/else")
 

@@ -58,9 +58,13 @@ Socket = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the IDs.")]
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names, IDs or unique beginnings of IDs.")]
+Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names, IDs or unique beginnings of IDs.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, an ID or its unique beginning.")]
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="ATOLL_CONFIG", metavar="FILE", help="\\[default: /etc/atoll/config.toml]"),
+]
 Interactive = Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")]
 Terminal = Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")]
 Variables = Annotated[
@@ -112,9 +116,7 @@ def ask(socket: Path | None, work: Callable[[Client], Awaitable[int]]) -> None:
 @app.command("run", context_settings=COMMAND_LINE)
 def run(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="As in atoll/busybox or docker.io/library/alpine:3.")],
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND...]", help="In place of the image's own.")
-    ] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="In place of the image's own.")] = None,
     name: Annotated[str, typer.Option("--name", help="Of the container and its pod.")] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and print its ID.")] = False,
     interactive: Interactive = False,
@@ -211,7 +213,7 @@ def variables(given: list[str] | None) -> dict[str, str]:
 @app.command("exec", context_settings=COMMAND_LINE)
 def execute(
     name: Name,
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="With its arguments.")],
     interactive: Interactive = False,
     tty: Terminal = False,
     env: Variables = None,
@@ -228,7 +230,7 @@ def execute(
 
     words = own_words(command)
     if not words:
-        raise typer.BadParameter("missing argument 'COMMAND...'")
+        raise typer.BadParameter("missing argument 'COMMAND'")
 
     async def work(client: Client) -> int:
         container = await client.container(name)
@@ -340,7 +342,7 @@ def stop(
 
 @app.command("rm")
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Also what runs.")] = False,
     every: Annotated[bool, typer.Option("--all", "-a", help="Every pod that has ended; with -f every pod.")] = False,
     socket: Socket = None,
@@ -396,7 +398,9 @@ def load(
 
 
 @app.command("rmi")
-def rmi(names: Annotated[list[str], typer.Argument(metavar="IMAGE...")], socket: Socket = None) -> None:
+def rmi(
+    names: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Names or IDs.")], socket: Socket = None
+) -> None:
     """Remove images."""
     from atoll.cli import work
 
@@ -411,10 +415,7 @@ def serve(
     root: Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Durable state.")] = None,
     state: Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Volatile state.")] = None,
     socket: Socket = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", envvar="ATOLL_CONFIG", metavar="FILE", help="\\[default: /etc/atoll/config.toml]"),
-    ] = None,
+    config: ConfigFile = None,
     log_level: Annotated[LogLevel | None, typer.Option("--log-level")] = None,
     idle_exit: Annotated[
         float | None, typer.Option("--idle-exit", metavar="SECONDS", min=0, help="End when unused for so long.")
@@ -452,13 +453,14 @@ def fsck(
 
 
 @app.command("doctor")
-def doctor(as_json: AsJson = False) -> None:
+def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """What this host has and lacks, and the way to fix it; needs no daemon."""
     import asyncio
 
+    from atoll import config as configuration
     from atoll.cli.doctor import report
 
-    raise typer.Exit(asyncio.run(report(as_json=as_json)))
+    raise typer.Exit(asyncio.run(report(configuration.load(config), as_json=as_json)))
 
 
 sandboxer = typer.Typer(help="Sandboxers of one's own.", no_args_is_help=True)
@@ -506,5 +508,8 @@ def usage(error: typer.TyperException) -> int:
     message = str(getattr(error, "format_message", lambda: error)())
     with contextlib.suppress(AttributeError):
         message = message[0].lower() + message[1:] if message else "nothing to do"
+    message = (
+        message.removeprefix("invalid value: ").replace(": Value error, ", ": ").replace(": Input should", ": must")
+    )
     outcome.say(f"{message.rstrip('.')}; see `{path} --help`")
     return outcome.USAGE

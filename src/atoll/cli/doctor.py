@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from atoll import config as configuration
 from atoll import errors
 from atoll.cli import show
 from atoll.cli.outcome import FOUND
@@ -50,9 +49,9 @@ class Check:
     fix: str = ""
 
 
-async def report(*, as_json: bool, config: Config | None = None) -> int:
+async def report(config: Config, *, as_json: bool) -> int:
     """Print every check; 1 where something needed is missing."""
-    checks = await examine(config or configuration.load(None))
+    checks = await examine(config)
     if as_json:
         show.dump(checks)
     else:

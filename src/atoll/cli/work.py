@@ -208,7 +208,12 @@ async def load(client: Client, path: Path, reference: str, *, as_json: bool) -> 
 
 
 async def remove_images(client: Client, names: Sequence[str]) -> int:
-    return await _each(names, client.remove_image)
+    async def remove(name: str) -> None:
+        if name not in {image.id for image in await client.images()}:
+            await client.image(name)  # the SDK's removal is idempotent; who types a name wants to know
+        await client.remove_image(name)
+
+    return await _each(names, remove)
 
 
 # --- the daemon ---

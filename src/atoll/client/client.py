@@ -222,7 +222,7 @@ def pick(name: str, what: str, among: Iterable[S]) -> S:
     """The one that `name` means: by ID, by name, by unique ID prefix, in this order."""
     candidates = tuple(among)
     if not name:
-        raise errors.InvalidArgument(f"{what}: its name is empty")
+        raise errors.InvalidArgument(f"{what}: its name is empty; `atoll ps -a` shows what there is")
     exact = [one for one in candidates if one.id == name] or [one for one in candidates if one.name == name]
     found = exact or [one for one in candidates if one.id.startswith(name)]
     if not found:

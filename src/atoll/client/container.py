@@ -108,7 +108,7 @@ class Container:
             container_id=self.id,
             command=request.words(command, "command"),
             env=request.environment(env or {}),
-            working_dir=cwd,
+            working_dir=request.folder(cwd),
             user=user,
             tty=tty,
             stdin=stdin,

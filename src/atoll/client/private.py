@@ -33,6 +33,10 @@ def answers(path: Path) -> bool:
         try:
             probe.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            if path.exists() and not path.is_socket():
+                raise errors.InvalidArgument(
+                    f"{path}: is no socket; name the daemon's (--socket, ATOLL_SOCKET)"
+                ) from None
             return False
         except PermissionError:
             raise errors.PermissionDenied(f"{path}: not for this user; run as root (sudo)") from None

@@ -30,6 +30,7 @@ CPU_MIN_SHARES = 2
 MEMORY_MIN_BYTES = 512 << 10
 PIDS_HIGHEST = 4 << 20
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _PROTOCOLS = {"tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
@@ -197,6 +198,10 @@ def pod_config(options: PodOptions) -> cri.PodSandboxConfig:
         raise errors.InvalidArgument(
             f"ports: a pod with network {options.network!r} has none to publish; use the default network"
         )
+    if options.hostname and not _HOSTNAME.fullmatch(options.hostname):
+        raise errors.InvalidArgument(
+            f"hostname {options.hostname[:80]!r}: must be 1 to 63 letters, digits, '-' and '.', as host names are"
+        )
     annotations = {**options.annotations, REQUEST: secrets.token_hex(8)}
     if options.network == "none":
         annotations[NO_NETWORK] = "true"
@@ -255,7 +260,7 @@ def container_config(options: ContainerOptions) -> cri.ContainerConfig:
         image=cri.ImageSpec(image=options.image, user_specified_image=options.image),
         command=words(options.entrypoint, "entrypoint"),
         args=words(options.command, "command"),
-        working_dir=options.cwd,
+        working_dir=folder(options.cwd),
         envs=[cri.KeyValue(key=key, value=value.encode()) for key, value in _environment(options.env).items()],
         mounts=[_mount(mount) for mount in options.mounts],
         labels=dict(options.labels),
@@ -275,7 +280,16 @@ def words(command: Sequence[str], what: str) -> list[str]:
     found = list(command)
     if any("\0" in word for word in found):
         raise errors.InvalidArgument(f"{what}: has a NUL byte in it")
+    if found and not found[0]:
+        raise errors.InvalidArgument(f"{what}: its first word is empty; name a program")
     return found
+
+
+def folder(cwd: str) -> str:
+    """A folder to start in; empty for the image's."""
+    if cwd and not cwd.startswith("/"):
+        raise errors.InvalidArgument(f"working folder {cwd!r}: must be an absolute path")
+    return cwd
 
 
 def environment(env: Mapping[str, str]) -> list[str]:

@@ -55,7 +55,7 @@ class Reference:
             raise _bad(text, f"the tag {tag!r} may have only letters, digits, `_`, `.`, `-`, and at most 128 of them")
         domain, path = _split(name)
         if not path or not _PATH.fullmatch(path):
-            hint = "; write it in lower case" if path != path.lower() else ""
+            hint = "; write it in lower case" if path != path.lower() and _PATH.fullmatch(path.lower()) else ""
             raise _bad(text, f"the repository {path!r} is not well formed{hint}")
         if not _DOMAIN.fullmatch(domain):
             raise _bad(text, f"the registry {domain!r} is not a host name with or without a port")

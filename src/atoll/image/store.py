@@ -11,6 +11,7 @@ deletes unless a running operation leases it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -94,6 +95,7 @@ class ImageStore:
         self._content = Content(self._root)
         self._index = ImageIndex()
         self._leases = Leases()
+        self._installing = asyncio.Lock()
         limits = settings.limits
         self._pool = Workers(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
         self._unpacker = Unpacker(limits, self._pool)
@@ -161,15 +163,14 @@ class ImageStore:
         """Fetch the image `ref` from its registry; durable and usable when it returns.
 
         Callers of one reference with equal credentials share one pull, and each is told its progress; it
-        ends when the last of them is cancelled, and leaves nothing. A built-in image is never fetched.
+        ends when the last of them is cancelled, and leaves nothing. A built-in image is never fetched; one that
+        was removed is made again.
         Raises `NotFound`, `Unauthenticated`, `PermissionDenied`, `Unavailable` (the registry),
         `InvalidArgument` (the image), `DataLoss` (wrong digest), `DeadlineExceeded` (no progress).
         """
         reference = Reference.parse(ref)
         if reference.repository.startswith(builtin.REPOSITORY_PREFIX):
-            if (image := self.find(str(reference))) is None:
-                raise errors.NotFound(f"{reference}: built-in images are never fetched; there are {BUILTINS}")
-            return image
+            return await self._builtin(str(reference))
         image_id = await self._puller.pull(reference, auth, on_progress)
         return self.get(image_id)
 
@@ -222,12 +223,21 @@ class ImageStore:
         """
         busybox = await self._blocking.run(builtin.find_busybox)
         images: list[Image] = []
-        for one in await self._blocking.run(builtin.build, busybox):
-            image = self.find(one.name)
-            if image is None or image.id != digest_of(one.config):
-                image = await self._install(one)
-            images.append(image)
+        async with self._installing:
+            for one in await self._blocking.run(builtin.build, busybox):
+                image = self.find(one.name)
+                if image is None or image.id != digest_of(one.config):
+                    image = await self._install(one)
+                images.append(image)
         return tuple(images)
+
+    async def _builtin(self, name: str) -> Image:
+        if (image := self.find(name)) is not None:
+            return image
+        for image in await self.install_builtins() if name in (builtin.BUSYBOX, builtin.PAUSE) else ():
+            if name in image.repo_tags:
+                return image
+        raise errors.NotFound(f"{name}: built-in images are never fetched; there are {BUILTINS}")
 
     async def _install(self, one: builtin.Builtin) -> Image:
         source = self._source(

@@ -151,9 +151,12 @@ class TarReader:
         if len(block) < BLOCK:
             raise _truncated()
         fields = _HEADER.unpack(block)
-        stored = _number(fields[6], "checksum")
+        try:
+            stored = _number(fields[6], "checksum")
+        except errors.InvalidArgument:
+            stored = -1
         if stored != sum(block[:148]) + 256 + sum(block[156:]) and stored != _signed_sum(block):
-            raise errors.InvalidArgument("tar: a header has a wrong checksum; the archive is damaged or is no tar")
+            raise errors.InvalidArgument("tar: a header has a wrong checksum: it is damaged, or no tar archive")
         return fields
 
     def _meta(self, size: int) -> bytes:

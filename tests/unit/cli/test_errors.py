@@ -26,8 +26,10 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         (["rm"], ["--all"]),
         (["rm", "-a", "x"], ["--all"]),
         (["run", "-d", "--rm", "x"], ["-d with --rm", "atoll rm"]),
-        (["exec", "x"], ["'COMMAND...'"]),
-        (["exec", "x", "--"], ["'COMMAND...'"]),
+        (["exec", "x"], ["missing argument 'COMMAND'"]),
+        (["exec", "x", "--"], ["atoll: missing argument 'COMMAND'"]),
+        (["run", "--network", "foo", "x"], ["'--network': 'foo' is not one of"]),
+        (["stop", "-t", "-1", "x"], ["must be greater than or equal to 0"]),
     ],
 )
 def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +46,11 @@ def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pyte
     [
         (["run", "-p", "99999:1", "x"], ["99999", "1 to 65535"]),
         (["run", "-m", "12q", "x"], ["12q", "64MiB"]),
+        (["run", "x", ""], ["command", "first word is empty"]),
+        (["run", "-w", "nope", "x"], ["working folder 'nope'", "absolute"]),
+        (["run", "--hostname", "a b", "x"], ["hostname 'a b'", "must be"]),
+        (["ps", "--socket", "/etc/passwd"], ["/etc/passwd: is no socket", "ATOLL_SOCKET"]),
+        (["doctor", "--config", "/nope.toml"], ["/nope.toml", "no such config file"]),
         (["run", "--pids-limit", "0", "x"], ["pids 0", "must be 1 to"]),
         (["run", "-v", "/no/such/thing:/x", "x"], ["/no/such/thing", "make it first"]),
         (["run", "-v", "x", "x"], ["mount 'x'", "must be like"]),

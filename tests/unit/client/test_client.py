@@ -236,7 +236,7 @@ async def test_no_daemon_and_none_to_start_is_unavailable(tmp_path: Path) -> Non
 async def test_a_file_that_is_no_socket_is_told(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
-    with pytest.raises(errors.Unavailable, match="no daemon answers"):
+    with pytest.raises(errors.InvalidArgument, match="is no socket"):
         async with atoll.connect(path, start=False):
             pass
     with pytest.raises(errors.InvalidArgument, match="cannot be a socket"):
