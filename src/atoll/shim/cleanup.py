@@ -56,13 +56,15 @@ async def _delete_task(task: TaskRecord, bundle: Path, faults: list[str]) -> Non
     syscalls.set_child_subreaper(True)
     reaper = Reaper()
     reaper.open()
+    folders = tuple(Path(folder) for folder in task.cgroups)
+    # First, for a runtime waits for what it kills, which a freezer may hold.
+    cgroups.kill(folders)
     try:
         await runtimes.drive(task, reaper).delete(task.id, force=True)
     except errors.AtollError as error:
         faults.append(str(error))
     finally:
         reaper.close()
-    folders = tuple(Path(folder) for folder in task.cgroups)
     cgroups.kill(folders)
     for folder in folders:
         _attempt(faults, cgroups.remove, folder)

@@ -244,6 +244,9 @@ class Pod:
         """End the holder and nothing else; what the pod is made of is left to whoever reads its record."""
         if self._holder is not None:
             self._holder.kill()
+            if self._namespaces.pid:
+                # Its end is that of all in its pid namespace, and waits for them (zap_pid_ns_processes in the kernel).
+                self._task.freezer.thaw()
             await asyncio.wait({self._holder.ended}, timeout=KILLED_TIMEOUT_S)
 
     async def _end_holder(self) -> None:
