@@ -210,7 +210,10 @@ async def load(client: Client, path: Path, reference: str, *, as_json: bool) -> 
 async def remove_images(client: Client, names: Sequence[str]) -> int:
     async def remove(name: str) -> None:
         if name not in {image.id for image in await client.images()}:
-            await client.image(name)  # the SDK's removal is idempotent; who types a name wants to know
+            try:
+                await client.image(name)
+            except errors.NotFound:  # the SDK's removal is idempotent; who types a name wants to know
+                raise errors.NotFound(f"image {name!r}: is not here; `atoll images` shows what is") from None
         await client.remove_image(name)
 
     return await _each(names, remove)

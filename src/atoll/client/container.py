@@ -104,9 +104,12 @@ class Container:
         """
         if timeout is not None and timeout <= 0:
             raise errors.InvalidArgument(f"timeout {timeout:g}: must be more than 0 seconds")
+        words = request.words(command, "command")
+        if not words:
+            raise errors.InvalidArgument("command: is empty; name a program")
         start = own.ExecStart(
             container_id=self.id,
-            command=request.words(command, "command"),
+            command=words,
             env=request.environment(env or {}),
             working_dir=request.folder(cwd),
             user=user,
@@ -145,6 +148,10 @@ class Container:
 
         `tail` is how many lines from the end, `since` a time or ns since the epoch.
         """
+        if tail is not None and tail < 0:
+            raise errors.InvalidArgument(f"tail {tail}: must be a number of lines, 0 or more")
+        if since is not None and not isinstance(since, int | datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
+            raise errors.InvalidArgument(f"since {since!r}: must be a datetime, or ns since the epoch")
         asked = own.LogsRequest(container_id=self.id, follow=follow, tail=-1 if tail is None else tail)
         if since is not None:
             asked.since = since if isinstance(since, int) else int(since.timestamp() * 1e9)

@@ -101,6 +101,8 @@ class Pod:
 
     async def create(self, options: request.ContainerOptions, *, pull: Pull = "missing") -> Container:
         """Make a container without starting it; see `run`."""
+        if pull not in ("missing", "always", "never"):
+            raise errors.InvalidArgument(f"pull {pull!r}: must be missing, always or never")
         config = request.container_config(options)
         config.linux.security_context.namespace_options.CopyFrom(await self._namespaces())
         images = Images(self._wire)

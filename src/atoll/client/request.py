@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -119,7 +120,7 @@ def size_bytes(value: int | str, what: str = "memory") -> int:
     """Bytes of `64MiB`, `64m`, `1.5g` or a plain number. Every unit is a power of 1024, as docker has it."""
     if isinstance(value, int):
         return value
-    match = _SIZE.fullmatch(value.strip())
+    match = _SIZE.fullmatch(value.strip()) if _is_text(value) else None
     if match is None:
         raise errors.InvalidArgument(f"{what} {value!r}: must be a size like 64MiB, 512k, 1.5g or a number of bytes")
     return int(Decimal(match[1]) * 1024 ** _POWERS[match[2].lower()])
@@ -133,6 +134,8 @@ def resources(
         return None
     limits = cri.LinuxContainerResources()
     if cpus is not None:
+        if not isinstance(cpus, int | float) or not math.isfinite(cpus):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
+            raise errors.InvalidArgument(f"cpus {cpus!r}: must be a number, as in 0.5")
         quota = round(cpus * CPU_PERIOD_US)
         if quota < CPU_MIN_QUOTA_US:
             raise errors.InvalidArgument(f"cpus {cpus:g}: must be at least {CPU_MIN_QUOTA_US / CPU_PERIOD_US:g}")
@@ -156,6 +159,8 @@ def published(ports: Ports) -> tuple[Publish, ...]:
     else:
         wanted = tuple(ports)
     for one in wanted:
+        if not isinstance(one, Publish) or not isinstance(one.host_port, int) or not isinstance(one.pod_port, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
+            raise errors.InvalidArgument(f"port {one!s}: ports are {{8080: 80}} or a list of Publish values")
         if not (0 < one.host_port < 65536 and 0 < one.pod_port < 65536):
             raise errors.InvalidArgument(f"port {one}: a port is 1 to 65535")
         if one.protocol not in _PROTOCOLS:
@@ -219,16 +224,27 @@ def pod_config(options: PodOptions) -> cri.PodSandboxConfig:
             )
             for one in ports
         ],
-        labels=dict(options.labels),
-        annotations=annotations,
+        labels=_texts("label", options.labels),
+        annotations=_texts("annotation", annotations),
         linux=cri.LinuxPodSandboxConfig(
             cgroup_parent=options.cgroup_parent,
-            sysctls=dict(options.sysctls),
+            sysctls=_texts("sysctl", options.sysctls),
             security_context=cri.LinuxSandboxSecurityContext(
                 namespace_options=_namespaces(options.network, options.share_pid)
             ),
         ),
     )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(what: str, given: Mapping[str, str]) -> dict[str, str]:
+    for key, value in given.items():
+        if not (_is_text(key) and _is_text(value)):
+            raise errors.InvalidArgument(f"{what} {key!r}: {value!r} is no text; write key and value as text")
+    return dict(given)
 
 
 def _namespaces(network: Network, share_pid: bool) -> cri.NamespaceOption:
@@ -263,8 +279,8 @@ def container_config(options: ContainerOptions) -> cri.ContainerConfig:
         working_dir=folder(options.cwd),
         envs=[cri.KeyValue(key=key, value=value.encode()) for key, value in _environment(options.env).items()],
         mounts=[_mount(mount) for mount in options.mounts],
-        labels=dict(options.labels),
-        annotations=dict(options.annotations),
+        labels=_texts("label", options.labels),
+        annotations=_texts("annotation", options.annotations),
         log_path=f"{name}.log",
         stdin=options.stdin,
         stdin_once=options.stdin and not options.tty,
@@ -278,6 +294,8 @@ def words(command: Sequence[str], what: str) -> list[str]:
     if isinstance(command, str):
         raise errors.InvalidArgument(f"{what} {command!r}: must be a list of words, as in ['sh', '-c', {command!r}]")
     found = list(command)
+    if wrong := [word for word in found if not _is_text(word)]:
+        raise errors.InvalidArgument(f"{what}: {wrong[0]!r} is no text; write each word as one")
     if any("\0" in word for word in found):
         raise errors.InvalidArgument(f"{what}: has a NUL byte in it")
     if found and not found[0]:
@@ -299,12 +317,16 @@ def environment(env: Mapping[str, str]) -> list[str]:
 
 def _environment(env: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in env.items():
+        if not (_is_text(key) and _is_text(value)):
+            raise errors.InvalidArgument(f"env {key!r}: its name and its value must be text, not {value!r}")
         if not key or "=" in key or "\0" in key + value:
             raise errors.InvalidArgument(f"env {key!r}: a variable has a name without '=', and no NUL byte")
     return env
 
 
 def _mount(mount: Mount) -> cri.Mount:
+    if not isinstance(mount, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
+        raise errors.InvalidArgument(f"mount {mount!r}: must be a Mount, as in Mount(source='/a', target='/b')")
     for what, path in (("source", mount.source), ("target", mount.target)):
         if not PurePosixPath(path).is_absolute():
             raise errors.InvalidArgument(f"mount {what} {path!r}: must be an absolute path")

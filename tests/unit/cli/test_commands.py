@@ -106,7 +106,7 @@ async def test_images_pull_load_and_rmi(cli: Cli, daemon: FakeDaemon, tmp_path_f
     assert "docker.io/library/web:1" not in daemon.images
     said = await cli("rmi", "web:1")
     assert (said.code, said.out) == (125, "")
-    assert "'web:1': is not here" in said.err
+    assert "'web:1': is not here; `atoll images`" in said.err
     said = await cli("pull", "web:2")
     assert (said.code, said.err) == (125, "atoll: docker.io/library/web:2: the registry has no such image\n")
 

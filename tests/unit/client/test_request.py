@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +39,27 @@ def test_cpus_become_a_quota_of_the_period(cpus: float) -> None:
 
 def test_no_limit_is_no_resources() -> None:
     assert request.resources(None, None) is None
+
+
+WITHOUT_TYPES: list[tuple[str, Callable[[Any], object]]] = [
+    ("port 8", lambda r: r.published("8080:80")),
+    ("port 8080->80/tcp", lambda r: r.published({"8080": 80})),
+    ("label 'a': 1 is no text", lambda r: r.pod_config(r.PodOptions(labels={"a": 1}))),
+    ("sysctl 'a': 1 is no text", lambda r: r.pod_config(r.PodOptions(sysctls={"a": 1}))),
+    ("command: 1 is no text", lambda r: r.words(["sleep", 1], "command")),
+    ("env 'A'", lambda r: r.environment({"A": 1})),
+    ("memory 100000000.0", lambda r: r.resources(None, 1e8)),
+    ("cpus '1'", lambda r: r.resources("1", None)),
+    ("cpus nan", lambda r: r.resources(float("nan"), None)),
+    ("mount '/a:/b'", lambda r: r.container_config(r.ContainerOptions(image="x", mounts=["/a:/b"]))),
+]
+
+
+@pytest.mark.parametrize(("words", "ask"), WITHOUT_TYPES, ids=[words for words, _ in WITHOUT_TYPES])
+def test_a_caller_without_types_is_told_what_is_wrong(words: str, ask: Callable[[Any], object]) -> None:
+    with pytest.raises(errors.InvalidArgument) as refused:
+        ask(request)
+    assert words in refused.value.message
 
 
 def test_pids_become_the_key_that_cri_has_for_them() -> None:
