@@ -20,7 +20,7 @@ from tests.integration.leaks import wait_until
 SCRIPT = """
 import asyncio, contextlib, os, sys
 from pathlib import Path
-from atoll import sandbox
+from atoll import errors, sandbox
 from atoll.concurrency import Blocking
 from atoll.runtime.forked import AtollLauncher
 from atoll.runtime.zygote import Zygote
@@ -39,6 +39,11 @@ class Takes(ShimController):
     async def wait(self, sandbox_id):
         await self.status(sandbox_id)
         return await super().wait(sandbox_id)
+
+    async def stop(self, sandbox_id, timeout_s=None):
+        with contextlib.suppress(errors.NotFound):
+            await self.status(sandbox_id)
+        await super().stop(sandbox_id, timeout_s)
 
 async def main(address, state, binary, namespace):
     blocking = Blocking()

@@ -92,6 +92,7 @@ class RemoteController(Controller):
     def __init__(self, address: str, *, sandboxer: str = "", namespace: str = DEFAULT_NAMESPACE) -> None:
         self.address = Address.parse(address)
         self._sandboxer = sandboxer
+        self._reached = asyncio.Event()
         self._waits = SharedWaits(f"sandboxer at {self.address}")
         self._wire: Wire
         if self.address.protocol == TTRPC:
@@ -102,7 +103,9 @@ class RemoteController(Controller):
     async def _call(
         self, method: str, request: Message, answer: type[M], timeout_s: float | None = QUESTION_TIMEOUT_S
     ) -> M:
-        return await self._wire.call(SERVICE, method, request, answer, timeout_s)
+        answered = await self._wire.call(SERVICE, method, request, answer, timeout_s)
+        self._reached.set()
+        return answered
 
     async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
         request = to_create(sandbox, options, self._sandboxer or sandbox.sandboxer)
@@ -146,8 +149,16 @@ class RemoteController(Controller):
                 if loop.time() - asked_at > LONGEST_PAUSE_S:
                     pause_s = FIRST_PAUSE_S  # it was answered for a while: this is another loss
                 log.info("sandbox %s: its wait is asked again in %g s: %s", sandbox_id, pause_s, error)
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _pause(self, pause_s: float) -> None:
+        """So long, or until another call has found the other side; never shorter than the first pause."""
+        self._reached.clear()
+        await asyncio.sleep(FIRST_PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s - FIRST_PAUSE_S):
+                await self._reached.wait()
 
     async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
         request = wire.ControllerStatusRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer, verbose=verbose)

@@ -484,6 +484,24 @@ async def test_a_wait_outlives_restarts_and_gets_the_end_that_fell_between(addre
         await there.aclose()
 
 
+async def test_a_wait_in_its_longest_pause_is_asked_again_when_another_call_gets_through(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 60.0)
+    there, here = RemoteController(address), FakeController()
+    async with listening(here, address):
+        await there.create(RECORD, CreateOptions())
+        await there.start("one")
+    waiting = later(there.wait("one"))
+    await asyncio.sleep(1.5)  # the pause is above a second by now
+    here.end("one", 3)
+    async with listening(here, address), asyncio.timeout(0.5):
+        await there.status("one")
+        assert (await waiting).exit_status == 3
+    await there.aclose()
+
+
 async def test_a_wait_for_what_is_not_there_any_more_ends(address: str) -> None:
     there = RemoteController(address)
     async with listening(FakeController(), address), asyncio.timeout(5):
