@@ -12,7 +12,7 @@ from atoll import errors
 from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
-from atoll.engine import hosted_recovery, kinds, recovery
+from atoll.engine import hosted_recovery, kinds, leases, recovery
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
 from atoll.engine.front import Front
@@ -23,7 +23,7 @@ from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
 from atoll.image.store import Collected
 from atoll.ledger import fsck
-from atoll.ledger.fsck import Findings
+from atoll.ledger.fsck import Finding, Findings
 from atoll.ledger.kind import Entry
 from atoll.linux.cgroup import Cgroup
 from atoll.network.model import Attachment
@@ -116,10 +116,16 @@ class Engine:
         await self.pods.settle(SETTLE_TIMEOUT_S)
         damaged = fsck.damaged(await self.parts.db.read(quarantined))
         found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
-        found = Findings(findings=(*found.findings, *damaged))
+        found = Findings(findings=(*found.findings, *damaged, *await self._unheld()))
         if not repair:
             return found, found
         return found, await fsck.repair(self.parts.ledger, found)
+
+    async def _unheld(self) -> tuple[Finding, ...]:
+        try:
+            return await leases.unheld(self.parts.network, self.parts.blocking)
+        except errors.AtollError as error:
+            return (fsck.disagreement(fsck.Problem.UNSEEN, leases.KIND, "*", "", str(error)),)
 
     def release_waiters(self) -> None:
         """End the calls that may last for ever, so that no end of the daemon waits for them: they are asked again."""

@@ -7,6 +7,7 @@
     unknown    an entry of a kind this Atoll does not have
     unseen     a kind that could not be looked at
     damaged    a record that could not be read, and is kept aside with all that is its own
+    unheld     an address leased from a shared folder that nobody on this host has
 
 `plan` only looks; `repair` mends by the same walk that every removal takes.
 """
@@ -40,9 +41,10 @@ class Problem(StrEnum):
     UNKNOWN = "unknown"
     UNSEEN = "unseen"
     DAMAGED = "damaged"
+    UNHELD = "unheld"
 
 
-_NOT_MENDED = (Problem.UNKNOWN, Problem.UNSEEN, Problem.DAMAGED)
+_NOT_MENDED = (Problem.UNKNOWN, Problem.UNSEEN, Problem.DAMAGED, Problem.UNHELD)
 """What `repair` leaves to somebody who knows better."""
 
 _REMEDIES = {
@@ -52,7 +54,8 @@ _REMEDIES = {
     Problem.STRAY: "enter it in the ledger and release it",
     Problem.UNKNOWN: "run the atoll that entered it, or release it by hand",
     Problem.UNSEEN: "see the reason, then run fsck again",
-    Problem.DAMAGED: "mend the row in the database's table `quarantine`, or delete it there; then start the daemon again",
+    Problem.DAMAGED: "mend the row in the database's table `quarantine`, or delete it there; then restart the daemon",
+    Problem.UNHELD: "remove the file, where no other runtime has given it away",
 }
 
 
@@ -115,7 +118,7 @@ async def plan(
 def damaged(records: Iterable[Quarantined]) -> tuple[Finding, ...]:
     """A finding for each record in quarantine."""
     return tuple(
-        _finding(Problem.DAMAGED, one.source, one.key, one.key.rpartition("/")[2], one.reason) for one in records
+        disagreement(Problem.DAMAGED, one.source, one.key, one.key.rpartition("/")[2], one.reason) for one in records
     )
 
 
@@ -174,13 +177,13 @@ async def _look(ledger: Ledger, known_owners: Callable[[], Collection[str]], bus
 async def _scan(kind: Kind) -> tuple[list[Found], Finding | None]:
     seen = await settle(kind.scan(), within=SCAN_LIMIT_S, name=f"fsck/scan/{kind.name}")
     if isinstance(seen, BaseException):
-        return [], _finding(Problem.UNSEEN, kind.name, "*", "", str(seen))
+        return [], disagreement(Problem.UNSEEN, kind.name, "*", "", str(seen))
     return seen, None
 
 
 def _strays(ledger: Ledger, seen: Iterable[Found], busy: Callable[[str], bool]) -> list[Finding]:
     return [
-        dataclasses.replace(_finding(Problem.STRAY, found.kind, found.key, found.owner), found=found)
+        dataclasses.replace(disagreement(Problem.STRAY, found.kind, found.key, found.owner), found=found)
         for found in seen
         if ledger.find(found.kind, found.key) is None and not (found.owner and busy(found.owner))
     ]
@@ -202,10 +205,11 @@ async def _check(ledger: Ledger, entry: Entry, owners: Collection[str]) -> Findi
             problem, detail = Problem.VANISHED, ""
         else:
             problem, detail = Problem.UNSEEN, str(there)
-    return dataclasses.replace(_finding(problem, entry.kind, entry.key, entry.owner, detail), entry=entry)
+    return dataclasses.replace(disagreement(problem, entry.kind, entry.key, entry.owner, detail), entry=entry)
 
 
-def _finding(problem: Problem, kind: str, key: str, owner: str, detail: str = "") -> Finding:
+def disagreement(problem: Problem, kind: str, key: str, owner: str, detail: str = "") -> Finding:
+    """A finding with the remedy of its problem."""
     return Finding(problem=problem, kind=kind, key=key, owner=owner, detail=detail, remedy=_REMEDIES[problem])
 
 

@@ -142,6 +142,10 @@ class Network:
             return (await self.default.ensure(),)
         raise errors.FailedPrecondition(self._nothing_configured())
 
+    def configured(self) -> tuple[NetworkConfigList, ...]:
+        """Those of the configuration's folder as they are there, none where the default network stands in."""
+        return self._configured.networks()
+
     async def attach(self, request: AttachRequest) -> Attachment:
         """Give the pod its network; a ready namespace from the pool where there is one and the request allows.
 

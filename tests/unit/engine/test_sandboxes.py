@@ -1,4 +1,4 @@
-"""Hosted sandboxes over a controller in memory: undone where they fail, told once where they end, back after a restart."""
+"""Hosted sandboxes over a controller in memory: failures are undone, ends told once, restarts change nothing."""
 
 # ruff: noqa: TID251  # the tests play callers that come and go
 
@@ -108,7 +108,7 @@ class World:
             cgroup_parent="/x",
         )
         self.sandboxes = Sandboxes(typing.cast("Parts", parts))
-        pods = typing.cast("Pods", SimpleNamespace(find=lambda _id: None))  # pyright: ignore[reportUnknownLambdaType]
+        pods = typing.cast("Pods", SimpleNamespace(find=lambda _id: None))
         self.front = Front(typing.cast("Parts", parts), self.sandboxes, pods)
         await hosted_recovery.load(self.sandboxes)
         await hosted_recovery.recover(self.sandboxes, self.owner)
