@@ -152,8 +152,7 @@ class Pair:
 
         def answers() -> bool:
             try:
-                for pod in self.cri.pods():
-                    self.status(pod.id)
+                self._remove(self.cri.run_pod(self.request("probe")))
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     return False

@@ -99,8 +99,18 @@ class ContainerdPeer(Containerd):
     def containerd_state(self) -> Path:
         return state_of(self.places)
 
+    @property
+    def path(self) -> str:
+        """Both shims in front. Without the program of its runtime type containerd gives tasks up when it starts again."""
+        return f"{self.places.base / 'bin'}:{super().path}"
+
     def prepare(self) -> None:
         (self.places.base / "config.toml").write_text(configuration(self))
+        folder = self.places.base / "bin"
+        folder.mkdir(exist_ok=True)
+        for shim in (SHIM, self.binaries.shim.resolve()):
+            (folder / shim.name).unlink(missing_ok=True)
+            (folder / shim.name).symlink_to(shim)
         hosts = self.places.base / "certs.d" / "_default"
         hosts.mkdir(parents=True, exist_ok=True)
         (hosts / "hosts.toml").write_text(f"server = '{self._registry.url}'\n")
@@ -130,16 +140,14 @@ def configuration(peer: ContainerdPeer) -> str:
         cri: {"stream_server_address": "127.0.0.1", "stream_server_port": "0"},
         f"{images}.registry": {"config_path": str(places.base / "certs.d")},
         f"{runtime}.containerd": {"default_runtime_name": PODSANDBOX},
-        f"{runtime}.containerd.runtimes.{PODSANDBOX}": {"runtime_type": RUNC, "runtime_path": str(peer.binaries.shim)},
+        f"{runtime}.containerd.runtimes.{PODSANDBOX}": {"runtime_type": RUNC},
         f"{runtime}.containerd.runtimes.{HANDLER}": {
-            # Executed for its features (-info), and to take away tasks whose shim is gone (delete).
+            # Its program says what it can (-info), and takes away tasks whose shim is gone (delete).
             "runtime_type": OURS,
-            "runtime_path": str(SHIM),
             "sandboxer": "atoll",
         },
         f"{runtime}.containerd.runtimes.{OUR_SHIM}": {
             "runtime_type": OURS,
-            "runtime_path": str(SHIM),
         },
         f"{runtime}.cni": {
             "bin_dirs": [folder for folder in PLUGIN_FOLDERS if Path(folder, "bridge").is_file()],

@@ -58,6 +58,11 @@ class Daemon(ABC):
         """Give it the images, once it answers."""
 
     @property
+    def path(self) -> str:
+        """Where it finds programs."""
+        return PATH
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the daemon was not started"
         return self._process.pid
@@ -90,7 +95,7 @@ class Daemon(ABC):
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                env={**os.environ, "PATH": PATH, host.MARKER: self.places.mark},
+                env={**os.environ, "PATH": self.path, host.MARKER: self.places.mark},
             )
         if not wait_until(lambda: self._ended() or self.cri.is_ready(), within=READY_WITHIN_S, every=0.05):
             raise RuntimeError(f"{self.places.name}: does not become ready; its log ends:\n{self.log_tail()}")
