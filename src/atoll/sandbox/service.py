@@ -151,7 +151,7 @@ class ControllerService:
 
     async def Wait(self, request: wire.ControllerWaitRequest, context: Context) -> wire.ControllerWaitResponse:
         controller, key = self._enter(request, context)
-        ended = await self._waits.join((key, controller), lambda: controller.wait(request.sandbox_id))
+        ended = await self._waits.join((key, request.sandboxer), lambda: controller.wait(request.sandbox_id))
         return to_exit(ended)
 
     async def Status(self, request: wire.ControllerStatusRequest, context: Context) -> wire.ControllerStatusResponse:

@@ -6,7 +6,7 @@ import itertools
 import struct
 
 import pytest
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 from hypothesis import given
 from hypothesis import strategies as st
 
