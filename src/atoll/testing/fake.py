@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,13 @@ class FakeController(Controller):
         self.host.kill(sandbox_id)
         found.exit.set(ExitStatus(exit_status=exit_status, exited_at=self._now()))
 
+    def join(self, sandbox_id: str) -> None:
+        """Run one more process in the sandbox, as its task API would; `FailedPrecondition` where it is paused."""
+        found = self._require_running(sandbox_id)
+        if found.is_paused:
+            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: is paused; resume it first")
+        self.host.join(self.host.of(sandbox_id)[0])
+
     def restarted(self, *known: str) -> FakeController:
         """A controller over the same host, which knows the sandboxes named as this one did."""
         made = type(self)(self._faults, sockets=self._sockets, now=self._now, host=self.host)
@@ -142,6 +150,8 @@ class FakeController(Controller):
             raise errors.InvalidArgument(
                 f"sandbox {sandbox.id}: options of type {options.options.type_url!r} are not known"
             )
+        if options.netns_path and not os.path.exists(options.netns_path):  # noqa: ASYNC240  one stat
+            raise errors.InvalidArgument(f"sandbox {sandbox.id}: {options.netns_path}: is no network namespace")
         async with self._alone(sandbox.id):
             if sandbox.id in self._sandboxes:
                 raise errors.AlreadyExists(f"sandbox {sandbox.id}: is created already")

@@ -721,15 +721,15 @@ class Hangs(FakeController):
         return Platform(os="linux", architecture="amd64")
 
 
-class NoMoreThanAHundred(FakeController):
-    """More than a hundred waiters are turned away."""
+class NoMoreThanFiveHundred(FakeController):
+    """More than five hundred waiters are turned away."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._count = 0
 
     async def wait(self, sandbox_id: str) -> ExitStatus:
-        if self._count >= 100:
+        if self._count >= 500:
             raise errors.ResourceExhausted(f"sandbox {sandbox_id}: too many waiters")
         self._count += 1
         try:
@@ -764,3 +764,22 @@ class CannotFreeAnotherLife(FakeController):
     async def shutdown(self, sandbox_id: str) -> None:
         if sandbox_id in self._sandboxes:
             await super().shutdown(sandbox_id)
+
+
+class TakesContainersWhilePaused(FakeController):
+    """A container is run in a paused sandbox."""
+
+    def join(self, sandbox_id: str) -> None:
+        self.host.join(self.host.of(sandbox_id)[0])
+
+
+class LosesContainersAtRestart(FakeController):
+    """After a restart nothing is known of the containers of a sandbox."""
+
+    def restarted(self, *known: str) -> FakeController:
+        made = super().restarted(*known)
+        for sandbox_id in known:
+            for pid in self.host.of(sandbox_id)[1:]:
+                process = self.host.processes[pid]
+                self.host.processes[pid] = replace(process, sandbox_id="")
+        return made

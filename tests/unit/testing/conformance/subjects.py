@@ -16,7 +16,7 @@ def fake_subject(controller: FakeController | None = None, within_s: float = 10.
         return 7
 
     async def populate(instance: ControllerInstance) -> None:
-        made.host.join(instance.pid)
+        latest[0].join(instance.sandbox_id)
 
     async def tasks(instance: ControllerInstance) -> int:
         assert instance.address.removeprefix("ttrpc+unix://") in made.host.sockets

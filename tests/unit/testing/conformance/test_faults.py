@@ -37,7 +37,10 @@ FOUND: dict[Kind, tuple[str, ...]] = {
     faults.CreatedAtIsOld: ("created_at_is_the_time_of_the_start", "an_id_can_be_used_again"),
     faults.StopNeedsTheId: ("absent_is_stopped_and_shut_down", "shutdown_is_idempotent_and_forgets"),
     faults.StopChangesTheExit: ("stop_is_idempotent", "an_end_from_outside_is_told"),
-    faults.StopReturnsEarly: ("stop_returns_when_every_process_has_ended",),
+    faults.StopReturnsEarly: (
+        "stop_returns_when_every_process_has_ended",
+        "containers_are_found_again_after_a_restart",
+    ),
     faults.RemembersAFirstLife: ("an_id_can_be_used_again",),
     faults.WaitLosesTheStatus: (
         "stop_before_start_ends_it",
@@ -49,7 +52,12 @@ FOUND: dict[Kind, tuple[str, ...]] = {
     faults.OneWaiterOnly: ("wait_tells_all_the_same", "a_thousand_waiters_hear_the_same"),
     faults.WaitEndsTheSandbox: ("wait_can_be_given_up",),
     faults.StatusWaitsForItsTurn: ("status_overlaps_with_everything",),
-    faults.TalksProse: ("verbose_info_is_json", "info_has_the_word_of_the_state", "update_reaches_the_status"),
+    faults.TalksProse: (
+        "verbose_info_is_json",
+        "info_has_the_word_of_the_state",
+        "update_reaches_the_status",
+        "update_reaches_the_cgroup",
+    ),
     faults.AlwaysVerbose: ("verbose_info_is_json", "ping_changes_nothing"),
     faults.SaysRunningWhilePaused: ("info_has_the_word_of_the_state",),
     faults.PlatformIsEmpty: ("platform_is_told_in_every_state",),
@@ -63,7 +71,7 @@ FOUND: dict[Kind, tuple[str, ...]] = {
     faults.MeasuresTheDead: ("metrics_need_a_running_sandbox",),
     faults.PauseIsNotIdempotent: ("pause_and_resume_are_idempotent",),
     faults.PauseFreezesOne: ("pause_freezes_every_process",),
-    faults.ResumeThawsNothing: ("pause_freezes_every_process",),
+    faults.ResumeThawsNothing: ("pause_freezes_every_process", "a_paused_sandbox_takes_no_containers"),
     faults.PausedCannotBeStopped: (
         "info_has_the_word_of_the_state",
         "ping_changes_nothing",
@@ -77,9 +85,15 @@ FOUND: dict[Kind, tuple[str, ...]] = {
     faults.UpdateTakesAnyField: ("update_of_unknown_fields_is_refused",),
     faults.UpdateIsHalf: ("update_of_unknown_fields_is_refused",),
     faults.UpdateForgetsLimits: ("update_reaches_the_cgroup",),
-    faults.NoMoreThanAHundred: ("a_thousand_waiters_hear_the_same",),
-    faults.ForgetsAtRestart: ("survives_a_restart", "an_end_during_a_restart_is_told"),
+    faults.NoMoreThanFiveHundred: ("a_thousand_waiters_hear_the_same",),
+    faults.ForgetsAtRestart: (
+        "survives_a_restart",
+        "an_end_during_a_restart_is_told",
+        "containers_are_found_again_after_a_restart",
+    ),
     faults.LosesExitsAtRestart: ("survives_a_restart", "an_end_during_a_restart_is_told"),
+    faults.TakesContainersWhilePaused: ("a_paused_sandbox_takes_no_containers",),
+    faults.LosesContainersAtRestart: ("containers_are_found_again_after_a_restart",),
     faults.CannotFreeAnotherLife: ("what_a_dead_daemon_left_is_freed",),
 }
 """The checks that find a fault: these, and no other."""

@@ -110,6 +110,19 @@ async def a_paused_sandbox_can_be_stopped(trial: Trial) -> None:
     await refuses("status after shutdown", trial.controller.status(other), errors.NotFound)
 
 
+async def a_paused_sandbox_takes_no_containers(trial: Trial) -> None:
+    """While a sandbox is paused its Task API refuses a container with FailedPrecondition; afterwards it takes one."""
+    if trial.subject.populate is None:
+        raise NotApplicable("no way was given to run a container in it")
+    made, instance = await trial.started()
+    if not instance.address:
+        raise NotApplicable("start answers no address of a task API")
+    await _if_it_can("pause", trial.controller.pause(made))
+    await refuses("a container in a paused sandbox", trial.subject.populate(instance), errors.FailedPrecondition)
+    await trial.controller.resume(made)
+    await trial.subject.populate(instance)
+
+
 async def update_does_not_disturb(trial: Trial) -> None:
     """Update of a running sandbox leaves it READY with its pid; of one that has ended it is FailedPrecondition."""
     made, instance = await trial.started()
@@ -185,6 +198,7 @@ CHECKS: tuple[Check[Trial], ...] = (
     check(pause_freezes_every_process, "C37", "C38"),
     check(pause_needs_a_running_sandbox, "C37", "C38"),
     check(a_paused_sandbox_can_be_stopped, "C22", "C24"),
+    check(a_paused_sandbox_takes_no_containers, "C39"),
     check(update_does_not_disturb, "C36", source=f"{CONTAINERD}/Update"),
     check(update_reaches_the_status, "C36"),
     check(update_of_unknown_fields_is_refused, "C36"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -100,6 +101,11 @@ async def survives_a_restart(trial: Trial) -> None:
     await ends(trial, running)
 
 
+async def _ignore(work: Awaitable[object]) -> None:
+    with contextlib.suppress(errors.AtollError):
+        await work
+
+
 async def _restart(trial: Trial, *made: str) -> None:
     if trial.subject.restart is None:
         raise NotApplicable("no way was given to restart it")
@@ -116,6 +122,42 @@ async def an_end_during_a_restart_is_told(trial: Trial) -> None:
     await _restart(trial, made)
     equal("exit status", expected, (await ends(trial, made)).exit_status)
     equal("state", State.NOTREADY, (await trial.controller.status(made)).state)
+
+
+async def containers_are_found_again_after_a_restart(trial: Trial) -> None:
+    """A container that ran before a restart of the controller is stopped and freed with its sandbox after it."""
+    if trial.subject.populate is None or trial.subject.host is None:
+        raise NotApplicable("no way was given to run a container in it and to see it")
+    made, instance = await trial.started()
+    await trial.subject.populate(instance)
+    trace = await trial.note(instance)
+    assert trace is not None
+    await _restart(trial, made)
+    await trial.controller.stop(made)
+    alive = [pid for pid, _ in sorted(trace.processes) if await trial.subject.host.is_alive(pid)]
+    equal(f"processes of {len(trace.processes)} that live after stop", [], alive)
+    await trial.shutdown(made)
+    await is_forgotten(trial, made)
+
+
+async def a_restart_leaves_no_half_start(trial: Trial) -> None:
+    """A start that a restart cut off is whole, gone or UNKNOWN, and shutdown frees it."""
+    if trial.subject.restart is None:
+        raise NotApplicable("no way was given to restart it")
+    made = await trial.created()
+    async with TaskOwner("start") as owner:
+        owner.spawn(_ignore(trial.raw.start(made)), name="start")
+        await asyncio.sleep(0.002)
+        await _restart(trial, made)
+    try:
+        status = await trial.controller.status(made)
+    except errors.NotFound:
+        pass
+    else:
+        whole = status.state is not State.READY or status.pid > 0
+        true("the sandbox", "without a pid, or READY with one", whole, status)
+    await trial.shutdown(made)
+    await is_forgotten(trial, made)
 
 
 async def a_wait_survives_a_restart(trial: Trial) -> None:
@@ -174,13 +216,6 @@ async def clients_may_vanish(trial: Trial) -> None:
     await ends(trial, made)
 
 
-async def _ignore(work: Awaitable[object]) -> None:
-    try:
-        await work
-    except errors.AtollError:
-        return
-
-
 async def expired_deadlines_lose_nothing(trial: Trial) -> None:
     """Callers whose time is over get DeadlineExceeded or Canceled; the sandbox is then whole, or gone."""
     made = await trial.created()
@@ -222,6 +257,8 @@ CHECKS: tuple[Check[Trial], ...] = (
     check(too_much_is_refused_and_survived, "C11", "C61", destructive=True),
     check(survives_a_restart, "C50", destructive=True, alone=True),
     check(an_end_during_a_restart_is_told, "C50", "C51", destructive=True, alone=True),
+    check(containers_are_found_again_after_a_restart, "C53", destructive=True, alone=True),
+    check(a_restart_leaves_no_half_start, "C52", destructive=True, alone=True),
     check(a_wait_survives_a_restart, "C51", destructive=True, alone=True),
     check(what_a_dead_daemon_left_is_freed, "C24", destructive=True, alone=True),
 )

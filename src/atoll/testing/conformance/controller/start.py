@@ -53,7 +53,7 @@ async def start_gives_the_labels_of_the_record(trial: Trial) -> None:
 
 
 async def an_address_has_protocol_and_version(trial: Trial) -> None:
-    """An address is <protocol>+<address> with a task API of version 2 or 3; without one the version is free."""
+    """An address is PROTOCOL+ADDRESS with a task API of version 2 or 3; without an address the version is free."""
     _, instance = await trial.started()
     _need_address(instance)
     protocol, plus, address = instance.address.partition("+")
