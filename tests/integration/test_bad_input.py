@@ -17,6 +17,8 @@ from tests.integration.cri_client import connected
 from tests.integration.leaks import wait_until
 from tests.integration.registry import running_registry
 
+pytestmark = pytest.mark.shared_daemon
+
 
 def told(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """It failed, in one line with all of these words, and with no traceback."""

@@ -15,7 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.integration.conftest import Daemon
+
+pytestmark = pytest.mark.shared_daemon
 
 WITHIN_S = 20.0
 

@@ -18,6 +18,8 @@ from tests.integration.cri_client import CRI, connected, eventually, in_parallel
 from tests.integration.leaks import CGROUPS, mount_points, read, wait_until
 from tests.integration.test_restart import shim_of
 
+pytestmark = pytest.mark.shared_daemon
+
 LOST = "ab" * 32
 """An ID that no pod has."""
 

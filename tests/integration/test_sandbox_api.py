@@ -32,6 +32,8 @@ from tests.integration.sandbox_client import (
     sandbox_event,
 )
 
+pytestmark = pytest.mark.shared_daemon
+
 CODE = grpc.StatusCode
 YEAR_ONE = Timestamp(seconds=-62135596800)
 
