@@ -171,8 +171,13 @@ async def _abort(name: str, error: Exception, context: Context) -> Any:
 
 
 def _cut(text: str) -> str:
-    """What of a text fits into a trailer, where each byte that is not ASCII takes three."""
-    return text[: MAX_TRAILER_BYTES if text.isascii() else MAX_TRAILER_BYTES // 12]
+    """What of a text fits into a trailer, where all but printable ASCII is percent-encoded."""
+    text, left = text[:MAX_TRAILER_BYTES].encode("utf-8", "replace").decode(), MAX_TRAILER_BYTES
+    for at, letter in enumerate(text):
+        left -= 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode())
+        if left < 0:
+            return text[:at]
+    return text
 
 
 def _details(error: errors.AtollError) -> tuple[tuple[tuple[str, bytes]], ...]:

@@ -26,7 +26,7 @@ from atoll.ttrpc.server import Server
 GRACE_S = 5.0
 """How long running operations may keep a server up that is told to end; open Waits do not."""
 LAST_ANSWERS_S = 0.2
-END_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Stop = Callable[[], Coroutine[Any, Any, None]]

@@ -95,6 +95,8 @@ class Scripted(Controller):
         self.gate = asyncio.Event()
         self.gate.set()
         self.ended = asyncio.Event()
+        self.wait_gate = asyncio.Event()
+        self.wait_gate.set()
         self.cancelled = 0
 
     async def _do(self, *call: object) -> Any:
@@ -122,7 +124,9 @@ class Scripted(Controller):
         await self._do("stop", sandbox_id, timeout_s)
 
     async def wait(self, sandbox_id: str) -> ExitStatus:
-        return await self._do("wait", sandbox_id)
+        answer = await self._do("wait", sandbox_id)
+        await self.wait_gate.wait()
+        return answer
 
     async def status(self, sandbox_id: str, verbose: bool = False) -> ControllerStatus:
         return await self._do("status", sandbox_id, verbose)
@@ -508,6 +512,28 @@ async def test_a_wait_for_what_is_not_there_any_more_ends(address: str) -> None:
         with pytest.raises(errors.NotFound):
             await there.wait("one")
         await there.aclose()
+
+
+async def test_a_server_that_ends_loses_its_waits_and_finishes_its_operations(address: str) -> None:
+    made = Pair(address)
+    made.here.gate.clear()
+    async with listening(made.here, address) as service:
+        waiting = later(raw(made, "Wait", pb.ControllerWaitRequest(sandbox_id="one"), pb.ControllerWaitResponse))
+        starting = later(raw(made, "Start", pb.ControllerStartRequest(sandbox_id="one"), pb.ControllerStartResponse))
+        await eventually(lambda: len(made.here.calls) == 2)
+        made.here.answer = INSTANCE
+        ending = later(service.operations.drain(5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(errors.Unavailable):
+            await made.there.stop("two")
+        made.here.wait_gate.clear()
+        made.here.gate.set()
+        await ending
+    assert (await starting).pid == INSTANCE.pid
+    with pytest.raises(errors.Unavailable):
+        await waiting
+    assert {call[0] for call in made.here.calls} == {"wait", "start"}  # and nothing was undone
+    await made.there.aclose()
 
 
 async def test_a_cancelled_wait_asks_no_more(address: str) -> None:
