@@ -54,9 +54,7 @@ class RunOptions:
     def check(self) -> None:
         """Raise `InvalidArgument` for what can never work, before a daemon is asked or started."""
         container_config(self.container)
-        pod_config(
-            PodOptions(name=self.container.name, network=self.network, ports=self.ports, hostname=self.hostname)
-        )
+        pod_config(PodOptions(name=self.container.name, network=self.network, ports=self.ports, hostname=self.hostname))
         if self.container.tty and not self.detach:
             require_terminal()
 
