@@ -177,6 +177,7 @@ class Real:
             host=LinuxHost(owned=(f"/{self.roots.prefix}",)),
             namespaces=frozenset({"ipc"} if kind == "shim-without-init" else {"ipc", "pid"}),
             tasks=lambda instance: ask_tasks(instance, self.roots.prefix),
+            owns_tasks=runtime == ATOLL,
             populate=runs_busybox(self.roots.base, self.roots.prefix),
             restart=restart,
             name=kind,

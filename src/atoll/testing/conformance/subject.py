@@ -32,7 +32,8 @@ class Subject:
     `end` ends a running sandbox's process from outside and gives the exit status that must be told;
     `left` names what is still there of an ID, and `host` sees what a running one has;
     `namespaces` are the kinds that each sandbox must have for itself;
-    `tasks` asks the Task API at a running sandbox's address for the pid of who serves it;
+    `tasks` asks the Task API at a running sandbox's address for the pid of who serves it; `owns_tasks`: that is the
+    controller's own shim, which can refuse what a paused sandbox cannot have;
     `populate` runs one more process in a running sandbox, which goes with it;
     `restart` closes the controller and gives a new one over the same state, which has taken up the sandboxes given;
     `another` is a connection of its own to the same controller, which is cut when its context is left.
@@ -50,6 +51,7 @@ class Subject:
     host: Host | None = None
     namespaces: frozenset[str] = frozenset()
     tasks: Callable[[ControllerInstance], Awaitable[int]] | None = None
+    owns_tasks: bool = True
     populate: Callable[[ControllerInstance], Awaitable[None]] | None = None
     restart: Callable[[tuple[Sandbox, ...]], Awaitable[Controller]] | None = None
     another: Callable[[], AbstractAsyncContextManager[Controller]] | None = None

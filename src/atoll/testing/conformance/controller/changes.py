@@ -114,6 +114,8 @@ async def a_paused_sandbox_takes_no_containers(trial: Trial) -> None:
     """While a sandbox is paused its Task API refuses a container with FailedPrecondition; afterwards it takes one."""
     if trial.subject.populate is None:
         raise NotApplicable("no way was given to run a container in it")
+    if not trial.subject.owns_tasks:
+        raise NotApplicable("its task API is another's")
     made, instance = await trial.started()
     if not instance.address:
         raise NotApplicable("start answers no address of a task API")
