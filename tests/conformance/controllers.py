@@ -174,7 +174,7 @@ class Real:
             refused=self.refused,
             end=end,
             left=self.left,
-            host=LinuxHost(owned=(f"/{self.roots.prefix}",)),
+            host=LinuxHost(owned_cgroups=(f"/{self.roots.prefix}",)),
             namespaces=frozenset({"ipc"} if kind == "shim-without-init" else {"ipc", "pid"}),
             tasks=lambda instance: ask_tasks(instance, self.roots.prefix),
             owns_tasks=runtime == ATOLL,

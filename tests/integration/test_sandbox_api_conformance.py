@@ -35,7 +35,7 @@ async def test_the_daemons_front_keeps_the_contract(
         address=f"grpc+unix://{roots.socket}",
         sandboxer=sandboxer,
         namespace=namespace,
-        owned=(roots.prefix,),
+        owned_cgroups=(roots.prefix,),
     )
 
     async def restart(_sandboxes: tuple[Sandbox, ...]) -> Controller:

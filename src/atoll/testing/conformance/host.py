@@ -83,11 +83,11 @@ class Host(Protocol):
 class LinuxHost:
     """The host that this process runs on.
 
-    Paths that begin with one of `owned` are the user's own: cgroups and mounts there count for nobody.
+    Cgroups with one of `owned_cgroups` in their path were given to the sandboxes by their user, and stay.
     """
 
-    def __init__(self, owned: tuple[str, ...] = ()) -> None:
-        self._owned = owned
+    def __init__(self, owned_cgroups: tuple[str, ...] = ()) -> None:
+        self._owned_cgroups = owned_cgroups
 
     async def trace(self, sandbox_id: str, pid: int, socket: str, kinds: frozenset[str]) -> Trace:
         return await asyncio.to_thread(_trace, sandbox_id, pid, socket, kinds)
@@ -122,14 +122,14 @@ class LinuxHost:
         cgroups = [path for path in _cgroups() if trace.sandbox_id in path.name]
         return (
             *(f"process {seen.pid} ({seen.command})" for seen in alive),
-            *(f"mount {point}" for point in mounts if not self._is_owned(point)),
+            *(f"mount {point}" for point in mounts),
             *(f"cgroup {path}" for path in cgroups if not self._is_owned(str(path))),
             *(f"socket {name}" for name in sorted(_sockets()) if name == trace.socket or trace.sandbox_id in name),
         )
 
     def _is_owned(self, path: str) -> bool:
         # A cgroup hierarchy of version 1 has its folder before the path: freezer/<path>.
-        return any(owned in path for owned in self._owned)
+        return any(owned in path for owned in self._owned_cgroups)
 
 
 def _trace(sandbox_id: str, pid: int, socket: str, kinds: frozenset[str]) -> Trace:

@@ -62,7 +62,7 @@ class Target:
     netns: str = ""
     restart: tuple[str, ...] = ()
     elsewhere: bool = False
-    owned: tuple[str, ...] = ()
+    owned_cgroups: tuple[str, ...] = ()
     within_s: float = WITHIN_S
 
     @property
@@ -137,7 +137,7 @@ def _subject(controller: RemoteController, target: Target, folder: Path) -> Subj
         options=lambda made: CreateOptions(options=config(made), netns_path=target.netns),
         refused=refused,
         end=_kill if is_near else None,
-        host=LinuxHost(target.owned) if is_near else None,
+        host=LinuxHost(target.owned_cgroups) if is_near else None,
         namespaces=target.namespaces,
         tasks=tasks if is_near else None,
         populate=runs_busybox(folder, target.namespace) if is_near else None,
