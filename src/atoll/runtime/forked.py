@@ -21,7 +21,7 @@ from atoll.runtime.shim import LaunchRequest, Shim
 from atoll.runtime.zygote import ForkedShim, Zygote
 from atoll.sandbox.controller import ExitStatus
 from atoll.sandbox.wire import from_timestamp
-from atoll.shim import records
+from atoll.shim import cleanup, records
 from atoll.shim.request import RuntimeChoice, ShimRequest
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,10 @@ class AtollLauncher:
         if pod is not None:
             return _exit(pod.exit)
         return _exit(records.read(bundle / records.EXIT, records.ExitRecord))
+
+    async def kill_left(self, request: LaunchRequest) -> None:
+        """SIGKILL what runs of the containers of a shim that is gone, whoever asked for them: nobody watches it now."""
+        await self._blocking.run(cleanup.kill_linked, request.bundle.path)
 
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
         """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle.

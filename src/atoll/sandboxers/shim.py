@@ -150,6 +150,8 @@ class ShimController(HeldController[_Held]):
             # One that hangs up each time may be about to end, and may live: only what is gone has ended.
             if not held.link.is_gone:
                 raise
+            if isinstance(self._launcher, AtollLauncher):
+                await self._launcher.kill_left(held.request)
             return await self._recorded_end(held, error)
 
     async def shutdown(self, sandbox_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from atoll.shim.reaper import Reaper
 from atoll.shim.records import ExitRecord, SandboxRecord, TaskRecord
 from atoll.shim.rootfs import unmount_root
 
+log = logging.getLogger(__name__)
+
 KILLED_STATUS = 137
 FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
@@ -37,6 +40,8 @@ async def delete(container_id: str, namespace: str, bundle: Path) -> bytes:
     if task is not None:
         await _delete_task(task, bundle, faults)
     _attempt(faults, unmount_root, bundle / "rootfs")
+    for other in records.linked_tasks(bundle):
+        await _delete_linked(other, faults)
     _delete_pod(bundle, faults)
     ended = records.read(bundle / records.EXIT, ExitRecord)
     if faults:
@@ -49,6 +54,30 @@ async def delete(container_id: str, namespace: str, bundle: Path) -> bytes:
         exited_at=wire.timestamp(ended.exited_at_ns if ended is not None else time.time_ns()),
     )
     return response.SerializeToString()
+
+
+async def _delete_linked(bundle: Path, faults: list[str]) -> None:
+    """Remove a container of a pod whose bundle another daemon keeps; the bundle stays."""
+    task = _task_of(bundle)
+    if task is not None:
+        await _delete_task(task, bundle, faults)
+        _attempt(faults, unmount_root, bundle / "rootfs")
+
+
+def kill_linked(bundle: Path) -> None:
+    """SIGKILL every process of the containers whose shim, that of this bundle, is gone; what they hold stays. Blocks."""
+    for other in records.linked_tasks(bundle):
+        task = _task_of(other)
+        if task is not None:
+            cgroups.kill(tuple(Path(folder) for folder in task.cgroups))
+
+
+def _task_of(bundle: Path) -> TaskRecord | None:
+    try:
+        return records.read(bundle / records.TASK, TaskRecord)
+    except errors.DataLoss as error:
+        log.warning("%s: is left alone: %s", bundle, error)
+        return None
 
 
 async def _delete_task(task: TaskRecord, bundle: Path, faults: list[str]) -> None:

@@ -119,12 +119,21 @@ class Container:
         self._owns_pids = read_spec(self.bundle).owns_pids
         async with self.init.starting:
             try:
+                self._link()
                 mount_root(self.options.rootfs, self.bundle / "rootfs")
                 records.write(self.bundle / records.TASK, record)
                 await self._create(record)
             except (errors.AtollError, OSError) as error:
                 raise await self._undo_create(error) from error
             announce(self.init.pid)
+
+    def _link(self) -> None:
+        """Have the container found by whoever clears this shim away: its bundle may be in another daemon's folders."""
+        if str(self.bundle) != self._shim.request.bundle:
+            records.link_task(Path(self._shim.request.bundle), self.id, self.bundle)
+
+    def _unlink(self) -> None:
+        records.unlink_task(Path(self._shim.request.bundle), self.id)
 
     async def _create(self, record: TaskRecord) -> None:
         init = self.init
@@ -173,6 +182,7 @@ class Container:
         try:
             unmount_root(self.bundle / "rootfs")
             (self.bundle / records.TASK).unlink(missing_ok=True)
+            self._unlink()
         except OSError as fault:
             left.append(f"{fault.filename} ({fault.strerror})")
         kind = type(error) if isinstance(error, errors.AtollError) else errors.Internal
@@ -437,6 +447,7 @@ class Container:
         await init.close(drain=True)
         unmount_root(self.bundle / "rootfs")
         (self.bundle / records.TASK).unlink(missing_ok=True)
+        self._unlink()
         record = init.exited.value or ExitRecord(id=self.id, pid=init.pid, exit_status=0, exited_at_ns=0)
         self._deleted = True
         self._publish(

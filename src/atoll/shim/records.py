@@ -30,6 +30,8 @@ TASK = "task.json"
 EXIT = "exit.json"
 EXECS = "execs"
 SANDBOX = "sandbox.json"
+TASKS = "tasks"
+"""In a shim's bundle: a link for each of its tasks to the bundle that another daemon keeps of it."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,3 +158,24 @@ def write_exit(bundle: Path, record: ExitRecord) -> None:
 def forget_exit(bundle: Path, exec_id: str) -> None:
     """Drop the record of an exec that was deleted; idempotent."""
     exit_path(bundle, exec_id).unlink(missing_ok=True)
+
+
+def link_task(bundle: Path, task_id: str, task_bundle: Path) -> None:
+    """Remember in a shim's bundle where the bundle of one of its tasks is; idempotent. Raises `OSError`."""
+    folder = bundle / TASKS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    unlink_task(bundle, task_id)
+    (folder / task_id).symlink_to(task_bundle)
+
+
+def unlink_task(bundle: Path, task_id: str) -> None:
+    """Forget it; idempotent."""
+    (bundle / TASKS / task_id).unlink(missing_ok=True)
+
+
+def linked_tasks(bundle: Path) -> list[Path]:
+    """The bundles of the tasks that a shim had, wherever they are."""
+    try:
+        return [Path(os.readlink(link)) for link in sorted((bundle / TASKS).iterdir())]
+    except FileNotFoundError:
+        return []
