@@ -1,4 +1,4 @@
-"""One cgroup, wherever its controllers live: made, joined, limited, frozen, killed, watched and removed as one.
+"""One cgroup, wherever its controllers live: made, joined, limited, frozen, killed and removed as one.
 
 A `Cgroup` is a path that exists in every hierarchy. A process joins it by itself before it calls exec: in
 version 1 by writing 0 to `tasks`, which moves the one thread it has and waits for nobody; a write to
@@ -13,14 +13,13 @@ import contextlib
 import errno
 import os
 import signal
-import struct
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
-from atoll.linux import freezer, syscalls
+from atoll.linux import freezer
 from atoll.linux.cgroup_layout import Hierarchies, Layout, validated
 
 DELETE_TIMEOUT_S = 5.0
@@ -287,30 +286,6 @@ class Cgroup:
                 )
             time.sleep(PAUSE_S)
 
-    @contextlib.contextmanager
-    def watch_oom(self) -> Generator[int]:
-        """A descriptor that becomes readable when the kernel kills for memory here; non-blocking.
-
-        Version 1: an eventfd; version 2: an inotify descriptor of memory.events, which changes for other reasons
-        too, so compare `atoll.linux.cgroup_stats.oom_kills` when it wakes. Closed on leaving the context.
-        """
-        folder = self._need("memory")
-        if self.is_v2:
-            fd = syscalls.inotify_init()
-            try:
-                syscalls.inotify_add_watch(fd, folder / "memory.events", syscalls.IN_MODIFY)
-                yield fd
-            finally:
-                os.close(fd)
-            return
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            with (folder / "memory.oom_control").open("rb") as control:
-                _write(folder / "cgroup.event_control", f"{fd} {control.fileno()}")
-            yield fd
-        finally:
-            os.close(fd)
-
 
 def expedite_attach(hierarchies: Hierarchies) -> None:
     """Let the next write to any `cgroup.procs` of this host pass at once; blocks for about ten milliseconds.
@@ -335,13 +310,6 @@ def _own_procs_file(hierarchies: Hierarchies) -> Path | None:
         if mount is not None:
             return mount / path[1:] / "cgroup.procs"
     return None
-
-
-def drain(fd: int) -> None:
-    """Read away what made a descriptor of `Cgroup.watch_oom` readable."""
-    with contextlib.suppress(BlockingIOError):
-        while len(os.read(fd, 4096)) > struct.calcsize("Q"):
-            pass
 
 
 def _cpuset_settings(limits: Limits) -> Iterator[Setting]:

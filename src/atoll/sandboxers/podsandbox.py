@@ -28,7 +28,6 @@ from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.linux import cgroup_children, cgroup_layout, process
 from atoll.linux.cgroup import Cgroup, Limits
-from atoll.linux.cgroup_metrics import metrics_message
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
@@ -48,12 +47,13 @@ from atoll.sandbox.controller import (
     TypedAny,
 )
 from atoll.sandbox.info import NOTHING
+from atoll.sandbox.wire import from_any
 from atoll.sandboxers import pause
 from atoll.sandboxers import update as updates
 from atoll.sandboxers.held import Held, HeldController, Undoing, unknown_exit
 from atoll.sandboxers.info import of_record
 from atoll.sandboxers.pause import PauseRecord, RootProvider, SpecFacts
-from atoll.shim import pod_files, records
+from atoll.shim import metrics, pod_files, records
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.records import SandboxExit
 
@@ -356,11 +356,11 @@ class PodSandboxController(HeldController[_Held]):
         held = self._get(sandbox_id)
         self._require_running(held)
         group = self._need_cgroup(held)
-        if not group.exists():
-            raise errors.FailedPrecondition(f"sandbox {sandbox_id}: its cgroup {group.path} is gone")
-        message = await self._blocking.run(metrics_message, group)
-        data = TypedAny(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
-        return Metric(timestamp=datetime.now(UTC), id=sandbox_id, data=data)
+        try:
+            found = await self._blocking.run(metrics.of_cgroup, group.folders, f"sandbox {sandbox_id}")
+        except errors.NotFound as error:
+            raise errors.FailedPrecondition(f"{error}: {group.path} is gone") from error
+        return Metric(timestamp=datetime.now(UTC), id=sandbox_id, data=from_any(found))
 
     def _need_cgroup(self, held: _Held) -> Cgroup:
         group = held.cgroup

@@ -37,6 +37,10 @@ _V1_MEMORY_NAMES = {
     "total_pgmajfault": "total_pg_maj_fault",
     "hierarchical_memsw_limit": "hierarchical_swap_limit",
 }
+_V2_MEMORY_NAMES = {
+    "workingset_refault_file": "workingset_refault",
+    "workingset_activate_file": "workingset_activate",
+}
 _V1_ENTRIES = {"usage": "memory", "swap": "memory.memsw", "kernel": "memory.kmem", "kernel_tcp": "memory.kmem.tcp"}
 
 
@@ -195,7 +199,7 @@ def _v2(files: _Folders) -> v2_pb2.Metrics:
     _pressure(metrics.cpu.psi, files.text("cpu.pressure"))
     if files.path("memory.current"):
         memory = metrics.memory
-        _fill(memory, files.flat("memory.stat"))
+        _fill(memory, files.flat("memory.stat"), _V2_MEMORY_NAMES)
         for field, name in (
             ("usage", "memory.current"),
             ("usage_limit", "memory.max"),
