@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import IN_CI
 from tests.integration.cri_client import connected
 from tests.integration.daemons import Daemon, Roots
-from tests.integration.leaks import Footprint, Machine, command, own_fds, settled_leaks, wait_until
+from tests.integration.leaks import MARKER, Footprint, Machine, command, own_fds, settled_leaks, wait_until
 
 OF_THE_DAEMON = ("atoll.shim.zygote", "atoll.shim.host")
 """Command lines of processes that a daemon without pods has: its zygote, and shim processes kept ahead."""
@@ -137,7 +137,9 @@ def start(config: str) -> Live:
     with roots.config.open("a") as file:
         file.write(config)
     daemon = Daemon(roots)
-    daemon.start()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(MARKER, roots.prefix)
+        daemon.start()
     with connected(roots) as cri:
         images = frozenset(image.id for image in cri.list_images())
     return Live(

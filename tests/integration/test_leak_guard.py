@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import Roots
 from tests.integration.leaks import CGROUPS, Footprint, Machine, own_fds, wait_until
+from tests.integration.shared import Shared
 
 
 @pytest.fixture
@@ -99,3 +101,47 @@ def test_roots_are_private_and_short_enough_for_a_socket(roots: Roots) -> None:
     assert roots.base.stat().st_mode & 0o777 == roots.state.stat().st_mode & 0o777 == 0o700
     assert len(str(roots.socket)) < 60
     assert len(roots.bridge) <= 15
+
+
+@pytest.fixture
+def kept() -> Iterator[Shared]:
+    """One of this test's own."""
+    kept = Shared()
+    yield kept
+    kept.retire()
+
+
+def test_a_shared_daemon_goes_on_where_it_is_as_it_was(request: pytest.FixtureRequest, kept: Shared) -> None:
+    footprint, pid = kept.take(request.node), kept.daemon.pid
+    assert kept.daemon.run("run", "--network", "none", "atoll/busybox", "true").returncode == 0
+    (kept.roots.base / "a file of a test").write_text("")
+    kept.judge(request.node, failed=False)
+    assert (kept.take(request.node), kept.daemon.pid) == (footprint, pid)
+    assert not (kept.roots.base / "a file of a test").exists()
+    with kept.roots.config.open("a") as file:
+        file.write("# changed\n")
+    kept.judge(request.node, failed=False)
+    assert not Path(f"/proc/{pid}").exists()
+    assert kept.take(request.node) != footprint
+
+
+def test_a_shared_daemon_is_judged_after_each_test(request: pytest.FixtureRequest, kept: Shared) -> None:
+    kept.take(request.node)
+    assert kept.daemon.run("run", "-d", "--network", "none", "atoll/busybox", "sleep", "1000").returncode == 0
+    with pytest.raises(pytest.fail.Exception, match="pods are left"):
+        kept.judge(request.node, failed=False)
+    kept.take(request.node)
+    leaf = CGROUPS / "memory" / kept.roots.prefix / "leaf"
+    leaf = leaf if leaf.parent.parent.is_dir() else CGROUPS / kept.roots.prefix / "leaf"
+    leaf.mkdir(parents=True)
+    with pytest.raises(pytest.fail.Exception, match=r"cgroup .*leaf"):
+        kept.judge(request.node, failed=False)
+    kept.take(request.node)
+    point = kept.roots.base / "point"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(point)], check=True)
+    with pytest.raises(pytest.fail.Exception, match=r"mount .*point"):
+        kept.judge(request.node, failed=False)
+    kept.take(request.node)
+    with pytest.raises(pytest.fail.Exception, match="file descriptor"), open("/dev/null", "rb"):
+        kept.judge(request.node, failed=False)
