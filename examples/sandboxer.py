@@ -1,4 +1,4 @@
-"""A sandboxer of one's own: each sandbox is a process in IPC, UTS and network namespaces that are its alone."""
+"""A sandboxer of one's own: each sandbox is a process in namespaces that are its alone."""
 
 from atoll import sandbox as s
 
@@ -8,15 +8,16 @@ class NamespaceSandboxer(s.Controller):
         self.lives = s.Lives()  # who is created, runs, has ended
 
     async def create(self, sandbox: s.Sandbox, options: s.CreateOptions) -> None:
-        self.lives.add(sandbox, options, takes=["netns_path"])
+        self.lives.add(sandbox, options, takes=["netns_path", s.POD_CONFIG])
 
     async def start(self, sandbox_id: str) -> s.ControllerInstance:
-        netns = self.lives[sandbox_id].options.netns_path
-        network = ["nsenter", f"--net={netns}", "unshare"] if netns else ["unshare", "--net"]
-        return await self.lives.run(sandbox_id, *network, "--ipc", "--uts", "cat", prompt=b"\n")
+        return await self.lives.unshare(sandbox_id, "cat", prompt=b"\n")  # PID, IPC, UTS, network
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         await self.lives.stop(sandbox_id, timeout_s)
+
+    async def wait(self, sandbox_id: str) -> s.ExitStatus:
+        return await self.lives[sandbox_id].wait()
 
     async def status(self, sandbox_id: str, verbose: bool = False) -> s.ControllerStatus:
         return self.lives[sandbox_id].status(verbose)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from atoll import errors
-from atoll.sandbox import CreateOptions, Lives, Mount, Runtime, Sandbox, State, TypedAny
+from atoll.api.cri_runtime_v1_pb2 import LinuxPodSandboxConfig, NamespaceMode, PodSandboxConfig
+from atoll.sandbox import POD_CONFIG, CreateOptions, Lives, Mount, Runtime, Sandbox, State, TypedAny
 
 T = TypeVar("T")
 SANDBOX = Sandbox(id="one", sandboxer="", runtime=Runtime(name="toy"), labels={"a": "b"})
@@ -126,6 +128,69 @@ async def test_a_start_that_is_given_up_leaves_nothing() -> None:
     await asyncio.wait({starting})
     assert life.process.returncode is not None
     assert "one" not in lives
+
+
+def pod(**modes: int) -> CreateOptions:
+    config = PodSandboxConfig(hostname="inside")
+    for name, mode in modes.items():
+        setattr(config.linux.security_context.namespace_options, name, mode)
+    return CreateOptions(options=TypedAny(type_url=POD_CONFIG, value=config.SerializeToString()))
+
+
+def own(pid: int) -> set[str]:
+    kinds = ("pid", "ipc", "uts", "net")
+    return {kind for kind in kinds if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")}
+
+
+@pytest.mark.parametrize(
+    ("options", "namespaces"),
+    [
+        (CreateOptions(), {"pid", "ipc", "uts", "net"}),
+        (pod(network=NamespaceMode.NODE), {"pid", "ipc"}),
+        (pod(pid=NamespaceMode.CONTAINER), {"ipc", "uts", "net"}),
+        (pod(ipc=NamespaceMode.NODE, pid=NamespaceMode.NODE), {"uts", "net"}),
+        (pod(network=NamespaceMode.NODE, ipc=NamespaceMode.NODE, pid=NamespaceMode.NODE), set[str]()),
+    ],
+)
+async def test_namespaces_are_those_that_are_asked_for(options: CreateOptions, namespaces: set[str]) -> None:
+    lives = Lives()
+    lives.add(SANDBOX, options, takes=(POD_CONFIG,))
+    instance = await lives.unshare("one", "cat", prompt=b"\n")
+    assert own(instance.pid) == namespaces
+    assert os.readlink(f"/proc/{instance.pid}/exe").endswith("cat")
+    if options.options is not None and "uts" in namespaces:
+        inside = subprocess.run(
+            ["nsenter", f"--uts=/proc/{instance.pid}/ns/uts", "hostname"], capture_output=True, text=True, check=True
+        )
+        assert inside.stdout == "inside\n"
+    await lives.stop("one")
+    assert (await lives["one"].wait()).exit_status == 128 + signal.SIGKILL
+    await lives.shutdown("one")
+
+
+async def test_a_polite_stop_reaches_the_first_process_of_a_pid_namespace() -> None:
+    lives = Lives()
+    lives.add(SANDBOX, CreateOptions())
+    await lives.unshare("one", *SHOUT, prompt=b"\n")
+    await lives.stop("one", 20)
+    assert (await lives["one"].wait()).exit_status == 3
+    await lives.shutdown("one")
+
+
+@pytest.mark.parametrize("value", [b"\xff\xff", PodSandboxConfig(linux=LinuxPodSandboxConfig(sysctls={"a": "b"}))])
+async def test_a_pod_that_cannot_be_had_is_refused(value: bytes | PodSandboxConfig) -> None:
+    lives, config = Lives(), value if isinstance(value, bytes) else value.SerializeToString()
+    lives.add(SANDBOX, CreateOptions(options=TypedAny(type_url=POD_CONFIG, value=config)), takes=(POD_CONFIG,))
+    with pytest.raises(errors.InvalidArgument, match="pod config"):
+        await lives.unshare("one", "cat", prompt=b"\n")
+    assert "one" not in lives
+
+
+async def test_what_a_failed_start_said_is_told() -> None:
+    lives = Lives()
+    lives.add(SANDBOX, CreateOptions(netns_path="/run/netns/no-such"), takes=("netns_path",))
+    with pytest.raises(errors.FailedPrecondition, match=r"nsenter.*no-such"):
+        await lives.unshare("one", "cat", prompt=b"\n")
 
 
 async def test_a_shutdown_answers_who_waits() -> None:

@@ -88,11 +88,11 @@ async def test_thirty_lines_keep_the_contract_on_every_wire(address: str) -> Non
         subject = Subject(
             controller=controller,
             sandbox=record,
-            options=lambda made: CreateOptions(),
+            options=lambda made: CreateOptions(options=pod()),
             refused=lambda made: CreateOptions(netns_path="/run/netns/no-such"),
             end=kill,
             host=LinuxHost(),
-            namespaces=frozenset({"ipc", "uts", "net"}),
+            namespaces=frozenset({"pid", "ipc", "uts", "net"}),
         )
         report = await check_controller(subject, SAFE)
         await controller.aclose()

@@ -44,7 +44,7 @@ FILES["src/$package/__init__.py"] = '''\
 '''
 
 FILES["src/$package/controller.py"] = '''\
-"""What a sandbox is here: one process, in IPC, UTS and network namespaces that are its alone.
+"""What a sandbox is here: one process, in PID, IPC, UTS and network namespaces that are its alone.
 
 Begin with `start`: put your own kind of sandbox in the place of the process. `atoll.sandbox.Controller` says what
 each method must do; the tests check it.
@@ -60,14 +60,12 @@ class $controller(s.Controller):
         self.lives = s.Lives()
 
     async def create(self, sandbox: s.Sandbox, options: s.CreateOptions) -> None:
-        # What is not named here is refused. Add "runtime.v1.PodSandboxConfig" when you follow a pod's config.
-        self.lives.add(sandbox, options, takes=["netns_path"])
+        # What is not named here is refused: root mounts, annotations.
+        self.lives.add(sandbox, options, takes=["netns_path", s.POD_CONFIG])
 
     async def start(self, sandbox_id: str) -> s.ControllerInstance:
-        netns = self.lives[sandbox_id].options.netns_path
-        network = ["nsenter", f"--net={netns}", "unshare"] if netns else ["unshare", "--net"]
         # `cat` gives the prompt back when it runs in its namespaces, and ends when this process does.
-        return await self.lives.run(sandbox_id, *network, "--ipc", "--uts", "cat", prompt=b"\\n")
+        return await self.lives.unshare(sandbox_id, "cat", prompt=b"\\n")
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         await self.lives.stop(sandbox_id, timeout_s)
@@ -136,7 +134,7 @@ async def test_the_contract_is_kept(wire: str, tmp_path: Path) -> None:
             refused=lambda made: CreateOptions(netns_path="/run/netns/no-such-one"),
             end=kill,
             host=LinuxHost(),
-            namespaces=frozenset({"ipc", "uts", "net"}),
+            namespaces=frozenset({"pid", "ipc", "uts", "net"}),
         )
         report = await check_controller(subject, SAFE)
         await controller.aclose()
@@ -176,6 +174,7 @@ As root:
     python -m pip install -e . --group dev
     python -m pytest                                  # the conformance kit, through gRPC and ttrpc
     python -m $package unix:///run/$name.sock
+    atoll conformance controller unix:///run/$name.sock   # the same kit, from outside
 
 ## Under containerd 2
 
@@ -187,8 +186,8 @@ As root:
       runtime_type = "io.containerd.runc.v2"
       sandboxer = "$name"
 
-The service must be up before containerd: `$name.service` sees to it. For pods of a CRI client, follow the pod's config
-(`runtime.v1.PodSandboxConfig` in the options of `create`) and answer from `start` the address of a Task API.
+The service must be up before containerd: `$name.service` sees to it. Pods are made as it is; containers in them need
+a Task API, whose address `start` answers.
 
 ## Under Atoll
 

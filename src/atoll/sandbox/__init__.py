@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from atoll.sandbox.controller import TypedAny as TypedAny
     from atoll.sandbox.lives import Life as Life
     from atoll.sandbox.lives import Lives as Lives
+    from atoll.sandbox.namespaces import POD_CONFIG as POD_CONFIG
     from atoll.sandbox.serving import listening as listening
     from atoll.sandbox.serving import run as run
     from atoll.sandbox.serving import serve as serve
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Life": "atoll.sandbox.lives",
     "Lives": "atoll.sandbox.lives",
+    "POD_CONFIG": "atoll.sandbox.namespaces",
     "listening": "atoll.sandbox.serving",
     "run": "atoll.sandbox.serving",
     "serve": "atoll.sandbox.serving",

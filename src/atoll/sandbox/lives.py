@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from atoll import errors
 from atoll.concurrency import Latch, TaskOwner, run_to_completion
@@ -30,8 +33,14 @@ from atoll.sandbox.controller import (
     TypedAny,
 )
 from atoll.sandbox.info import SandboxInfo
+from atoll.sandbox.namespaces import namespaces_of
 
 UNDO_TIMEOUT_S = 10.0
+LAST_WORDS_S = 1.0
+SAID_LIMIT = 2048
+UNSHARE_WAS_KILLED = "sigprocmask"
+"""unshare(1) ends by the signal that ended its child, which for SIGKILL it cannot: then it says so and ends with 1."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -42,6 +51,8 @@ class Life:
     options: CreateOptions
     instance: ControllerInstance | None = None
     process: asyncio.subprocess.Process | None = None
+    _child: int = -1
+    _said: str = ""
     _exit: Latch[ExitStatus] = field(default_factory=Latch[ExitStatus])
     _tasks: TaskOwner = field(default_factory=lambda: TaskOwner("sandbox"))
 
@@ -70,25 +81,61 @@ class Life:
         talk = asyncio.subprocess.PIPE if prompt else asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, env=env, start_new_session=True, stdin=talk, stdout=talk
+                *command, env=env, start_new_session=True, stdin=talk, stdout=talk, stderr=asyncio.subprocess.PIPE
             )
         except OSError as error:
             raise errors.FailedPrecondition(
                 f"sandbox {self.sandbox.id}: {command[0]}: cannot be executed: {error.strerror}"
             ) from error
         self.process = process
-        self._tasks.spawn(self._follow(process), name=f"sandbox/{self.sandbox.id}/wait")
+        listening = self._tasks.spawn(self._listen(process), name=f"sandbox/{self.sandbox.id}/stderr")
+        self._tasks.spawn(self._follow(process, listening), name=f"sandbox/{self.sandbox.id}/wait")
         if process.stdin is not None and process.stdout is not None:
             with contextlib.suppress(ConnectionError):  # it has ended, which the next line sees too
                 process.stdin.write(prompt)
                 await process.stdin.drain()
             if not await process.stdout.read(1):
+                code = await process.wait()
+                await asyncio.wait({listening}, timeout=LAST_WORDS_S)
                 raise errors.FailedPrecondition(
-                    f"sandbox {self.sandbox.id}: {command[0]} ended with {await process.wait()} before it answered"
+                    f"sandbox {self.sandbox.id}: {command[0]} ended with {code} before it answered: {self._said}"
                 )
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        self.end(await process.wait())
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Read what the process says on stderr, so that it can; the end of it is told where a start fails."""
+        assert process.stderr is not None
+        while words := (await process.stderr.read(SAID_LIMIT)).decode("utf-8", "replace"):
+            log.debug("sandbox %s: stderr: %s", self.sandbox.id, words.rstrip())
+            self._said = (self._said + words)[-SAID_LIMIT:]
+
+    async def _follow(self, process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
+        returncode = await process.wait()
+        if self._child >= 0:
+            os.close(self._child)
+            self._child = -1
+            await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+            if returncode == 1 and UNSHARE_WAS_KILLED in self._said:
+                returncode = -signal.SIGKILL
+        self.end(returncode)
+
+    def main_pid(self, *, forks: bool) -> int:
+        """The process that stands for the sandbox; where the command `forks`, its child, which is signalled then."""
+        assert self.process is not None
+        pid = self.process.pid
+        if not forks:
+            return pid
+        with contextlib.suppress(OSError, ValueError):
+            (child,) = (int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            self._child = os.pidfd_open(child)
+            return child
+        raise errors.FailedPrecondition(f"sandbox {self.sandbox.id}: process {pid} has not the one child it should")
+
+    async def name(self, pid: int, hostname: str) -> None:
+        """Set the hostname of a process's UTS namespace."""
+        command = ("nsenter", f"--uts=/proc/{pid}/ns/uts", "--", "hostname", hostname)
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+        if await process.wait() != 0:
+            raise errors.FailedPrecondition(f"sandbox {self.sandbox.id}: hostname {hostname!r} cannot be set")
 
     def begin(
         self, pid: int, *, at: datetime | None = None, address: str = "", version: int = 0, spec: TypedAny | None = None
@@ -128,8 +175,10 @@ class Life:
         await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if self._child >= 0:
+                signal.pidfd_send_signal(self._child, number)
+            elif self.process is not None:
                 self.process.send_signal(number)
 
     async def wait(self) -> ExitStatus:
@@ -189,21 +238,46 @@ class Lives:
         return life
 
     async def run(
-        self, sandbox_id: str, *command: str, env: Mapping[str, str] | None = None, prompt: bytes = b""
+        self,
+        sandbox_id: str,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        prompt: bytes = b"",
+        forks: bool = False,
     ) -> ControllerInstance:
         """Execute the one process that the sandbox is, without a shell; its end is the sandbox's. What `start` answers.
 
         With a `prompt`, that is written to the process's stdin, and `run` returns when the process has written
         something: by then it is past whatever executed it (`unshare`, `nsenter`), and in its namespaces. Both pipes
-        stay open while the controller lives, so that a `cat` ends with it. Where it fails, the sandbox is gone:
+        stay open while the controller lives, so that a `cat` ends with it. A command that `forks` has one child, which
+        is the sandbox's process (`unshare --fork`); it must have a prompt. Where it fails, the sandbox is gone:
         `FailedPrecondition`, also for one that was started before, which stays.
         """
         life = self[sandbox_id]
         life.require_fresh()
         try:
             await life.execute(command, env=env, prompt=prompt)
-            assert life.process is not None
-            return life.begin(life.process.pid)
+            return life.begin(life.main_pid(forks=forks))
+        except BaseException:
+            await run_to_completion(self.shutdown(sandbox_id), within=UNDO_TIMEOUT_S)
+            raise
+
+    async def unshare(
+        self, sandbox_id: str, *command: str, env: Mapping[str, str] | None = None, prompt: bytes
+    ) -> ControllerInstance:
+        """`run` in the namespaces that the options ask for, a pod's config included, with its hostname.
+
+        For controllers that take `netns_path` and `POD_CONFIG`.
+        """
+        life = self[sandbox_id]
+        life.require_fresh()
+        try:
+            namespaces = namespaces_of(life.options)
+            await life.execute((*namespaces.command, *command), env=env, prompt=prompt)
+            pid = life.main_pid(forks=namespaces.forks)
+            if namespaces.hostname:
+                await life.name(pid, namespaces.hostname)
+            return life.begin(pid)
         except BaseException:
             await run_to_completion(self.shutdown(sandbox_id), within=UNDO_TIMEOUT_S)
             raise
