@@ -29,7 +29,7 @@ from tests.integration.sandbox_client import (
 CODE = grpc.StatusCode
 CLEAN_WITHIN_S = 20.0
 WAITERS = 1000
-KILLS = 12
+KILLS = 8
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def far(roots: Roots) -> Iterator[Daemon]:
     other = replace(roots, base=base, state=state)
     other.root.mkdir(mode=0o700)
     other.config.write_text(
-        f'cgroup_parent = "/{roots.prefix}/far"\n[network]\nconf_dir = "{base}/none"\npool_size = 0\n'
+        f'cgroup_parent = "/{roots.prefix}far"\n[network]\nconf_dir = "{base}/none"\npool_size = 0\n'
     )
     daemon = Daemon(other)
     daemon.start()
