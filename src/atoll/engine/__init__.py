@@ -7,5 +7,10 @@ kinds       what the ledger knows of pods and containers, in the order it is ent
 recovery    what a new daemon makes of what an earlier one left
 orphans     containers whose shim is gone    lines       the connection to a pod's shim, made again
 phases      the story of every operation     events      what happened, for whoever listens
+sandboxes   sandboxes of foreign callers: their lives     hosted    what is kept of each
+hosting     what one is made of                          hosts     who runs it, by the sandboxer's name
+front       controllers for the sandbox API's faces      topics    containerd's events
+hosted_recovery  what a new daemon makes of those that an earlier one left
+strays, leases   what fsck looks for beyond the ledger
 parts       what the engine is made of       paths       where it keeps what
 """
