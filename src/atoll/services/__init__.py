@@ -1,1 +1,1 @@
-"""The faces beside CRI: `runtime` is atoll.v1.Runtime."""
+"""The faces beside CRI: `runtime` is atoll.v1.Runtime; `sandbox_store`, `events` and `version` are containerd services."""
