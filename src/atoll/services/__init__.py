@@ -1,1 +1,1 @@
-"""The faces beside CRI: `runtime` is atoll.v1.Runtime; `sandbox_store`, `events` and `version` are containerd services."""
+"""The faces beside CRI: `runtime` is atoll.v1.Runtime; `sandbox_store`, `events`, `version` are containerd services."""
