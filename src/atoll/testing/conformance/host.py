@@ -238,8 +238,19 @@ def _read(path: Path) -> str:
 
 
 def _cgroups() -> Iterator[Path]:
-    for folder, names, _ in os.walk(CGROUPS):
-        yield from (Path(folder, name) for name in names)
+    folders = [CGROUPS]
+    while folders:
+        folder = folders.pop()
+        try:
+            # A folder counts its subfolders among its links: most need not be read.
+            if os.stat(folder).st_nlink <= 2:
+                continue
+            with os.scandir(folder) as entries:
+                found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue  # it has gone
+        yield from found
+        folders += found
 
 
 def _sockets() -> set[str]:
