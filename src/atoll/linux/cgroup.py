@@ -147,11 +147,8 @@ class Cgroup:
 
     def processes(self) -> tuple[int, ...]:
         """The pids in it and in the cgroups below, sorted; empty where it is absent."""
-        found: set[int] = set()
-        for root in self.folders:  # all hold the same ones, unless a runtime was killed between two writes
-            for folder in _tree(root):
-                found.update(_pids(folder / "cgroup.procs"))
-        return tuple(sorted(found))
+        # All hold the same ones, unless a runtime was killed between two writes.
+        return tuple(sorted(set[int]().union(*map(pids_below, self.folders))))
 
     def set_limits(self, limits: Limits) -> None:
         """Apply `limits`, all or none. Raises `FailedPrecondition` where the host lacks the controller of one."""
@@ -304,12 +301,31 @@ def expedite_attach(hierarchies: Hierarchies) -> None:
 
 
 def _own_procs_file(hierarchies: Hierarchies) -> Path | None:
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+    found = memberships("self", hierarchies)
+    return found[0][0] / found[0][1] / "cgroup.procs" if found else None
+
+
+def memberships(pid: int | str, hierarchies: Hierarchies) -> list[tuple[Path, str]]:
+    """Where a process is: the mount of each hierarchy and the path below it, empty for its root (proc(5), "cgroup").
+
+    None where the process is gone, and of hierarchies that are not mounted.
+    """
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found: list[tuple[Path, str]] = []
+    for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
         mount = hierarchies.v1.get(controllers.split(",")[0]) if controllers else hierarchies.unified
         if mount is not None:
-            return mount / path[1:] / "cgroup.procs"
-    return None
+            found.append((mount, path[1:]))
+    return found
+
+
+def pids_below(folder: Path) -> set[int]:
+    """The processes in one folder of a cgroup and below; none where it is gone."""
+    return {pid for below in _tree(folder) for pid in _pids(below / "cgroup.procs")}
 
 
 def _cpuset_settings(limits: Limits) -> Iterator[Setting]:

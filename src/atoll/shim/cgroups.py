@@ -10,29 +10,11 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-from atoll.linux import freezer, process
+from atoll.linux import cgroup, cgroup_layout, freezer, process
 
-ROOT = Path("/sys/fs/cgroup")
-
-
-@functools.cache
-def _hierarchies() -> dict[str, Path]:
-    """Mount point by controller; the empty name is version 2 (proc(5), mountinfo)."""
-    found: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
-        if len(fields) < 5 or len(kind) < 3 or fields[3] != "/":
-            continue
-        if kind[0] == "cgroup2":
-            found.setdefault("", Path(fields[4]))
-        elif kind[0] == "cgroup":
-            for name in kind[2].split(","):
-                found.setdefault(name, Path(fields[4]))
-    return found
+_hierarchies = functools.cache(cgroup_layout.detect)
 
 
 def of_process(pid: int) -> tuple[Path, ...]:
@@ -46,18 +28,8 @@ def of_process(pid: int) -> tuple[Path, ...]:
 
 
 def _folders(pid: str) -> tuple[Path, ...]:
-    try:
-        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
-    except (FileNotFoundError, ProcessLookupError):
-        return ()
-    folders: list[Path] = []
-    mounted = _hierarchies()
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        name = controllers.split(",")[0]
-        if path != "/" and not path.startswith("/..") and name in mounted:
-            folders.append(mounted[name] / path[1:])
-    return tuple(dict.fromkeys(folders))
+    found = cgroup.memberships(pid, _hierarchies())
+    return tuple(dict.fromkeys(mount / path for mount, path in found if path and not path.startswith("..")))
 
 
 def _main(folders: tuple[Path, ...]) -> Path | None:
@@ -68,17 +40,10 @@ def _main(folders: tuple[Path, ...]) -> Path | None:
     return None
 
 
-def _pids_below(folder: Path) -> Iterator[int]:
-    for parent, _, files in os.walk(folder):
-        if "cgroup.procs" in files:
-            with contextlib.suppress(OSError):
-                yield from map(int, Path(parent, "cgroup.procs").read_text(encoding="ascii").split())
-
-
 def pids(folders: tuple[Path, ...]) -> list[int]:
     """The processes in the cgroup and below; never this one."""
     folder = _main(folders)
-    return sorted(set(_pids_below(folder)) - {os.getpid()}) if folder is not None else []
+    return sorted(cgroup.pids_below(folder) - {os.getpid()}) if folder is not None else []
 
 
 def signal_all(folders: tuple[Path, ...], number: int) -> int:
