@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import grpc.aio
 import pytest
 
 from atoll import errors
@@ -38,6 +39,18 @@ from atoll.testing.fake import FakeController
 from tests.integration.conftest import Roots
 
 T = TypeVar("T")
+
+
+async def _start_grpc() -> None:
+    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def grpc_has_its_descriptors() -> None:
+    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
+    asyncio.run(_start_grpc())
+
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KILLED = 128 + signal.SIGKILL
 WIRES = ("unix://", "ttrpc+unix://")
