@@ -1,4 +1,4 @@
-"""What the CRI of a containerd 2.3 was seen to call of its sandboxer and of the Task API of a pod, called here again."""
+"""What a containerd 2.3 was seen to call of its sandboxer and of the Task API of a pod, called here again."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Tasks:
     def bundle(self, name: str, pid: int, *command: str) -> Path:
         """As containerd makes one: namespaces by the pid of Status, files by the links."""
         containerd = self.containerd
-        bundle = containerd.state / "io.containerd.runtime.v2.task" / "k8s.io" / name
+        bundle = self.bundle_of(name)
         for folder in ("bin", "proc", "dev", "etc", "sys"):
             (bundle / "rootfs" / folder).mkdir(parents=True)
         shutil.copy("/bin/busybox", bundle / "rootfs/bin/busybox")
@@ -128,6 +128,9 @@ class Tasks:
         }
         (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
+
+    def bundle_of(self, name: str) -> Path:
+        return self.containerd.state / "io.containerd.runtime.v2.task" / "k8s.io" / name
 
     @staticmethod
     def pod(name: str) -> str:
@@ -288,8 +291,11 @@ def test_containers_end_with_the_shim_of_their_pod(containerd: Containerd, daemo
         assert containerd.api.wait(pod).exit_status == 255
     assert wait_until(lambda: not Path(f"/proc/{pid}").exists(), within=WITHIN_S), "an orphan goes on"
     assert containerd.api.status(pod).state == NOTREADY
+    shutil.rmtree(tasks.bundle_of(name))  # containerd removes the container first
     containerd.api.shutdown(pod)
     assert nothing_is_left(containerd, pod)
+    left = list(Path("/sys/fs/cgroup").glob(f"*/{containerd.roots.prefix}/kube/*"))
+    assert not left, left
     runtimes = [Path("/run/atoll/oci/k8s.io", name), Path("/run/runc", name)]
     assert not any(path.exists() for path in runtimes), "the OCI runtime still knows it"
     other = subprocess.run(["crun", "--root", "/run/atoll/oci/k8s.io", "list"], check=False, capture_output=True)

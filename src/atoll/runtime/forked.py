@@ -104,7 +104,7 @@ class AtollLauncher:
 
     async def kill_left(self, request: LaunchRequest) -> None:
         """SIGKILL what runs of the containers of a shim that is gone, whoever asked for them: nobody watches it now."""
-        await self._blocking.run(cleanup.kill_linked, request.bundle.path)
+        await self._blocking.run(cleanup.kill_guests, request.bundle.path)
 
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
         """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle.
@@ -114,7 +114,7 @@ class AtollLauncher:
         bundle = request.bundle.path
         await ending.end_recorded(bundle / records.SHIM, self._socket(request), request.id)
         ended: ExitStatus | None = None
-        if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)):
+        if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)) or records.guests(bundle):
             ended = await self._clear(request)
         self._socket(request).unlink(missing_ok=True)
         await self._blocking.run(request.bundle.delete)

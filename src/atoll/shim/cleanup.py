@@ -20,7 +20,7 @@ from atoll.oci.runtime import OCIRuntime
 from atoll.shim import cgroups, pod_files, records, runtimes, wire
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.reaper import Reaper
-from atoll.shim.records import ExitRecord, SandboxRecord, TaskRecord
+from atoll.shim.records import ExitRecord, GuestRecord, SandboxRecord, TaskRecord
 from atoll.shim.rootfs import unmount_root
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ async def delete(container_id: str, namespace: str, bundle: Path) -> bytes:
     if task is not None:
         await _delete_task(task, bundle, faults)
     _attempt(faults, unmount_root, bundle / "rootfs")
-    for other in records.linked_tasks(bundle):
-        await _delete_linked(other, faults)
+    for guest in _guests(bundle):
+        await _delete_guest(guest, bundle, faults)
     _delete_pod(bundle, faults)
     ended = records.read(bundle / records.EXIT, ExitRecord)
     if faults:
@@ -56,28 +56,32 @@ async def delete(container_id: str, namespace: str, bundle: Path) -> bytes:
     return response.SerializeToString()
 
 
-async def _delete_linked(bundle: Path, faults: list[str]) -> None:
-    """Remove a container of a pod whose bundle another daemon keeps; the bundle stays."""
-    task = _task_of(bundle)
-    if task is not None:
-        await _delete_task(task, bundle, faults)
-        _attempt(faults, unmount_root, bundle / "rootfs")
+async def _delete_guest(guest: GuestRecord, bundle: Path, faults: list[str]) -> None:
+    """Remove a container of the shim whose own bundle another daemon keeps, or has removed already."""
+    before = len(faults)
+    await _delete_task(guest.task, Path(guest.bundle), faults)
+    _attempt(faults, unmount_root, Path(guest.bundle) / "rootfs")
+    if len(faults) == before:
+        records.forget_guest(bundle, guest.task.id)
 
 
-def kill_linked(bundle: Path) -> None:
-    """SIGKILL every process of the containers whose shim, that of this bundle, is gone; what they hold stays. Blocks."""
-    for other in records.linked_tasks(bundle):
-        task = _task_of(other)
-        if task is not None:
-            cgroups.kill(tuple(Path(folder) for folder in task.cgroups))
+def kill_guests(bundle: Path) -> None:
+    """SIGKILL every process of the containers of a shim that is gone; what else they have stays. Blocks."""
+    for guest in _guests(bundle):
+        cgroups.kill(tuple(Path(folder) for folder in guest.task.cgroups))
 
 
-def _task_of(bundle: Path) -> TaskRecord | None:
-    try:
-        return records.read(bundle / records.TASK, TaskRecord)
-    except errors.DataLoss as error:
-        log.warning("%s: is left alone: %s", bundle, error)
-        return None
+def _guests(bundle: Path) -> list[GuestRecord]:
+    found: list[GuestRecord] = []
+    for path in records.guests(bundle):
+        try:
+            guest = records.read(path, GuestRecord)
+        except errors.DataLoss as error:
+            log.warning("a container is left alone: %s", error)
+            continue
+        if guest is not None:
+            found.append(guest)
+    return found
 
 
 async def _delete_task(task: TaskRecord, bundle: Path, faults: list[str]) -> None:

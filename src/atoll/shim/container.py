@@ -119,21 +119,23 @@ class Container:
         self._owns_pids = read_spec(self.bundle).owns_pids
         async with self.init.starting:
             try:
-                self._link()
                 mount_root(self.options.rootfs, self.bundle / "rootfs")
-                records.write(self.bundle / records.TASK, record)
+                self._record(record)
                 await self._create(record)
             except (errors.AtollError, OSError) as error:
                 raise await self._undo_create(error) from error
             announce(self.init.pid)
 
-    def _link(self) -> None:
-        """Have the container found by whoever clears this shim away: its bundle may be in another daemon's folders."""
+    def _record(self, record: TaskRecord) -> None:
+        """Write the task down for whoever clears it away without this shim; raises `OSError`."""
+        records.write(self.bundle / records.TASK, record)
         if str(self.bundle) != self._shim.request.bundle:
-            records.link_task(Path(self._shim.request.bundle), self.id, self.bundle)
+            guest = records.GuestRecord(bundle=str(self.bundle), task=record)
+            records.write_guest(Path(self._shim.request.bundle), guest)
 
-    def _unlink(self) -> None:
-        records.unlink_task(Path(self._shim.request.bundle), self.id)
+    def _forget(self) -> None:
+        (self.bundle / records.TASK).unlink(missing_ok=True)
+        records.forget_guest(Path(self._shim.request.bundle), self.id)
 
     async def _create(self, record: TaskRecord) -> None:
         init = self.init
@@ -160,7 +162,7 @@ class Container:
         self.cgroups = cgroups.of_process(self.init.pid)
         self._oom_before = cgroups.oom_kills(self.cgroups)
         folders = tuple(str(folder) for folder in self.cgroups)
-        records.write(self.bundle / records.TASK, msgspec.structs.replace(record, pid=self.init.pid, cgroups=folders))
+        self._record(msgspec.structs.replace(record, pid=self.init.pid, cgroups=folders))
         self._shim.tasks.spawn(self._init_ended(ended), name=f"container/{self.id}/exit")
 
     async def _take_streams(self, process: Process) -> None:
@@ -181,8 +183,7 @@ class Container:
         await self.init.close(drain=False)
         try:
             unmount_root(self.bundle / "rootfs")
-            (self.bundle / records.TASK).unlink(missing_ok=True)
-            self._unlink()
+            self._forget()
         except OSError as fault:
             left.append(f"{fault.filename} ({fault.strerror})")
         kind = type(error) if isinstance(error, errors.AtollError) else errors.Internal
@@ -446,8 +447,7 @@ class Container:
             await process.close(drain=False)
         await init.close(drain=True)
         unmount_root(self.bundle / "rootfs")
-        (self.bundle / records.TASK).unlink(missing_ok=True)
-        self._unlink()
+        self._forget()
         record = init.exited.value or ExitRecord(id=self.id, pid=init.pid, exit_status=0, exited_at_ns=0)
         self._deleted = True
         self._publish(

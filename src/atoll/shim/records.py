@@ -6,6 +6,7 @@
     <bundle>/exit.json        how the container's init ended
     <bundle>/execs/<id>.json  how an exec ended, until it is deleted
     <bundle>/sandbox.json     what the pod is made of, and how it ended
+    <bundle>/tasks/<id>.json  the task.json of a container whose own bundle is elsewhere, and where
 
 Each file is replaced atomically and is written before any answer or event tells what it says. The folder is
 volatile (a reboot ends the processes too), so nothing is synced.
@@ -31,7 +32,7 @@ EXIT = "exit.json"
 EXECS = "execs"
 SANDBOX = "sandbox.json"
 TASKS = "tasks"
-"""In a shim's bundle: a link for each of its tasks to the bundle that another daemon keeps of it."""
+"""In a shim's bundle: a record for each of its tasks whose own bundle is elsewhere, in another daemon's folders."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,22 +161,25 @@ def forget_exit(bundle: Path, exec_id: str) -> None:
     exit_path(bundle, exec_id).unlink(missing_ok=True)
 
 
-def link_task(bundle: Path, task_id: str, task_bundle: Path) -> None:
-    """Remember in a shim's bundle where the bundle of one of its tasks is; idempotent. Raises `OSError`."""
+class GuestRecord(Record, frozen=True, kw_only=True):
+    """A task with a bundle of its own, as the shim's bundle has it: the task's may be gone before the task is."""
+
+    bundle: str
+    task: TaskRecord
+
+
+def write_guest(bundle: Path, guest: GuestRecord) -> None:
+    """Remember a task in the shim's bundle; again, with what has become known. Raises `OSError`."""
     folder = bundle / TASKS
     folder.mkdir(mode=0o700, exist_ok=True)
-    unlink_task(bundle, task_id)
-    (folder / task_id).symlink_to(task_bundle)
+    write(folder / f"{guest.task.id}.json", guest)
 
 
-def unlink_task(bundle: Path, task_id: str) -> None:
-    """Forget it; idempotent."""
-    (bundle / TASKS / task_id).unlink(missing_ok=True)
+def forget_guest(bundle: Path, task_id: str) -> None:
+    """Idempotent."""
+    (bundle / TASKS / f"{task_id}.json").unlink(missing_ok=True)
 
 
-def linked_tasks(bundle: Path) -> list[Path]:
-    """The bundles of the tasks that a shim had, wherever they are."""
-    try:
-        return [Path(os.readlink(link)) for link in sorted((bundle / TASKS).iterdir())]
-    except FileNotFoundError:
-        return []
+def guests(bundle: Path) -> list[Path]:
+    """The records of a shim's tasks; one that was being written counts for nothing."""
+    return sorted((bundle / TASKS).glob("*.json"))
