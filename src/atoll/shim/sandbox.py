@@ -8,7 +8,6 @@ The calls may be repeated. The life of the pod itself is in `pod`.
 
 from __future__ import annotations
 
-import platform
 import time
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -19,7 +18,9 @@ from atoll.api import containerd_runtime_sandbox_v1_pb2 as pb
 from atoll.api import containerd_types_pb2 as types_pb2
 from atoll.api.codec import to_struct
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
+from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
+from atoll.sandbox.controller import host_platform
 from atoll.shim import metrics, wire
 from atoll.shim.pod import Pod, PodRequest
 from atoll.shim.rootfs import RootMount
@@ -27,11 +28,7 @@ from atoll.shim.shim import Shim
 from atoll.shim.task import TaskService
 from atoll.ttrpc.service import CallContext
 
-FILES_ANNOTATION = "io.atoll.sandbox.files"
-CGROUP_ANNOTATION = "io.atoll.sandbox.cgroup"
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
 
 
 class SandboxService:
@@ -80,9 +77,8 @@ class SandboxService:
         )
 
     async def Platform(self, request: pb.PlatformRequest, context: CallContext) -> pb.PlatformResponse:
-        machine = platform.machine()
-        found = types_pb2.Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))
-        return pb.PlatformResponse(platform=found)
+        found = host_platform()
+        return pb.PlatformResponse(platform=types_pb2.Platform(os=found.os, architecture=found.architecture))
 
     async def StopSandbox(self, request: pb.StopSandboxRequest, context: CallContext) -> pb.StopSandboxResponse:
         pod = self._find(request.sandbox_id)
@@ -148,14 +144,14 @@ def _pod_request(request: pb.CreateSandboxRequest) -> PodRequest:
             raise errors.InvalidArgument(f"sandbox options: cannot be decoded: {error}") from error
     pod = to_struct(PodConfig, config)
     netns = wire.absolute(request.netns_path, "network namespace") if request.netns_path else None
-    files = request.annotations.get(FILES_ANNOTATION, "")
-    own_cgroup = request.annotations.get(CGROUP_ANNOTATION, "")
+    files = request.annotations.get(annotations.FILES, "")
+    own_cgroup = request.annotations.get(annotations.CGROUP, "")
     return PodRequest(
         id=request.sandbox_id,
         bundle=bundle,
         config=pod,
         netns=str(netns or ""),
-        files=wire.absolute(files, FILES_ANNOTATION) if files else bundle / "files",
+        files=wire.absolute(files, annotations.FILES) if files else bundle / "files",
         cgroup=own_cgroup or pod.cgroup_parent,
         owns_cgroup=bool(own_cgroup),
         rootfs=tuple(RootMount.of(mount) for mount in request.rootfs),
