@@ -76,6 +76,7 @@ TEST_NEEDS = (
     Need(("ip",), "iproute2", "makes test networks"),
     Need(("zstd",), "zstd", "makes zstd layers"),
     Need(("setfattr",), "attr", "extended attributes in test layers"),
+    Need(("criu",), "criu", "checkpoints of the OCI runtimes"),
 )
 GUEST_NEEDS = (
     *TEST_NEEDS,
