@@ -77,6 +77,7 @@ TEST_NEEDS = (
     Need(("zstd",), "zstd", "makes zstd layers"),
     Need(("setfattr",), "attr", "extended attributes in test layers"),
     Need(("criu",), "criu", "checkpoints of the OCI runtimes"),
+    Need(("pgrep",), "procps", "finds processes that tests made"),
 )
 GUEST_NEEDS = (
     *TEST_NEEDS,
