@@ -304,6 +304,24 @@ def test_a_given_cgroup_parent_holds_the_containers_and_is_kept(cri: CRI, roots:
                 folder.rmdir()
 
 
+def test_pods_that_share_a_cgroup_parent_do_not_end_each_other(cri: CRI, roots: Roots) -> None:
+    pods: list[str] = []
+    for _ in range(2):
+        config = cri.pod_config()
+        config.linux.cgroup_parent = f"/{roots.prefix}/shared"
+        pods.append(cri.run_pod(config))
+    containers = [cri.script(pod, "sleep 1000") for pod in pods]
+    cri.stop_pod(pods[0])
+    cri.remove_pod(pods[0])
+    assert cri.status(containers[1]).state == pb.CONTAINER_RUNNING
+    assert cri.sh(containers[1], "echo lives") == "lives"
+    assert cri.pod_status(pods[1]).state == pb.SANDBOX_READY
+    assert cri.fsck() == []
+    cri.remove_pod(pods[1])
+    for folder in Path("/sys/fs/cgroup").glob(f"*/{roots.prefix}/shared"):
+        folder.rmdir()  # whoever names a parent for several pods takes it away behind them
+
+
 def test_without_a_cgroup_parent_a_pod_gets_its_own_which_goes_with_it(cri: CRI, roots: Roots) -> None:
     pod = cri.run_pod()
     container = cri.script(pod, "sleep 1000")

@@ -46,7 +46,8 @@ class Front:
         if not sandboxer:
             raise errors.InvalidArgument("sandboxer: is empty; name a runtime handler of this daemon")
         config = self._parts.config
-        if sandboxer not in config.runtimes and sandboxer not in KINDS and sandboxer not in self._sandboxes.names():
+        kinds = {*KINDS, *(handler.sandboxer for handler in config.runtimes.values())}
+        if sandboxer not in config.runtimes and sandboxer not in kinds | self._sandboxes.names():
             raise unknown(config, sandboxer)
         return FrontController(self._sandboxes, self._pods, namespace, sandboxer)
 

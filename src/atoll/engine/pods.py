@@ -13,7 +13,7 @@ import errno
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from atoll.engine import kinds, lines, specs
 from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
+from atoll.engine.hosts import REMOTE
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
@@ -39,6 +40,7 @@ from atoll.ledger.kind import Entry
 from atoll.linux import netns
 from atoll.network.model import Attachment
 from atoll.network.result import to_containerd_json
+from atoll.oci.config import NamespaceMode
 from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
@@ -53,6 +55,7 @@ from atoll.sandbox.controller import (
     TypedAny,
 )
 from atoll.sandbox.metadata import EXTENSION, SandboxMetadata, encode_metadata
+from atoll.shim import pod_files
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +232,8 @@ class Pods:
         parts = self._parts
         with story.step("files"):
             await parts.blocking.run(_make_folder, parts.paths.pods / pod.id)
+            if pod.handler.sandboxer == REMOTE:
+                await parts.blocking.run(_make_files, parts.paths.pods / pod.id, pod.config)
         if not pod.netns_path:
             await self._start(pod, options, story)
         elif pod.config.annotations.get(annotations.NO_NETWORK) == "true" or parts.network.pool_stats.ready:
@@ -267,14 +272,10 @@ class Pods:
         controller = self.controller(pod)
         with story.step("stdio"):
             await self._parts.drivers.of(pod).begin(pod)
-        create = CreateOptions(
-            options=options,
-            netns_path=pod.netns_path,
-            annotations={
-                annotations.FILES: str(self._parts.paths.pods / pod.id),
-                annotations.CGROUP: specs.pod_cgroup(self._parts, pod),
-            },
-        )
+        ours = {annotations.FILES: str(self._parts.paths.pods / pod.id)}
+        if not pod.config.cgroup_parent:  # one that the caller named may hold other pods too
+            ours[annotations.CGROUP] = specs.pod_cgroup(self._parts, pod)
+        create = CreateOptions(options=options, netns_path=pod.netns_path, annotations=ours)
         with story.step("create sandbox", f"sandboxer {pod.handler.sandboxer}"):
             await controller.create(pod.sandbox, create)
         with story.step("start sandbox", f"sandboxer {pod.handler.sandboxer}"):
@@ -533,8 +534,20 @@ def _extensions(
 
 
 def _make_folder(path: Path) -> None:
-    try:
+    with _refused(path):
         path.mkdir(0o711)
+
+
+def _make_files(path: Path, config: PodConfig) -> None:
+    """What a pod's controller makes where it is ours, and what containers mount whoever it is."""
+    with _refused(path):
+        pod_files.create(path, config, shm=config.namespaces.ipc is not NamespaceMode.NODE)
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
-        raise kind(f"{path}: cannot be made: {error.strerror}") from error
+        raise kind(f"{error.filename or path}: cannot be made: {error.strerror}") from error

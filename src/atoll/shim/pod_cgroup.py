@@ -83,7 +83,8 @@ class PodCgroup:
     async def remove(self) -> None:
         """Remove it with what is below, within a second; idempotent.
 
-        Raises `FailedPrecondition` where a process is left in it. Other pods of the process go on meanwhile.
+        Where a process is left in it: `FailedPrecondition`, or it stays where it may be another pod's too. Other
+        pods of the process go on meanwhile.
         """
         deadline = time.monotonic() + DELETE_TIMEOUT_S
         while True:
@@ -91,14 +92,20 @@ class PodCgroup:
                 self._cgroup.delete(0)
             except errors.FailedPrecondition:
                 if time.monotonic() >= deadline:
-                    raise
+                    if self.exclusive:
+                        raise
+                    return
                 await asyncio.sleep(DELETE_PAUSE_S)
             else:
                 return
 
     def remove_now(self) -> None:
         """As `remove`; blocks."""
-        self._cgroup.delete(DELETE_TIMEOUT_S)
+        try:
+            self._cgroup.delete(DELETE_TIMEOUT_S)
+        except errors.FailedPrecondition:
+            if self.exclusive:
+                raise
 
 
 def limits(resources: LinuxContainerResources, overhead: LinuxContainerResources) -> Limits:
