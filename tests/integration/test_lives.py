@@ -219,6 +219,10 @@ def test_options_are_followed_or_refused(options: CreateOptions) -> None:
     lives.add(SANDBOX, options, takes=("rootfs", "netns_path", "annotations", "x"))
 
 
+def test_what_only_tells_is_no_demand() -> None:
+    Lives().add(SANDBOX, CreateOptions(annotations={"io.atoll.sandbox.files": "/x", "io.atoll.sandbox.cgroup": "/y"}))
+
+
 def test_an_id_is_checked_and_there_once() -> None:
     lives = Lives()
     lives.add(SANDBOX, CreateOptions())

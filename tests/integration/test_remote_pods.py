@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +144,40 @@ def test_containers_go_on_while_the_other_side_is_replaced(both: tuple[CRI, Daem
     cri.stop_pod(pod)
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
     cri.remove_pod(pod)
+
+
+THIRTY_LINES = """
+import runpy, sys
+from atoll import sandbox
+made = runpy.run_path(sys.argv[1])
+sandbox.run(made['NamespaceSandboxer'], sys.argv[2])
+"""
+
+
+def test_pods_by_thirty_lines_of_python(roots: Roots) -> None:
+    sock = roots.state / "thirty"
+    example = Path(__file__).resolve().parents[2] / "examples" / "sandboxer.py"
+    roots.write_config(f'[runtimes.atoll]\n[runtimes.thirty]\nsandboxer = "remote"\naddress = "{sock}"\n')
+    daemon = Daemon(roots)
+    with subprocess.Popen([sys.executable, "-c", THIRTY_LINES, str(example), f"unix://{sock}"]) as served:
+        try:
+            daemon.start()
+            wait_until(sock.is_socket)
+            with connected(roots) as cri:
+                pod = cri.run_pod(cri.pod_config(network=True, hostname="thirty"), "thirty")
+                assert cri.pod_status(pod).state == pb.SANDBOX_READY
+                pid = cri.pod_info(pod)["pid"]
+                inside = ["nsenter", "-t", str(pid), "--net", "--uts", "--"]
+                told = subprocess.run([*inside, "hostname"], capture_output=True, text=True, check=True).stdout
+                assert told == "thirty\n"
+                shown = subprocess.run([*inside, "ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+                assert cri.pod_status(pod).network.ip in shown
+                cri.stop_pod(pod)
+                assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+                cri.remove_pod(pod)
+                assert cri.fsck() == []
+            assert daemon.stop() == 0
+        finally:
+            daemon.kill()
+            served.terminate()
+        assert served.wait(20) == 0

@@ -22,6 +22,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Latch, TaskOwner, run_to_completion
 from atoll.identifiers import require_identifier
+from atoll.sandbox import annotations
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
     ControllerInstance,
@@ -35,6 +36,8 @@ from atoll.sandbox.controller import (
 from atoll.sandbox.info import SandboxInfo
 from atoll.sandbox.namespaces import namespaces_of
 
+HINTS = frozenset({annotations.FILES, annotations.CGROUP})
+"""Annotations by which Atoll's daemon tells where a pod's things may be found or put; they ask for nothing."""
 UNDO_TIMEOUT_S = 10.0
 LAST_WORDS_S = 1.0
 SAID_LIMIT = 2048
@@ -132,7 +135,7 @@ class Life:
 
     async def name(self, pid: int, hostname: str) -> None:
         """Set the hostname of a process's UTS namespace."""
-        command = ("nsenter", f"--uts=/proc/{pid}/ns/uts", "--", "hostname", hostname)
+        command = ("nsenter", f"--uts=/proc/{pid}/ns/uts", "--", "hostname", "--", hostname)
         process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
         if await process.wait() != 0:
             raise errors.FailedPrecondition(f"sandbox {self.sandbox.id}: hostname {hostname!r} cannot be set")
@@ -227,8 +230,13 @@ class Lives:
         """
         if require_identifier(sandbox.id, "sandbox id") in self._lives:
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is there already")
-        for name in ("rootfs", "netns_path", "annotations"):
-            if getattr(options, name) and name not in takes:
+        given = {
+            "rootfs": options.rootfs,
+            "netns_path": options.netns_path,
+            "annotations": options.annotations.keys() - HINTS,
+        }
+        for name, value in given.items():
+            if value and name not in takes:
                 raise errors.InvalidArgument(f"sandbox {sandbox.id}: this controller does not follow its {name}")
         if options.options is not None and options.options.type_url not in takes:
             raise errors.InvalidArgument(
