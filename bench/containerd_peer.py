@@ -146,6 +146,7 @@ def configuration(peer: ContainerdPeer) -> str:
             "runtime_type": OURS,
             "sandboxer": "atoll",
         },
+        f"{runtime}.containerd.runtimes.{HANDLER}.options": {"BinaryName": "runc"},
         f"{runtime}.containerd.runtimes.{OUR_SHIM}": {
             "runtime_type": OURS,
         },

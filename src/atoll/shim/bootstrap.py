@@ -97,7 +97,7 @@ def read(flags: Flags, stdin: bytes, environment: Mapping[str, str]) -> Bootstra
     if params.instance_id and params.instance_id == flags.id:
         found = runc_pb2.Options()
         for extension in params.extensions:
-            runtimes.unpack(extension.value, found)
+            found.MergeFrom(runtimes.options(extension.value))
         return Bootstrap(
             options=found,
             ttrpc_address=params.containerd_ttrpc_address,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -10,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from atoll import errors
 from atoll.api import containerd_runc_v1_pb2 as runc_pb2
+from atoll.api import containerd_runtimeoptions_v1_pb2 as runtimeoptions_pb2
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
 from atoll.shim import wire
 from atoll.shim.reaper import Reaper
@@ -35,10 +37,30 @@ def unpack(value: AnyMessage, into: Message) -> None:
 
 
 def options(value: AnyMessage) -> runc_pb2.Options:
-    """The runtime options of a request; the task API's address and version in them mean nothing here."""
+    """The runtime options of a request; the task API's address and version in them mean nothing here.
+
+    In runc's form, or in the one that containerd gives any other shim: `runtimeoptions.v1.Options` with the handler's
+    table as TOML, in which the keys are runc's (`BinaryName`, `Root`, `SystemdCgroup`). Raises `InvalidArgument`.
+    """
     found = runc_pb2.Options()
     unpack(value, found)
+    table = runtimeoptions_pb2.Options()
+    unpack(value, table)
+    if table.config_body:
+        _read_table(table.config_body, found)
     return found
+
+
+def _read_table(text: bytes, into: runc_pb2.Options) -> None:
+    fields = {name.replace("_", ""): name for name in into.DESCRIPTOR.fields_by_name}
+    try:
+        for key, value in tomllib.loads(text.decode()).items():
+            if key.lower() not in fields:
+                known = ", ".join(sorted(fields))
+                raise errors.InvalidArgument(f"runtime options: unknown key {key!r}; known, in any case: {known}")
+            setattr(into, fields[key.lower()], value)
+    except (ValueError, TypeError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise errors.InvalidArgument(f"runtime options: {error}") from error
 
 
 def choose(shim: Shim, container_id: str, asked: runc_pb2.Options) -> tuple[OCIRuntime, TaskRecord]:

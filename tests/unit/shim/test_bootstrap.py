@@ -74,7 +74,7 @@ def test_garbage_is_refused(stdin: bytes) -> None:
 
 
 def test_foreign_options_are_ignored() -> None:
-    stdin = AnyMessage(type_url="runtimeoptions.v1.Options", value=b"\xff").SerializeToString()
+    stdin = AnyMessage(type_url="example.v1.Options", value=b"\xff").SerializeToString()
     assert bootstrap.read(FLAGS, stdin, {}).options == runc_pb2.Options()
 
 
