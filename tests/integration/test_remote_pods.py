@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
@@ -172,6 +173,11 @@ def test_pods_by_thirty_lines_of_python(roots: Roots) -> None:
                 assert told == "thirty\n"
                 shown = subprocess.run([*inside, "ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
                 assert cri.pod_status(pod).network.ip in shown
+                daemon.kill()
+                daemon.start()
+                assert (cri.pod_status(pod).state, cri.pod_info(pod)["pid"]) == (pb.SANDBOX_READY, pid)
+                with pytest.raises(grpc.RpcError, match="serves no task API"):
+                    cri.script(pod, "sleep 5")
                 cri.stop_pod(pod)
                 assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
                 cri.remove_pod(pod)

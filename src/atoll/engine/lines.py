@@ -34,6 +34,10 @@ async def shim_of(pod: Pod) -> Shim:
             except errors.Unavailable as error:
                 raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone: {error}") from error
         if pod.shim is None:
+            if pod.instance is not None and not pod.instance.address:
+                raise errors.FailedPrecondition(
+                    f"pod {pod.id[:13]}: its sandboxer serves no task API, so that no container can run in it"
+                )
             raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone")
         return pod.shim
 
