@@ -498,9 +498,9 @@ async def test_a_wait_in_its_longest_pause_is_asked_again_when_another_call_gets
         await there.create(RECORD, CreateOptions())
         await there.start("one")
     waiting = later(there.wait("one"))
-    await asyncio.sleep(1.5)  # the pause is above a second by now
+    await asyncio.sleep(2.8)  # by now it pauses for more than two seconds
     here.end("one", 3)
-    async with listening(here, address), asyncio.timeout(0.5):
+    async with listening(here, address), asyncio.timeout(1.5):
         await there.status("one")
         assert (await waiting).exit_status == 3
     await there.aclose()
