@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from atoll.linux.cgroup_layout import Hierarchies
 APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 DEFAULT_APPARMOR_PROFILES = ("atoll-default", "cri-containerd.apparmor.d", "docker-default")
 SECCOMP_RET_ERRNO = 0x00050000
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
+
+
+def architecture() -> str:
+    """This machine in the words of the OCI image spec, such as amd64."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)
+
 
 CAPABILITIES = (
     "CAP_CHOWN",

@@ -16,7 +16,6 @@ it never learns which. A method on an ID that the controller does not know raise
 from __future__ import annotations
 
 import asyncio
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from atoll import errors
+from atoll.linux.host import architecture
 from atoll.sandbox.info import SandboxInfo
 from atoll.snapshot.mount import Mount
 
@@ -54,8 +54,6 @@ UNKNOWN_EXIT_STATUS = 255
 POLL_S = 0.2
 """How often the default `wait` asks for the status."""
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
-
 
 class State(StrEnum):
     """What CRI clients compare literally."""
@@ -84,8 +82,7 @@ class Platform:
 
 def host_platform() -> Platform:
     """What this host runs."""
-    machine = platform.machine()
-    return Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))
+    return Platform(os="linux", architecture=architecture())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

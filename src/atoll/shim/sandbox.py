@@ -18,9 +18,9 @@ from atoll.api import containerd_runtime_sandbox_v1_pb2 as pb
 from atoll.api import containerd_types_pb2 as types_pb2
 from atoll.api.codec import to_struct
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
+from atoll.linux.host import architecture
 from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
-from atoll.sandbox.controller import host_platform
 from atoll.shim import metrics, wire
 from atoll.shim.pod import Pod, PodRequest
 from atoll.shim.rootfs import RootMount
@@ -77,8 +77,7 @@ class SandboxService:
         )
 
     async def Platform(self, request: pb.PlatformRequest, context: CallContext) -> pb.PlatformResponse:
-        found = host_platform()
-        return pb.PlatformResponse(platform=types_pb2.Platform(os=found.os, architecture=found.architecture))
+        return pb.PlatformResponse(platform=types_pb2.Platform(os="linux", architecture=architecture()))
 
     async def StopSandbox(self, request: pb.StopSandboxRequest, context: CallContext) -> pb.StopSandboxResponse:
         pod = self._find(request.sandbox_id)
