@@ -307,9 +307,12 @@ def bind(server: grpc.aio.Server, path: Path) -> FileId:
     gRPC makes a socket with the rights that the umask leaves, so it is made in a folder of its owner's alone, then
     moved. The folder is named by its descriptor, so that no path is too long for the moment.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _claim(path)
-    folder = Path(tempfile.mkdtemp(prefix=".atoll-", dir=path.parent))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _claim(path)
+        folder = Path(tempfile.mkdtemp(prefix=".atoll-", dir=path.parent))
+    except OSError as error:
+        raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error.strerror}") from error
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         server.add_insecure_port(f"unix:/proc/self/fd/{fd}/{folder.name}")

@@ -98,10 +98,15 @@ async def _begin_ttrpc(address: Address, service: ControllerService) -> Stop:
     server = Server()
     for descriptor, work in service.services().items():
         server.add_service(descriptor, work)
+    where = address.bind()
     try:
-        await server.serve(address.bind())
+        if isinstance(where, Path):
+            where.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await server.serve(where)
     except errors.AlreadyExists as error:
         raise errors.FailedPrecondition(str(error)) from error
+    except OSError as error:
+        raise errors.FailedPrecondition(f"{address}: cannot be listened on: {error.strerror}") from error
     return lambda: server.shutdown(within=LAST_ANSWERS_S)
 
 

@@ -156,6 +156,7 @@ class Pair:
     def __init__(self, address: str) -> None:
         self.address = address
         self.here = Scripted()
+        self.service = ControllerService(lambda namespace, sandboxer: self.here)
         self.there = RemoteController(address, sandboxer="scripted", namespace="test")
 
 
@@ -167,7 +168,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 async def pair(address: str) -> AsyncIterator[Pair]:
     made = Pair(address)
-    async with listening(made.here, address):
+    async with listening(made.here, address) as made.service:
         yield made
         await made.there.aclose()
 
@@ -569,6 +570,24 @@ async def test_a_thousand_waiters_are_one_question(pair: Pair) -> None:
     assert len(pair.here.calls) == 1
 
 
+async def test_a_thousand_waiters_of_anybody_are_one_question_to_the_controller(pair: Pair) -> None:
+    pair.here.gate.clear()
+    pair.here.answer = CALLS["wait"][1]
+    request = pb.ControllerWaitRequest(sandbox_id="one")
+
+    async def wait() -> pb.ControllerWaitResponse:
+        return await pair.there._wire.call(remote.SERVICE, "Wait", request, pb.ControllerWaitResponse, None)
+
+    waiting = [later(wait()) for _ in range(1000)]
+    await eventually(lambda: [asked.waiters for asked in pair.service._waits._asked.values()] == [1000])
+    for one in waiting[:100]:
+        one.cancel()
+    pair.here.gate.set()
+    answers = await asyncio.wait_for(asyncio.wait(waiting[100:]), 20)
+    assert {task.result().exit_status for task in answers[0]} == {137}
+    assert len(pair.here.calls) == 1
+
+
 async def test_more_sandboxes_than_a_connection_takes_are_waited_for(pair: Pair) -> None:
     pair.here.gate.clear()
     pair.here.answer = CALLS["wait"][1]
@@ -622,6 +641,16 @@ async def test_a_file_that_is_no_socket_is_left_alone(address: str) -> None:
         async with listening(Scripted(), address):
             pass
     assert path.read_text() == "precious"
+
+
+async def test_a_folder_that_is_missing_is_made_and_one_that_cannot_be_is_told(address: str, tmp_path: Path) -> None:
+    path = RemoteController(address).address.path
+    async with listening(Scripted(), address.replace(path, f"{tmp_path}/new/er/s")):
+        assert (tmp_path / "new" / "er").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.FailedPrecondition, match="cannot be listened on"):
+        async with listening(Scripted(), address.replace(path, f"{tmp_path}/file/s")):
+            pass
 
 
 async def test_one_controller_on_every_wire_at_once(tmp_path: Path) -> None:
