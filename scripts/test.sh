@@ -17,5 +17,8 @@ if [ "$status" = 1 ]; then
     echo "some tests failed: those once more, by themselves"
     status=0
     timeout --foreground --kill-after=60 "$again_s" .venv/bin/pytest --last-failed --last-failed-no-failures none "$@" || status=$?
+    if [ "$status" = 0 ]; then
+        echo "what failed at first passed when it was run once more, by itself; both runs are above" >&2
+    fi
 fi
 exit "$status"
