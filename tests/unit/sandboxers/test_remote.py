@@ -616,25 +616,27 @@ async def test_a_failed_start_that_left_something_can_be_seen_and_shut_down(addr
 
 
 async def test_grpc_has_health_and_reflection_too(tmp_path: Path) -> None:
-    async with listening(Scripted(), f"unix://{tmp_path}/s"):
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-            check = channel.unary_unary(
-                "/grpc.health.v1.Health/Check",
-                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-                response_deserializer=health_pb2.HealthCheckResponse.FromString,
-            )
-            for name in ("", remote.SERVICE, remote.OWN_SERVICE):
-                answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=5)
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            ask = channel.stream_stream(
-                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-            )
-            call = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
-            listed = [one async for one in call]
-            names = {service.name for service in listed[0].list_services_response.service}
-            assert {remote.SERVICE, remote.OWN_SERVICE} <= names
+    async with (
+        listening(Scripted(), f"unix://{tmp_path}/s"),
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel,
+    ):
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        for name in ("", remote.SERVICE, remote.OWN_SERVICE):
+            answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        ask = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        call = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
+        listed = [one async for one in call]
+        names = {service.name for service in listed[0].list_services_response.service}
+        assert {remote.SERVICE, remote.OWN_SERVICE} <= names
 
 
 # Sockets
