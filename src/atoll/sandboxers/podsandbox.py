@@ -391,8 +391,7 @@ class PodSandboxController(HeldController[_Held]):
             if changed.limits != Limits():
                 path = self._need_cgroup(held).path
                 cgroup = PodCgroup(path, exclusive=held.record.owns_cgroup)
-                if held.record.pid or cgroup.exists():
-                    await self._blocking.run(cgroup.apply, changed.limits)
+                await self._blocking.run(cgroup.apply, changed.limits)
             if wanted.reaches_the_sandbox:
                 change = wanted.annotations or updates.AnnotationChange(values={})
                 with _told(f"sandbox {sandbox_id}: update"):
