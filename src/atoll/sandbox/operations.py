@@ -173,7 +173,7 @@ class Operations:
     async def _undo(self, key: Key, undo: Undo) -> bool:
         """Undo, in the sandbox's turn; what fails is a debt from then on."""
         outcome = await settle(undo(), within=UNDO_TIMEOUT_S, name=f"sandbox/{key[1]}/undo")
-        if outcome is None:
+        if not isinstance(outcome, BaseException) or isinstance(outcome, errors.NotFound):
             self._debts.pop(key, None)
             return True
         log.warning("sandbox %s: is not undone yet, will be tried again: %s", key[1], outcome)

@@ -202,6 +202,15 @@ async def test_an_undo_that_fails_is_tried_again(operations: Operations, monkeyp
     assert story.lines.count("undo") == 3
 
 
+async def test_an_undo_that_finds_nothing_is_done(operations: Operations) -> None:
+    story = Story()
+    with pytest.raises(errors.DeadlineExceeded):
+        await operations.run(
+            KEY, "start", story.work("start"), within=0.01, undo=story.undo(errors.NotFound("there is none"))
+        )
+    assert not operations.debts
+
+
 async def test_an_id_is_used_again_only_when_its_debt_is_paid(operations: Operations) -> None:
     story = Story()
     undo = story.undo(errors.Internal("busy"), errors.Internal("busy"))
