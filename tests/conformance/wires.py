@@ -9,8 +9,8 @@ from pathlib import Path
 
 from atoll.sandbox.controller import Controller, Sandbox
 from atoll.sandbox.serving import listening
-from atoll.sandboxers.remote import RemoteController
 from atoll.testing.conformance import Subject
+from atoll.testing.conformance.remote import PlainController
 
 GRPC, TTRPC = "grpc", "ttrpc"
 
@@ -35,7 +35,7 @@ async def through(subject: Subject, wire: str, folder: Path) -> AsyncGenerator[S
     address = f"{wire}+unix://{folder}/{wire}.sock"
     served = Served(address)
     await served.begin(subject.controller)
-    remote = RemoteController(address)
+    remote = PlainController(address)
 
     async def restart(sandboxes: tuple[Sandbox, ...]) -> Controller:
         assert subject.restart is not None
@@ -45,7 +45,7 @@ async def through(subject: Subject, wire: str, folder: Path) -> AsyncGenerator[S
 
     @asynccontextmanager
     async def another() -> AsyncGenerator[Controller]:
-        made = RemoteController(address)
+        made = PlainController(address)
         try:
             yield made
         finally:

@@ -17,6 +17,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from atoll import errors
+from atoll.api import containerd_services_sandbox_v1_pb2 as wire
 from atoll.api.cri_runtime_v1_pb2 import NamespaceMode, NamespaceOption, PodSandboxConfig
 from atoll.sandbox.controller import Controller, ControllerInstance, CreateOptions, Runtime, Sandbox, TypedAny
 from atoll.sandboxers.remote import RemoteController
@@ -26,6 +27,8 @@ from atoll.testing.conformance.subject import WITHIN_S, Subject
 from atoll.testing.conformance.workload import ask_tasks, runs_busybox
 
 CONFIG_TYPE = "runtime.v1.PodSandboxConfig"
+END_WITHIN_S = 60.0
+"""For a shutdown, and for a stop beyond its own time-out."""
 RESTART_WITHIN_S = 60.0
 ASK_AGAIN_S = 0.1
 KILLED = 128 + signal.SIGKILL
@@ -73,13 +76,26 @@ class Target:
         return frozenset(kind for kind, mode in kinds if mode == NamespaceMode.POD)
 
 
+class PlainController(RemoteController):
+    """A remote controller as it answers: `NotFound` of Stop and Shutdown is an error here (C3)."""
+
+    async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
+        seconds = -int(-timeout_s // 1) if timeout_s else 0
+        request = wire.ControllerStopRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer, timeout_secs=seconds)
+        await self._call("Stop", request, wire.ControllerStopResponse, seconds + END_WITHIN_S)
+
+    async def shutdown(self, sandbox_id: str) -> None:
+        request = wire.ControllerShutdownRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
+        await self._call("Shutdown", request, wire.ControllerShutdownResponse, END_WITHIN_S)
+
+
 @asynccontextmanager
 async def remote(target: Target) -> AsyncGenerator[Subject]:
     """The subject; raises `Unavailable`, `Unimplemented` or what else the controller says where it cannot be asked."""
     options = target.config.linux.security_context.namespace_options
     if options.network == NamespaceMode.POD and not target.netns:
         raise errors.InvalidArgument("the pod's config asks for a network of its own: give the path of its namespace")
-    controller = RemoteController(target.address, sandboxer=target.sandboxer, namespace=target.namespace)
+    controller = PlainController(target.address, sandboxer=target.sandboxer, namespace=target.namespace)
     folder = Path(tempfile.mkdtemp(prefix="atoll-conformance-"))
     try:
         await _answers(controller, target)
@@ -97,7 +113,7 @@ async def _answers(controller: Controller, target: Target) -> None:
         return
 
 
-def _subject(controller: RemoteController, target: Target, folder: Path) -> Subject:
+def _subject(controller: PlainController, target: Target, folder: Path) -> Subject:
     prefix = f"kit{secrets.token_hex(4)}"
     is_near = not target.elsewhere and os.geteuid() == 0
 
@@ -124,7 +140,7 @@ def _subject(controller: RemoteController, target: Target, folder: Path) -> Subj
 
     @asynccontextmanager
     async def another() -> AsyncGenerator[Controller]:
-        made = RemoteController(target.address, sandboxer=target.sandboxer, namespace=target.namespace)
+        made = PlainController(target.address, sandboxer=target.sandboxer, namespace=target.namespace)
         try:
             yield made
         finally:

@@ -12,7 +12,7 @@ from atoll.testing.conformance.subject import Trial, ends
 
 WAITERS = 50
 CLOCK_SLACK = timedelta(seconds=2)
-A_WHILE_S = 0.05
+A_WHILE_S = 0.1
 CONTAINERD = "containerd.services.sandbox.v1.Controller/Wait"
 
 
