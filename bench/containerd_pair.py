@@ -171,7 +171,8 @@ class Leftovers:
     @classmethod
     def of(cls, pair: Pair) -> Leftovers:
         prefix = pair.containerd.places.prefix
-        found = {f"mount {point}" for point in host.mounts_with(prefix)}
+        # A network namespace that containerd pinned when it was killed stays, whoever its sandboxer is.
+        found = {f"mount {point}" for point in host.mounts_with(prefix) if "cri/netns/cni-" not in point}
         # The parents of pods' cgroups, which come late in hierarchies that the run did not make them in, are nobody's.
         parent = re.compile(rf".*/{prefix}(/containerd|/atoll(/[0-9a-f]{{8}})?)?")
         found |= {f"cgroup {path}" for path in host.cgroups_with(prefix) if not parent.fullmatch(str(path))}

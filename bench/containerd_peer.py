@@ -101,7 +101,7 @@ class ContainerdPeer(Containerd):
 
     @property
     def path(self) -> str:
-        """Both shims in front. Without the program of its runtime type containerd gives tasks up when it starts again."""
+        """Both shims in front: a containerd that starts gives tasks up whose runtime type has no program."""
         return f"{self.places.base / 'bin'}:{super().path}"
 
     def prepare(self) -> None:

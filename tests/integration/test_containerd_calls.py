@@ -235,6 +235,7 @@ def test_the_whole_life_of_a_pod_with_a_container(containerd: Containerd) -> Non
 def test_a_restart_of_the_daemon_loses_nothing(containerd: Containerd) -> None:
     pod = containerd.create()
     before = containerd.api.start(pod)
+    containerd.api.status(pod)
     containerd.daemon.kill()
     containerd.daemon.start()
     status = containerd.api.status(pod)
@@ -257,6 +258,21 @@ def test_a_pod_that_is_never_started_is_freed(containerd: Containerd) -> None:
     pod = containerd.create()  # and then the pause image could not be pulled
     assert all(map(os.path.islink, containerd.links(pod)))
     assert wait_until(lambda: nothing_is_left(containerd, pod), within=WITHIN_S)
+
+
+def test_a_pod_whose_start_nobody_heard_of_is_freed(containerd: Containerd) -> None:
+    lost, known = containerd.create(), containerd.create()
+    for pod in (known, lost):
+        started = containerd.api.start(pod)
+    containerd.api.status(known)
+    containerd.daemon.kill()  # with the answer to the second start, say: then no Shutdown comes
+    containerd.daemon.start()
+    gone = containerd.links(lost)[0]
+    assert wait_until(lambda: not os.path.lexists(gone), within=WITHIN_S)
+    assert wait_until(lambda: nothing_is_left(containerd, lost), within=WITHIN_S)
+    assert not Path(f"/proc/{started.pid}").exists()
+    assert containerd.api.status(known).state == READY
+    containerd.api.shutdown(known)
 
 
 def test_a_create_whose_caller_gives_up_leaves_nothing(containerd: Containerd) -> None:

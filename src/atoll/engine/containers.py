@@ -24,7 +24,7 @@ from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.container.config import ContainerConfig
 from atoll.container.metadata import Metadata
-from atoll.container.status import ContainerResources, State, Status
+from atoll.container.status import ContainerResources, State, Status, encode_status
 from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
 from atoll.engine import kinds, lines, specs
@@ -292,6 +292,21 @@ class Containers:
             except errors.AtollError as error:
                 log.warning("container %s: cannot be watched now: %s", container.id[:13], error)
             await asyncio.sleep(ASK_AGAIN_S)
+
+    async def settle_running(self, pod: Pod, container: Container, pid: int, at: int) -> None:
+        """Take a container for running, as its shim says, and see to its exit; its checkpoint follows as it can.
+
+        `at` is when it was started where its checkpoint does not tell.
+        """
+        before = container.status.get()
+        after = await container.status.update(
+            lambda status: (
+                status if status.finished_at else status.answered().started(pid=pid, at=status.started_at or at)
+            )
+        )
+        if encode_status(after) != encode_status(before):
+            self._exits.owe(container)
+        self.watch(pod, container)
 
     async def settle_exit(self, pod: Pod, container: Container, end: ExitStatus) -> None:
         """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""

@@ -21,6 +21,7 @@ from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
 from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
+from atoll.engine.unfinished import Unfinished
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Finding, Findings
@@ -50,6 +51,7 @@ class Engine:
         self.execs = Execs(parts)
         self.sandboxes = Sandboxes(parts)
         self.front = Front(parts, self.sandboxes, self.pods)
+        self.unfinished = Unfinished(parts, self.pods, self.containers, self.sandboxes)
         self.started_at_ns = time.time_ns()
         self._collections: SingleFlight[str, Collected] = SingleFlight(parts.owner)
         self._recovered = asyncio.Event()
@@ -66,7 +68,10 @@ class Engine:
         return engine
 
     async def recover(self) -> Recovery:
-        """Take up what an earlier daemon left: pods and containers, then half-made things and debts."""
+        """Take up what an earlier daemon left: pods and containers, then half-made things and debts.
+
+        Returns when everything half-made is freed; a disk that refuses is asked again for as long as it does.
+        """
         try:
             owner = self.parts.owner
             beside = owner.spawn(hosted_recovery.recover(self.sandboxes, owner), name="recover hosted sandboxes")
@@ -74,7 +79,7 @@ class Engine:
             await beside
         finally:
             self._recovered.set()
-        await recovery.free_unfinished(self.parts, self.pods, self.containers, self.sandboxes)
+        await self.unfinished.free_until_done()
         return recovered
 
     @property
@@ -116,10 +121,17 @@ class Engine:
         await self.pods.settle(SETTLE_TIMEOUT_S)
         damaged = fsck.damaged(await self.parts.db.read(quarantined))
         found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
-        found = Findings(findings=(*found.findings, *damaged, *await self._unheld()))
+        unfinished = self.unfinished.findings()
+        found = Findings(findings=(*found.findings, *unfinished, *damaged, *await self._unheld()))
         if not repair:
             return found, found
-        return found, await fsck.repair(self.parts.ledger, found)
+        left = await fsck.repair(self.parts.ledger, found)
+        if unfinished:
+            await self.unfinished.free_records()
+            still = {one.key for one in self.unfinished.findings()}
+            kept = (one for one in left.findings if one.problem is not fsck.Problem.UNFINISHED or one.key in still)
+            left = Findings(findings=tuple(kept))
+        return found, left
 
     async def _unheld(self) -> tuple[Finding, ...]:
         try:

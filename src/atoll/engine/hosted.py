@@ -91,6 +91,8 @@ class HostedState:
     instance: ControllerInstance | None = None
     platform: Platform | None = None
     ended: ExitStatus | None = None
+    is_heard_of: bool = True
+    """Not yet, of a containerd's pod that has just started: it asks at once, unless the answer to start was lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

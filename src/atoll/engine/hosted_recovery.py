@@ -48,7 +48,7 @@ async def recover(sandboxes: Sandboxes, owner: TaskOwner) -> int:
 
     await wait_all([one(hosted) for hosted in loaded if hosted.state.ended is None])
     for hosted in loaded:
-        if hosted.state.phase is Phase.CREATED and not hosted.is_gone:
+        if sandboxes.may_expire(hosted) and not hosted.is_gone:
             sandboxes.expire_later(hosted)
     return len(loaded)
 

@@ -98,10 +98,15 @@ def _pod_config(options: TypedAny | None) -> cri.PodSandboxConfig:
     return config
 
 
+def is_cri_pod(namespace: str, sandbox: Sandbox) -> bool:
+    """Whether the CRI of a containerd asks for it."""
+    metadata = sandbox.extensions.get(EXTENSION)
+    return namespace == NAMESPACE and metadata is not None and metadata.type_url == TYPE_URL
+
+
 def _links(config: Config, namespace: str, sandbox: Sandbox) -> tuple[Path, ...]:
     """Where the CRI plugin of the containerd that asks looks for a pod's files; nowhere where it is not one."""
-    metadata = sandbox.extensions.get(EXTENSION)
-    if namespace != NAMESPACE or metadata is None or metadata.type_url != TYPE_URL:
+    if not is_cri_pod(namespace, sandbox):
         return ()
     # Below folders that containerd has made it makes these when it needs them itself.
     return tuple(folder / sandbox.id for folder in link_folders(config) if folder.parents[1].is_dir())

@@ -120,6 +120,13 @@ class Pods:
             self._watched.add(pod.id)
             self._parts.owner.spawn(self._await_end(pod), name=f"pod/{pod.id}/wait")
 
+    def unfinished(self) -> tuple[str, ...]:
+        """The IDs of records that were never READY and that nobody is making: a crash cut their runs short."""
+        return tuple(sandbox.id for sandbox in self._parts.sandboxes.pods() if self._is_unfinished(sandbox))
+
+    def _is_unfinished(self, sandbox: Sandbox) -> bool:
+        return MADE not in sandbox.extensions and sandbox.id not in self._making and sandbox.id not in self._pods
+
     def owners(self) -> frozenset[str]:
         """Whose ledger entries are in order: pods, also those being made, and their networks."""
         pods = {**self._making, **self._pods}
@@ -164,7 +171,8 @@ class Pods:
             raise errors.InvalidArgument(f"runtime handler {chosen!r}: is not configured; known are {known}")
         if problem := self._parts.problems.get(chosen):
             raise errors.FailedPrecondition(f"runtime handler {chosen!r}: {problem}")
-        holder = self._parts.sandboxes.named(name)
+        while (holder := self._parts.sandboxes.named(name)) is not None and holder in self.unfinished():
+            await self._undo(name, holder)
         if holder is not None:
             pod = self._making.get(holder) or self._pods.get(holder)
             is_same = pod is not None and pod.config == config and pod.handler_name == chosen
@@ -173,6 +181,17 @@ class Pods:
             if not is_same or self._runs.running(name) is None:
                 raise errors.AlreadyExists(f"pod {name}: is there as {holder[:13]}; stop and remove it first")
         return await self._runs.run(name, lambda: self._run(name, config, chosen, handler), name=f"pod/{name}/run")
+
+    async def _undo(self, name: str, pod_id: str) -> None:
+        """Free a pod of this name whose run a crash cut short, so that nobody can ask for its end."""
+        try:
+            left = await self.release_recorded(pod_id)
+        except errors.AtollError as error:
+            left = [str(error)]
+        if left:
+            raise errors.Unavailable(
+                f"pod {name}: an earlier run of it was cut short and is not undone yet, try again: {'; '.join(left)}"
+            )
 
     async def _run(self, name: str, config: PodConfig, handler_name: str, handler: RuntimeHandler) -> Pod:
         parts = self._parts

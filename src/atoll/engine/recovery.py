@@ -24,9 +24,7 @@ from atoll.engine import kinds, lines
 from atoll.engine.containers import Containers
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
-from atoll.engine.pods import MADE, TEARDOWN_TIMEOUT_S, Pods
-from atoll.engine.sandboxes import Sandboxes
-from atoll.ledger.kind import Entry, Intent
+from atoll.engine.pods import MADE, Pods
 from atoll.network.model import Attachment
 from atoll.runtime.task import TaskStatus
 from atoll.sandbox.config import PodConfig
@@ -44,8 +42,6 @@ log = logging.getLogger(__name__)
 
 POD_TIMEOUT_S = 5.0
 CONCURRENCY = 32
-ENDED = (State.EXITED, State.UNKNOWN)
-"""States of a container whose removal may have begun; UNKNOWN where that took its checkpoint."""
 FIRST_ASK_AGAIN_S, LAST_ASK_AGAIN_S = 1.0, 60.0
 """Pauses between questions about a pod that could not be settled at the start."""
 
@@ -67,7 +63,7 @@ def load(parts: Parts, pods: Pods) -> None:
 
 
 async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
-    """Settle what `load` took in, then free what nobody has any more; never fails for one of them."""
+    """Settle what `load` took in; never fails for one of them."""
     begun = time.monotonic()
     gate = asyncio.Semaphore(CONCURRENCY)
     loaded = pods.list()
@@ -84,80 +80,6 @@ async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
     count = len(containers.list())
     log.info("recovered %d pods and %d containers in %.3f s", len(loaded), count, duration)
     return Recovery(pods=len(loaded), containers=count, duration_s=duration)
-
-
-async def free_unfinished(parts: Parts, pods: Pods, containers: Containers, hosted: Sandboxes) -> None:
-    """Free what a crash cut short, as far as nobody was ever told of it, and take up the debts.
-
-    A stop whose network was still being given back behind its answer goes on. A run that never came to READY has
-    told nobody its ID, so it goes as if it had failed: nobody can ask for its end. So do the containers
-    of a pod whose record is gone, and checkpoints that were written before their container's record.
-    """
-    gate = asyncio.Semaphore(CONCURRENCY)
-
-    async def free(pod_id: str) -> None:
-        async with gate:
-            log.warning("pod %s: its run was cut short, it is undone", pod_id[:13])
-            try:
-                left = await pods.release_recorded(pod_id)
-            except errors.AtollError as error:
-                left = [str(error)]
-            for one in left:
-                log.error("pod %s: not undone yet, will be retried: %s", pod_id[:13], one)
-
-    await wait_all([_leave_lost_network(pods, pod) for pod in pods.list()])
-    sandboxes = parts.sandboxes.pods()
-    await wait_all([free(sandbox.id) for sandbox in sandboxes if MADE not in sandbox.extensions])
-    known = {sandbox.id for sandbox in sandboxes} | {key.rpartition("/")[2] for key in quarantined(parts)}
-    await wait_all([_forget(containers, one) for one in containers.list() if one.sandbox_id not in known])
-    await hosted.free_unfinished()
-    await parts.ledger.recover(pods.owners() | containers.owners() | hosted.owners() | quarantined(parts))
-    await _strike_removed(parts, pods, containers)
-    strays = [
-        found
-        for found in await parts.ledger.kinds[kinds.CHECKPOINT].scan()
-        if parts.ledger.find(found.kind, found.key) is None and not containers.is_busy(found.owner)
-    ]
-    if strays:
-        intents = [Intent(owner=found.owner, kind=found.kind, key=found.key) for found in strays]
-        await parts.ledger.release(*await parts.ledger.enter(*intents), within=TEARDOWN_TIMEOUT_S)
-
-
-async def _strike_removed(parts: Parts, pods: Pods, containers: Containers) -> None:
-    """Cross out what a removal that was cut short has taken from a pod or container that had ended.
-
-    The record stays, and with it whoever asked for the removal can ask again.
-    """
-    ended = {pod.id for pod in pods.list() if pod.state is PodState.NOTREADY}
-    ended |= {one.id for one in containers.list() if known_state(one.status.get()) in ENDED}
-    entries = [entry for owner in ended for entry in parts.ledger.entries(owner) if not entry.is_debt]
-
-    async def is_gone(entry: Entry) -> bool:
-        kind = parts.ledger.kinds.get(entry.kind)
-        if kind is None:
-            return False
-        return await settle(kind.exists(entry), within=POD_TIMEOUT_S, name=f"recover/exists/{kind.name}") is False
-
-    gone = await wait_all([is_gone(entry) for entry in entries])
-    taken = [entry for entry, is_it in zip(entries, gone, strict=True) if is_it]
-    if taken:
-        log.warning("%d resources were gone already: a removal was cut short", len(taken))
-        await parts.ledger.release(*taken, within=TEARDOWN_TIMEOUT_S)
-
-
-async def _leave_lost_network(pods: Pods, pod: Pod) -> None:
-    within = 3 * TEARDOWN_TIMEOUT_S
-    left = await settle(pods.leave_lost_network(pod), within=within, name=f"pod/{pod.id}/leave lost network")
-    if isinstance(left, BaseException):
-        log.error("pod %s: its lost network is not given back: %s", pod.id[:13], left, exc_info=left)
-
-
-async def _forget(containers: Containers, container: Container) -> None:
-    log.warning("container %s: its pod is gone, it is removed", container.id[:13])
-    try:
-        await containers.remove(None, container.id)
-    except errors.AtollError as error:
-        log.error("container %s: not removed: %s", container.id[:13], error)
 
 
 def quarantined(parts: Parts) -> frozenset[str]:
@@ -326,10 +248,7 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         return
     if task.status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING):
         at = before.started_at or time.time_ns()
-        await container.status.update_sync(
-            lambda status: _answered(status).started(pid=task.pid, at=status.started_at or at)
-        )
-        containers.watch(pod, container)
+        await containers.settle_running(pod, container, task.pid, at)
     elif task.status is TaskStatus.STOPPED:
         if containers.is_watched(container.id):
             return
@@ -343,7 +262,7 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         with contextlib.suppress(errors.NotFound):
             await shim.tasks.kill(container.id, signal.SIGKILL, all_processes=True)
         await containers.delete_task(pod, container)
-        await container.status.update(_answered)
+        await container.status.update(Status.answered)
     else:
         await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
 
@@ -355,13 +274,6 @@ async def _settle_without_task(
     if known_state(before) is not State.CREATED:
         containers.watch(pod, container)
         return
-    await container.status.update(_answered)
+    await container.status.update(Status.answered)
     if pod.state is PodState.READY:
         await containers.remake_bundle(container)
-
-
-def _answered(status: Status) -> Status:
-    """Without the mark that nobody could be asked; any other UNKNOWN, such as a lost checkpoint's, stays."""
-    if status.unknown and status.created_at:
-        return replace(status, unknown=False, reason="", message="")
-    return status

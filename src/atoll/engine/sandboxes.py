@@ -23,7 +23,7 @@ from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.database import Plan
 from atoll.engine import hosts
 from atoll.engine.hosted import Hosted, HostedRecord, HostedState, NoEnd, Phase, key_of
-from atoll.engine.hosting import Wanted, prepare_files, wanted
+from atoll.engine.hosting import Wanted, is_cri_pod, prepare_files, wanted
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
 from atoll.identifiers import require_identifier
@@ -190,7 +190,7 @@ class Sandboxes:
     # --- never started ---
 
     def expire_later(self, hosted: Hosted) -> None:
-        """Free the sandbox when its time to be started is over, unless it is."""
+        """Free the sandbox when its time to be started, and heard of, is over, unless it is."""
         limit = self._parts.config.sandboxes.unstarted_timeout_s
         age = (datetime.now(UTC) - hosted.state.made_at).total_seconds()
         hosted.expiry = asyncio.get_running_loop().call_later(max(limit - age, 0.0), self._expire_now, hosted)
@@ -201,11 +201,31 @@ class Sandboxes:
 
     async def _expire(self, hosted: Hosted) -> None:
         async with hosted.lock:
-            if hosted.is_gone or hosted.state.phase is not Phase.CREATED:
+            if hosted.is_gone or not self.may_expire(hosted):
                 return
-            log.warning("%s: was not started within its time, it is freed", hosted)
+            log.warning("%s: was not started, or asked about, within its time; it is freed", hosted)
             for left in await self._free(hosted):
                 log.error("%s: not freed yet, will be retried: %s", hosted, left)
+
+    @staticmethod
+    def may_expire(hosted: Hosted) -> bool:
+        """Whether its caller may never have got to it."""
+        return hosted.state.phase is Phase.CREATED or not hosted.state.is_heard_of
+
+    def hear_of(self, hosted: Hosted) -> None:
+        """Somebody asks about the sandbox, so its caller got the answer to its start: it is kept."""
+        if hosted.state.is_heard_of or hosted.is_gone:
+            return
+        self._keep(hosted)
+        hosted.record = hosted.changed(is_heard_of=True)
+        with contextlib.suppress(errors.Unavailable):  # the daemon is closing: the next one is asked again
+            self._parts.owner.spawn(self._note_heard(hosted.record), name=f"sandbox/{hosted.key}/heard of")
+
+    async def _note_heard(self, record: HostedRecord) -> None:
+        try:
+            await self._parts.db.commit(self.store.plan_state(record))
+        except errors.AtollError as error:
+            log.warning("sandbox %s: that it was asked about is not on disk: %s", record.id[:13], error)
 
     @staticmethod
     def _keep(hosted: Hosted) -> None:
@@ -256,7 +276,10 @@ class Sandboxes:
             labels={**hosted.record.sandbox.labels, **instance.labels},
         )
         platform = await self._platform(controller, hosted)
-        await self._become(hosted, phase=Phase.STARTED, instance=instance, platform=platform)
+        is_heard_of = not is_cri_pod(hosted.record.namespace, hosted.record.sandbox)
+        await self._become(hosted, phase=Phase.STARTED, instance=instance, platform=platform, is_heard_of=is_heard_of)
+        if not is_heard_of:
+            self.expire_later(hosted)
         return instance
 
     async def _platform(self, controller: Controller, hosted: Hosted) -> Platform | None:
