@@ -125,7 +125,8 @@ def _attach(pair: Pair, pod: str, request: object) -> None:
     pair.cri.start(container)
     command = pair.crictl_command("attach", "-i", container)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(b"one\n")
             process.stdin.flush()
@@ -222,7 +223,7 @@ def _no_command(pair: Pair, pod: str, request: object) -> None:
     try:
         pair.cri.start(container)
     except grpc.RpcError as error:
-        assert "/not/there" in (error.details() or ""), error.details()
+        _has((error.details() or "").encode(), "/not/there")
     else:
         raise AssertionError("it was started")
 
@@ -283,6 +284,7 @@ def versions(pair: Pair, outcome: Outcome) -> None:
             assert re.search(r"io\.containerd\.sandbox\.controller\.v1\s+atoll\s+\S*\s*ok", plugins), plugins
 
     outcome.check(f"config version {version}", walk)
+    outcome.check(f"config version {version}: ctr run", lambda: _ctr_run(pair))
     for handler in ("runc", "atoll-shim"):
 
         def other(handler: str = handler) -> None:
@@ -295,6 +297,22 @@ def versions(pair: Pair, outcome: Outcome) -> None:
             pair.cri.remove_pod(pod)
 
         outcome.check(f"config version {version}: handler {handler}", other)
+
+
+def _ctr_run(pair: Pair) -> None:
+    """Our shim by itself, started with the bootstrap parameters of 2.3."""
+    run = ("run", "--runtime", "io.containerd.atoll.v1", "--cgroup", f"{pair.containerd.places.cgroup}/ctr")
+    image = containerd_images.builtin.BUSYBOX
+    done = pair.containerd.ctr(*run, "--rm", image, "ctr-one", "sh", "-c", "echo said; exit 3", check=False)
+    _equal((done.stdout, done.returncode), ("said\n", 3))
+    pair.containerd.ctr(*run, "-d", image, "ctr-two", "sleep", "600")
+    done = pair.containerd.ctr("task", "exec", "--exec-id", "e", "ctr-two", "echo", "in")
+    _equal(done.stdout, "in\n")
+    pair.containerd.ctr("task", "metrics", "ctr-two")
+    pair.containerd.ctr("task", "pause", "ctr-two")
+    pair.containerd.ctr("task", "resume", "ctr-two")
+    pair.containerd.ctr("task", "rm", "--force", "ctr-two", check=False)
+    pair.containerd.ctr("container", "rm", "ctr-two")
 
 
 PARTS: dict[str, Callable[[Pair, Outcome], None]] = {

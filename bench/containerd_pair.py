@@ -139,7 +139,7 @@ class Pair:
         return [str(binary), "--config", "/dev/null", "-r", endpoint, "-i", endpoint, "-t", "30s", *arguments]
 
     def restart(self, *which: str) -> None:
-        """SIGKILL to the named daemons (`atoll`, `containerd`), then start them, Atoll first, until both answer."""
+        """SIGKILL to the named daemons (`atoll`, `containerd`); then start them, Atoll first."""
         daemons = {"atoll": self.atoll, "containerd": self.containerd}
         for name in which:
             daemons[name].crash()
@@ -148,7 +148,7 @@ class Pair:
         self.reconnected()
 
     def reconnected(self) -> None:
-        """Wait until containerd has its connection to Atoll back; after a restart of Atoll it pauses before it tries."""
+        """Wait until containerd has its connection to Atoll back; it pauses before it tries again."""
 
         def answers() -> bool:
             try:

@@ -164,7 +164,7 @@ def containerd(roots: Roots) -> Iterator[Containerd]:
     for folder in (root, state):
         folder.mkdir()
     roots.write_config(
-        f'[sandboxes]\ncontainerd_root = "{root}"\ncontainerd_state = "{state}"\nunstarted_timeout_s = 1.0\n'
+        f'[sandboxes]\ncontainerd_root = "{root}"\ncontainerd_state = "{state}"\nunstarted_timeout_s = 2.0\n'
     )
     name = f"{roots.prefix}ns"
     subprocess.run(["ip", "netns", "add", name], check=True)
@@ -264,9 +264,9 @@ def test_a_pod_whose_start_nobody_heard_of_is_freed(containerd: Containerd) -> N
     lost, known = containerd.create(), containerd.create()
     for pod in (known, lost):
         started = containerd.api.start(pod)
-    containerd.api.status(known)
     containerd.daemon.kill()  # with the answer to the second start, say: then no Shutdown comes
     containerd.daemon.start()
+    containerd.api.status(known)
     gone = containerd.links(lost)[0]
     assert wait_until(lambda: not os.path.lexists(gone), within=WITHIN_S)
     assert wait_until(lambda: nothing_is_left(containerd, lost), within=WITHIN_S)

@@ -192,7 +192,9 @@ class Sandboxes:
     def expire_later(self, hosted: Hosted) -> None:
         """Free the sandbox when its time to be started, and heard of, is over, unless it is."""
         limit = self._parts.config.sandboxes.unstarted_timeout_s
-        age = (datetime.now(UTC) - hosted.state.made_at).total_seconds()
+        # From now on for one that is started: after a restart its caller has to connect first.
+        made_at = hosted.state.made_at if hosted.state.phase is Phase.CREATED else datetime.now(UTC)
+        age = (datetime.now(UTC) - made_at).total_seconds()
         hosted.expiry = asyncio.get_running_loop().call_later(max(limit - age, 0.0), self._expire_now, hosted)
 
     def _expire_now(self, hosted: Hosted) -> None:
@@ -223,7 +225,7 @@ class Sandboxes:
 
     async def _note_heard(self, record: HostedRecord) -> None:
         try:
-            await self._parts.db.commit(self.store.plan_state(record))
+            await self._parts.db.commit(self.store.plan_heard_of(record))
         except errors.AtollError as error:
             log.warning("sandbox %s: that it was asked about is not on disk: %s", record.id[:13], error)
 
