@@ -176,6 +176,10 @@ class HostedStore:
     def plan_state(self, record: HostedRecord) -> Plan[None]:
         return Plan(functools.partial(_set, record=record, column="state", value=_encode(record.state)))
 
+    def plan_heard_of(self, record: HostedRecord) -> Plan[None]:
+        """Note that one thing in the state; what else changes at the same time stays as it is."""
+        return Plan(functools.partial(_hear_of, record=record))
+
     def plan_sandbox(self, record: HostedRecord) -> Plan[None]:
         return Plan(functools.partial(_set, record=record, column="sandbox", value=encode_sandbox(record.sandbox)))
 
@@ -211,6 +215,14 @@ def _set(connection: Connection, *, record: HostedRecord, column: str, value: by
         "sandbox": "UPDATE hosted SET sandbox = ? WHERE key = ?",
     }[column]
     connection.execute(statement, (value, record.key))
+
+
+def _hear_of(connection: Connection, *, record: HostedRecord) -> None:
+    connection.execute(
+        "UPDATE hosted SET state = CAST(json_set(CAST(state AS TEXT), '$.is_heard_of', json('true')) AS BLOB) "
+        "WHERE key = ?",
+        (record.key,),
+    )
 
 
 def _delete(connection: Connection, *, record: HostedRecord) -> None:

@@ -399,3 +399,15 @@ async def test_names_and_namespaces_are_checked(world: World) -> None:
     ):
         with pytest.raises(kind):
             world.front.find(namespace, sandboxer)
+
+
+async def test_what_is_heard_of_keeps_what_changes_beside_it(world: World) -> None:
+    controller = await world.run("one")
+    (hosted,) = world.sandboxes.list()
+    before = hosted.record
+    await controller.stop("one")
+    end = await controller.wait("one")
+    await world.db.commit(world.sandboxes.store.plan_heard_of(before))
+    await world.restart()
+    (hosted,) = world.sandboxes.list()
+    assert (hosted.state.is_heard_of, hosted.state.ended) == (True, end)
