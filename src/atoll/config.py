@@ -143,6 +143,13 @@ def load(path: Path | None) -> Config:
     return check(config, str(source))
 
 
+def file_of(path: Path | None) -> str:
+    """The file that `load(path)` reads, absolute; empty where there is none."""
+    if path is not None:
+        return str(path.absolute())
+    return str(DEFAULT_PATH) if DEFAULT_PATH.exists() else ""
+
+
 def check(config: Config, source: str) -> Config:
     """The rules that reach over more than one key; the config itself where all hold."""
     if config.default_runtime not in config.runtimes:

@@ -372,5 +372,5 @@ def _is_socket(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(mode):
-        raise errors.FailedPrecondition(f"socket {path}: there is a file which is no socket; remove it")
+        raise errors.FailedPrecondition(f"socket {path}: there is a file which is no socket; choose another path")
     return True

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 
+from atoll.client import private
 from tests.integration.conftest import Roots
 from tests.integration.leaks import wait_until
 
@@ -117,3 +118,91 @@ def test_idle_daemon_ends_and_takes_its_socket_along(host: Host) -> None:
     wait_until(host.roots.socket.exists, within=20)
     assert serving.wait(20) == 0
     assert not host.roots.socket.exists()
+
+
+# --- whose place it is ---
+
+
+def service(host: Host, *arguments: str) -> subprocess.Popen[bytes]:
+    """`atoll serve` as an administrator starts it."""
+    log = host.roots.log.open("ab")
+    with log:
+        return subprocess.Popen([*COMMAND, "serve", *arguments], env=host.env, stdout=log, stderr=log)
+
+
+def other_places(host: Host) -> list[str]:
+    """Options of a daemon whose books are not those that the configuration names."""
+    return ["--root", str(host.roots.base / "other"), "--socket", str(host.roots.socket)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_place_of_another_daemon_that_is_down_is_left_to_it(host: Host, how: signal.Signals) -> None:
+    roots = host.roots
+    first = service(host, *other_places(host))
+    wait_until(lambda: private.answers(roots.socket), within=20)
+    assert host.run("run", "--network", "none", "-d", "--name", "one", "atoll/busybox", "sleep", "1000").returncode == 0
+    first.send_signal(how)
+    first.wait(20)
+    for words in (["ps"], ["rm", "-f", "one"], ["fsck"]):
+        done = host.run(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1), done
+        for word in (f"{roots.socket} (root {roots.base / 'other'}) is down", "start it again", "atoll serve --root"):
+            assert word in done.stderr
+    with pytest.raises(AssertionError):
+        host.pid()
+    again = service(host, *other_places(host))
+    wait_until(lambda: private.answers(roots.socket), within=20)
+    assert "one" in host.run("ps").stdout
+    done = host.run("rm", "-f", "one")
+    assert (done.returncode, done.stdout) == (0, "one\n"), done
+    again.terminate()
+    assert again.wait(20) == 0
+
+
+def test_service_takes_over_from_the_private_daemon_that_stood_in(host: Host) -> None:
+    roots = host.roots
+    first = service(host, "--socket", str(roots.socket))
+    wait_until(lambda: private.answers(roots.socket), within=20)
+    assert host.run("run", "--network", "none", "-d", "--name", "one", "atoll/busybox", "sleep", "1000").returncode == 0
+    first.kill()
+    first.wait()
+    assert "one" in host.run("ps").stdout
+    stood_in = host.pid()
+    assert stood_in != first.pid
+    again = service(host, "--socket", str(roots.socket))
+    wait_until(lambda: not os.path.exists(f"/proc/{stood_in}"), within=30)
+    done = host.run("ps")  # waits for the one that is coming up, and starts none beside it
+    assert "one" in done.stdout, (done, roots.log.read_text())
+    assert host.pid() == again.pid
+    assert host.run("exec", "one", "echo", "still").stdout == "still\n"
+    assert host.run("rm", "-f", "one").returncode == 0
+    again.terminate()
+    assert again.wait(20) == 0
+
+
+def test_a_service_gives_way_to_no_other(host: Host) -> None:
+    first = service(host)
+    wait_until(lambda: private.answers(host.roots.socket), within=20)
+    done = host.run("serve")
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert f"(pid {first.pid}, socket {host.roots.socket})" in done.stderr
+    assert first.poll() is None
+    first.terminate()
+    assert first.wait(20) == 0
+
+
+def test_no_private_daemon_at_a_socket_that_is_not_its_place(host: Host) -> None:
+    elsewhere = host.roots.state / "two.sock"
+    assert host.run("ps").returncode == 0
+    done = host.run("--socket", str(elsewhere), "ps")
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert f"a private one belongs at {host.roots.socket}" in done.stderr
+    assert not elsewhere.exists()
+
+
+def test_private_daemon_that_ran_out_owns_its_place_no_longer(host: Host) -> None:
+    serving = service(host, "--private", "--idle-exit", "0.3")
+    owned = host.roots.socket.with_name("atoll.sock.owner")
+    wait_until(owned.exists, within=20)
+    assert serving.wait(20) == 0
+    assert not owned.exists()

@@ -54,6 +54,7 @@ Socket = Annotated[
         metavar="PATH",
         help="The daemon's socket \\[default: /run/atoll/atoll.sock].",
         show_default=False,
+        readable=False,  # who may ask is told by the attempt
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
@@ -63,8 +64,16 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, an ID or its 
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", envvar="ATOLL_CONFIG", metavar="FILE", help="\\[default: /etc/atoll/config.toml]"),
+    typer.Option(
+        "--config",
+        envvar="ATOLL_CONFIG",
+        metavar="FILE",
+        help="\\[default: /etc/atoll/config.toml]",
+        readable=False,
+    ),
 ]
+Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Durable state.")]
+State = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Volatile state.")]
 Interactive = Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")]
 Terminal = Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")]
 Variables = Annotated[
@@ -412,14 +421,15 @@ def rmi(
 
 @app.command("serve")
 def serve(
-    root: Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Durable state.")] = None,
-    state: Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Volatile state.")] = None,
+    root: Root = None,
+    state: State = None,
     socket: Socket = None,
     config: ConfigFile = None,
     log_level: Annotated[LogLevel | None, typer.Option("--log-level")] = None,
     idle_exit: Annotated[
         float | None, typer.Option("--idle-exit", metavar="SECONDS", min=0, help="End when unused for so long.")
     ] = None,
+    private: Annotated[bool, typer.Option("--private", hidden=True)] = False,
 ) -> None:
     """Run the daemon."""
     import msgspec
@@ -428,16 +438,26 @@ def serve(
     from atoll.daemon.main import serve as serve_daemon
 
     chosen = configuration.load(config)
-    flags: dict[str, str | float] = {}
-    for key, path in (("root", root), ("state", state), ("socket", socket)):
-        if path is not None:
-            flags[key] = str(path.absolute())
+    flags: dict[str, str | float] = folders(root, state)
+    if socket is not None:
+        flags["socket"] = str(socket.absolute())
     if log_level is not None:
         flags["log_level"] = log_level.value
     if idle_exit is not None:
         flags["idle_exit_s"] = idle_exit
     chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll serve")
-    raise typer.Exit(serve_daemon(chosen))
+    raise typer.Exit(serve_daemon(chosen, config_file=configuration.file_of(config), private=private))
+
+
+def folders(root: Path | None, state: Path | None) -> dict[str, str | float]:
+    """`--root` and `--state` as the keys of the config file, with its rule; `InvalidArgument` where it is broken."""
+    from atoll import errors
+
+    given = {key: path for key, path in (("root", root), ("state", state)) if path is not None}
+    for key, path in given.items():
+        if not path.is_absolute():
+            raise errors.InvalidArgument(f"--{key} {path}: must be an absolute path, as in --{key} {path.absolute()}")
+    return {key: str(path) for key, path in given.items()}
 
 
 @app.command("fsck")
@@ -453,14 +473,27 @@ def fsck(
 
 
 @app.command("doctor")
-def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
+def doctor(
+    root: Root = None,
+    state: State = None,
+    socket: Socket = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
     """What this host has and lacks, and the way to fix it; needs no daemon."""
     import asyncio
+
+    import msgspec
 
     from atoll import config as configuration
     from atoll.cli.doctor import report
 
-    raise typer.Exit(asyncio.run(report(configuration.load(config), as_json=as_json)))
+    chosen = configuration.load(config)
+    flags = folders(root, state)
+    if socket is not None:
+        flags["socket"] = str(socket.absolute())
+    chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll doctor")
+    raise typer.Exit(asyncio.run(report(chosen, as_json=as_json)))
 
 
 sandboxer = typer.Typer(help="Sandboxers of one's own.", no_args_is_help=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.cli import show
 from atoll.cli.outcome import FOUND
+from atoll.client.private import answers
 from atoll.config import Config
 from atoll.image.builtin import find_busybox
 from atoll.linux.host import HostFacts, read_host_facts
@@ -65,7 +66,7 @@ async def report(config: Config, *, as_json: bool) -> int:
 
 async def examine(config: Config) -> list[Check]:
     """Every check of this host, those that matter most first."""
-    checks = [_root()]
+    checks = [_root(), _daemon(config.socket_path)]
     try:
         facts = read_host_facts()
     except errors.FailedPrecondition as error:
@@ -85,6 +86,15 @@ def _root() -> Check:
     if os.geteuid() == 0:
         return Check(name="user", verdict=Verdict.OK, found="root")
     return Check(name="user", verdict=Verdict.MISSING, found=f"uid {os.geteuid()}", fix="run as root: sudo atoll ...")
+
+
+def _daemon(socket: Path) -> Check:
+    """Whether one answers; none is needed, and none is started."""
+    try:
+        found = f"answers at {socket}" if answers(socket) else f"none at {socket}"
+    except errors.AtollError as error:
+        return Check(name="daemon", verdict=Verdict.WARNING, found=f"cannot be asked at {socket}", fix=str(error))
+    return Check(name="daemon", verdict=Verdict.OK, found=found)
 
 
 def _kernel(facts: HostFacts) -> Iterator[Check]:

@@ -17,6 +17,7 @@ class Idle:
         self._engine = engine
         self._calls = 1
         self._timer: asyncio.TimerHandle | None = None
+        self.ran_out = False
 
     def begin(self) -> None:
         self._calls += 1
@@ -34,6 +35,7 @@ class Idle:
         engine = self._engine
         runs = any(pod.state is State.READY for pod in engine.pods.list()) or engine.sandboxes.is_live()
         if not runs and not engine.parts.ledger.debts():
+            self.ran_out = True
             self._stop.set()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._after_s, self._check)

@@ -15,13 +15,14 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
-from atoll import errors, rpc
+from atoll import errors, ownership, rpc
 from atoll.api import atoll_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
 from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
@@ -33,6 +34,7 @@ from atoll.cri.runtime import RuntimeService
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
 from atoll.engine.engine import Engine
+from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
 from atoll.services.events import EventsService
 from atoll.services.runtime import RuntimeService as AtollService
@@ -42,6 +44,11 @@ from atoll.services.version import VersionService
 log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
+TAKE_OVER_S = 30.0
+"""For the end of a private daemon that is asked to give way."""
+SETTLE_S = 1.0
+"""For a holder of the lock that cannot be told: it has just come or is just going."""
+POLL_S = 0.02
 UNGATED = frozenset(
     {
         "runtime.v1.RuntimeService.Version",
@@ -56,38 +63,67 @@ UNGATED = frozenset(
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def serve(config: Config) -> int:
+def serve(config: Config, *, config_file: str = "", private: bool = False) -> int:
     """Run a daemon until SIGTERM, SIGINT or idleness; the exit code.
 
-    Raises `FailedPrecondition` where another daemon has the root, the state folder or the socket.
+    A private daemon was started by a client: it gives way to one that is not, with the same root. Raises
+    `FailedPrecondition` where another daemon has the root, the state folder or the socket.
     """
     logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
-    with _lock(Path(config.root), "root", 0o700), _lock(Path(config.state), "state", 0o711):
-        asyncio.run(_serve(config))
+    owner = ownership.owner_of(config, file=config_file, pid=os.getpid(), private=private, socket=config.socket_path)
+    with _lock(Path(config.root), "root", 0o700, owner), _lock(Path(config.state), "state", 0o711, owner):
+        asyncio.run(_serve(config, owner))
     return 0
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, what: str, mode: int) -> Generator[None]:
+def _lock(folder: Path, what: str, mode: int, owner: Owner) -> Generator[None]:
     """One daemon a folder, which is made where it is missing: the lock ends with its process."""
     try:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(folder / ownership.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise errors.FailedPrecondition(f"{folder}: cannot be the {what} folder: {error.strerror}") from error
     try:
+        _acquire(fd, folder, what, owner)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.FailedPrecondition(
-                f"{folder}: another atoll daemon uses this {what} folder; stop it, or give this one its own --{what}"
-            ) from None
+            ownership.write_lock(fd, owner)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"{folder}: cannot be written to: {error.strerror}") from error
         yield
     finally:
         os.close(fd)
 
 
-async def _serve(config: Config) -> None:
+def _acquire(fd: int, folder: Path, what: str, owner: Owner) -> None:
+    """Take the lock, from a private daemon of the same root too, which is asked to end and waited for."""
+    asked: set[int] = set()
+    waited = 0.0
+    pause = threading.Event()
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            return
+        holder = ownership.holder_of(fd)
+        gives_way = holder is not None and holder.private and not owner.private and holder.root == owner.root
+        if (holder is not None and not gives_way) or waited >= (TAKE_OVER_S if asked else SETTLE_S):
+            known = f" (pid {holder.pid}, socket {holder.socket})" if holder is not None else ""
+            raise errors.FailedPrecondition(
+                f"{folder}: another atoll daemon{known} uses this {what} folder; stop it, or give this one its own "
+                f"--{what}"
+            )
+        if holder is not None and holder.pid not in asked:
+            log.info("takes over from the private daemon %d", holder.pid)
+            asked.add(holder.pid)
+            ownership.ask_to_end(fd, holder)
+        pause.wait(POLL_S)
+        waited += POLL_S
+
+
+async def _serve(config: Config, owner: Owner) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -98,6 +134,7 @@ async def _serve(config: Config) -> None:
         controllers = ControllerService(engine.front.find)
         server, bound = await _listen(config, engine, idle, controllers)
         try:
+            ownership.own_socket(config.socket_path, owner)
             log.info("atoll listens on %s", config.socket_path)
             tasks.spawn(_recover(engine), name="recover")
             idle.end()
@@ -108,6 +145,8 @@ async def _serve(config: Config) -> None:
             await server.stop(GRACE_S)
             await controllers.aclose()
             rpc.unlink_own(config.socket_path, bound)
+            if owner.private and idle.ran_out:
+                ownership.disown_socket(config.socket_path, owner)
 
 
 def _raise_descriptor_limit() -> None:
