@@ -17,14 +17,28 @@ def main() -> None:
     """Run the command line of this process and exit; no traceback for an error that has a name."""
     # gRPC's own log lines are no errors of ours, and would stand between them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    outcome.guard_stdout()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; its exit code."""
+    """Run one command line and write out what it said; its exit code."""
     try:
-        code = _dispatch(arguments)
+        code = _outcome(arguments)
         sys.stdout.flush()
+    except (BrokenPipeError, outcome.ReaderGone):
+        outcome.drop_stdout()
+        return outcome.BROKEN_PIPE
+    except outcome.Unwritable as error:
+        outcome.drop_stdout()
+        outcome.say(str(error))
+        return outcome.FAILED
+    return code
+
+
+def _outcome(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
     except outcome.Ended as ended:
         return ended.code
     except errors.AtollError as error:
@@ -32,11 +46,6 @@ def run(arguments: list[str]) -> int:
         return outcome.code_of(error)
     except KeyboardInterrupt:
         return outcome.INTERRUPTED
-    except (BrokenPipeError, outcome.ReaderGone):
-        # Nobody reads any more: what is buffered must not be written at exit either (Python docs, note on SIGPIPE).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return outcome.BROKEN_PIPE
-    return code
 
 
 def _dispatch(arguments: list[str]) -> int:

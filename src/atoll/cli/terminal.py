@@ -12,6 +12,7 @@ import termios
 import tty
 from collections.abc import Awaitable, Callable, Generator
 
+from atoll.cli import outcome
 from atoll.concurrency import TaskOwner
 
 READ_BYTES = 32 << 10
@@ -19,10 +20,10 @@ Forward = Callable[[bytes], Awaitable[None]]
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write all of it; raises `BrokenPipeError` where the reader is gone."""
+    """Write all of it; raises `ReaderGone` where the reader is, `Unwritable` where it cannot be."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[outcome.write(fd, view) :]
 
 
 def size() -> tuple[int, int]:
