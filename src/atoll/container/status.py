@@ -108,17 +108,27 @@ class Status:
     def started(self, *, pid: int, at: int) -> Status:
         return dataclasses.replace(self, pid=pid, started_at=at, starting=False)
 
+    def answered(self) -> Status:
+        """Without the mark that nobody could be asked; any other UNKNOWN, such as a lost checkpoint's, stays."""
+        if self.unknown and self.created_at:
+            return dataclasses.replace(self, unknown=False, reason="", message="")
+        return self
+
     def exited(self, *, code: int, at: int, reason: str = "", message: str = "") -> Status:
-        """The status after the exit; the first exit told stands, a later one only clears UNKNOWN."""
+        """The status after the exit; the first exit told stands, a later one only clears UNKNOWN.
+
+        Why nobody could be asked before is told no more, but where the exit code is not known either.
+        """
         if self.finished_at:
             return dataclasses.replace(self, pid=0, unknown=False, starting=False)
+        before = self if code == UNKNOWN_EXIT_CODE else self.answered()
         return dataclasses.replace(
-            self,
+            before,
             pid=0,
             finished_at=at,
             exit_code=code,
-            reason=reason or self.reason,
-            message=message or self.message,
+            reason=reason or before.reason,
+            message=message or before.message,
             unknown=False,
             starting=False,
         )

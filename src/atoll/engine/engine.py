@@ -119,9 +119,10 @@ class Engine:
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""
         await self.pods.settle(SETTLE_TIMEOUT_S)
+        before = self.unfinished.findings()
         damaged = fsck.damaged(await self.parts.db.read(quarantined))
         found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
-        unfinished = self.unfinished.findings()
+        unfinished = [one for one in self.unfinished.findings() if one in before]
         found = Findings(findings=(*found.findings, *unfinished, *damaged, *await self._unheld()))
         if not repair:
             return found, found

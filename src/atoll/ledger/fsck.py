@@ -6,6 +6,7 @@
     stray      a resource of ours without an entry
     unknown    an entry of a kind this Atoll does not have
     unseen     a kind that could not be looked at
+    unfinished a record that was never ready, of what a crash cut short
     damaged    a record that could not be read, and is kept aside with all that is its own
     unheld     an address leased from a shared folder that nobody on this host has
 
@@ -40,12 +41,13 @@ class Problem(StrEnum):
     STRAY = "stray"
     UNKNOWN = "unknown"
     UNSEEN = "unseen"
+    UNFINISHED = "unfinished"
     DAMAGED = "damaged"
     UNHELD = "unheld"
 
 
-_NOT_MENDED = (Problem.UNKNOWN, Problem.UNSEEN, Problem.DAMAGED, Problem.UNHELD)
-"""What `repair` leaves to somebody who knows better."""
+_NOT_MENDED = (Problem.UNKNOWN, Problem.UNSEEN, Problem.UNFINISHED, Problem.DAMAGED, Problem.UNHELD)
+"""What `repair` leaves to somebody who knows better; UNFINISHED to whoever keeps the record."""
 
 _REMEDIES = {
     Problem.OWED: "try its release again",
@@ -54,6 +56,7 @@ _REMEDIES = {
     Problem.STRAY: "enter it in the ledger and release it",
     Problem.UNKNOWN: "run the atoll that entered it, or release it by hand",
     Problem.UNSEEN: "see the reason, then run fsck again",
+    Problem.UNFINISHED: "free what is left of it, then its record and its name",
     Problem.DAMAGED: "mend the row in the database's table `quarantine`, or delete it there; then restart the daemon",
     Problem.UNHELD: "remove the file, where no other runtime has given it away",
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from atoll import errors
 from atoll.container.status import (
+    UNKNOWN_EXIT_CODE,
     ContainerResources,
     State,
     Status,
@@ -147,3 +148,13 @@ def test_any_bytes_are_read_or_refused(text: bytes) -> None:
         decode_status(text)
     except errors.DataLoss:
         return
+
+
+def test_an_exit_clears_that_nobody_could_be_asked() -> None:
+    asked = unknown_status(Status(created_at=1, started_at=2), "its shim did not answer")
+    end = asked.exited(code=6, at=3)
+    assert (end.state, end.exit_code, end.reason, end.message) == (State.EXITED, 6, "", "")
+    lost = unknown_status(None, "the checkpoint is missing").exited(code=6, at=3)
+    assert (lost.reason, lost.message) == ("Unknown", "the checkpoint is missing")
+    never = asked.exited(code=UNKNOWN_EXIT_CODE, at=3)
+    assert (never.reason, never.message) == ("Unknown", "its shim did not answer")

@@ -88,3 +88,48 @@ async def test_a_removal_ends_the_tries(tmp_path: Path, blocking: Blocking, monk
         await told.give_up(container.id)
         assert container.status.get().state is State.EXITED
         assert storage.read_status(container.status.path.parent).state is State.RUNNING
+
+
+def on_disk(container: Container) -> Status:
+    return storage.read_status(container.status.path.parent)
+
+
+async def all_written(owner: TaskOwner) -> None:
+    while len(owner):
+        (task,) = owner._tasks
+        await task
+
+
+async def test_a_status_that_is_owed_is_written_when_the_disk_takes_it(
+    tmp_path: Path, blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exits, "FIRST_PAUSE_S", 0.0)
+    container = await running(tmp_path, blocking)
+    async with TaskOwner("test") as owner:
+        told = Exits(owner)
+        Disk(monkeypatch, 3)
+        await container.status.update(lambda status: status.started(pid=9, at=2))
+        told.owe(container)
+        told.owe(container)
+        assert on_disk(container).pid == 0
+        await all_written(owner)
+    assert on_disk(container).pid == 9
+
+
+async def test_an_exit_behind_an_owed_status_is_written_too(
+    tmp_path: Path, blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exits, "FIRST_PAUSE_S", 0.0)
+    container = await running(tmp_path, blocking)
+    written: list[Status] = []
+
+    async def clean() -> None:
+        written.append(on_disk(container))
+
+    async with TaskOwner("test") as owner:
+        told = Exits(owner)
+        Disk(monkeypatch, 5)
+        told.owe(container)
+        assert not await told.tell(container, ended, clean)
+        await all_written(owner)
+    assert [one.exit_code for one in written] == [DONE]
