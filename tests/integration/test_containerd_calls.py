@@ -97,7 +97,7 @@ class Tasks:
 
         return asyncio.run(ask())
 
-    def bundle(self, name: str, pid: int, *command: str) -> Path:
+    def bundle(self, name: str, pid: int, *command: str, version: str) -> Path:
         """As containerd makes one: namespaces by the pid of Status, files by the links."""
         containerd = self.containerd
         bundle = self.bundle_of(name)
@@ -113,7 +113,7 @@ class Tasks:
             "/dev/shm": shm / "shm",
         }
         spec = {
-            "ociVersion": "1.0.2",
+            "ociVersion": version,
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", *command], "cwd": "/", "env": []},
             "root": {"path": "rootfs"},
             "mounts": [
@@ -136,9 +136,10 @@ class Tasks:
     def pod(name: str) -> str:
         return name.partition("-")[0]
 
-    def create(self, name: str, pid: int, *command: str) -> Path:
-        bundle = self.bundle(name, pid, *command)
-        options = runc_pb2.Options(task_api_address=f"ttrpc+{self.address}", task_api_version=3)
+    def create(self, name: str, pid: int, *command: str, version: str = "1.0.2", binary: str = "") -> Path:
+        bundle = self.bundle(name, pid, *command, version=version)
+        address = f"ttrpc+{self.address}"
+        options = runc_pb2.Options(task_api_address=address, task_api_version=3, binary_name=binary)
         out = self.containerd.roots.base / f"{name[-4:]}.out"
         request = task_pb2.CreateTaskRequest(
             id=name, bundle=str(bundle), stdout=f"file://{out}", stderr=f"file://{out}", options=packed(options)
@@ -286,6 +287,19 @@ def test_a_create_whose_caller_gives_up_leaves_nothing(containerd: Containerd) -
     )
     call.cancel()
     assert wait_until(lambda: nothing_is_left(containerd, sandbox_id), within=WITHIN_S)
+
+
+@pytest.mark.parametrize("binary", ["crun", "runc"])
+def test_a_spec_of_a_newer_version_runs_in_any_runtime(containerd: Containerd, binary: str) -> None:
+    pod = containerd.create()
+    started = containerd.api.start(pod)
+    tasks, name = containerd.tasks(started.address), f"{pod}-new"
+    out = tasks.create(name, started.pid, "cat", "/etc/hostname", version="1.3.0", binary=binary)
+    tasks.start(name)
+    assert wait_until(lambda: out.read_text() == "pod\n", within=WITHIN_S)
+    tasks.call("Wait", task_pb2.WaitRequest(id=name), task_pb2.WaitResponse)
+    tasks.call("Delete", task_pb2.DeleteRequest(id=name), task_pb2.DeleteResponse)
+    containerd.api.shutdown(pod)
 
 
 @pytest.mark.parametrize("daemon_sees_it", [True, False])

@@ -36,6 +36,8 @@ EXECS_TIMEOUT_S = 10.0
 KILLED_TIMEOUT_S = 10.0
 FREEZE_TIMEOUT_S = 5.0
 EXECS_LIMIT = 1024
+OLD_VERSION = "1.0.2"
+"""Of the runtime spec: what crun up to 1.8 takes at most, while containerd 2 writes newer ones. It reads all alike."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class BundleSpec(msgspec.Struct, frozen=True):
 
     linux: _Linux = _Linux()
     annotations: dict[str, str] = {}
+    oci_version: str = msgspec.field(name="ociVersion", default=OLD_VERSION)
 
     @property
     def owns_pids(self) -> bool:
@@ -73,6 +76,16 @@ def read_spec(bundle: Path) -> BundleSpec:
         raise errors.NotFound(f"{path}: is not there") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise errors.InvalidArgument(f"{path}: cannot be read: {error}") from error
+
+
+def lower_version(bundle: Path) -> None:
+    """Have the bundle's config.json say `OLD_VERSION`, with everything else as it is; raises `OSError`."""
+    path = bundle / "config.json"
+    spec = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    spec["ociVersion"] = msgspec.Raw(msgspec.json.encode(OLD_VERSION))
+    lowered = path.with_name("config.json.new")
+    lowered.write_bytes(msgspec.json.encode(spec))
+    lowered.replace(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +129,14 @@ class Container:
 
         What fails leaves nothing behind; what could not be undone is named in the error. Call it once.
         """
-        self._owns_pids = read_spec(self.bundle).owns_pids
+        spec = read_spec(self.bundle)
+        self._owns_pids = spec.owns_pids
         async with self.init.starting:
             try:
                 mount_root(self.options.rootfs, self.bundle / "rootfs")
                 self._record(record)
+                if Path(record.binary).name == "crun" and not spec.oci_version.startswith("1.0."):
+                    lower_version(self.bundle)
                 await self._create(record)
             except (errors.AtollError, OSError) as error:
                 raise await self._undo_create(error) from error
