@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import pty
+import re
 import socket
 import struct
 import subprocess
@@ -203,8 +204,6 @@ async def test_a_full_disk_costs_lines_and_not_the_container(case: Case) -> None
         (log,) = stdio.logs
         await until(lambda: log.dropped_bytes > 0)
         await asyncio.sleep(0.1)
-        for line in case.log.read_bytes().split(b"\n")[:-1]:
-            assert line.split(b" ", 3)[3].isdigit()
         assert case.log.read_bytes().endswith(b"\n")
         ballast.unlink()
         stdin = case.stdin()
@@ -214,6 +213,16 @@ async def test_a_full_disk_costs_lines_and_not_the_container(case: Case) -> None
         await stdio.close()
         assert case.contents().endswith(b"\nafter\n")
         assert case.contents().startswith(b"1\n2\n3\n")
+        kept, lost = 0, 0
+        for line in case.log.read_bytes().splitlines():
+            _, stream, tag, content = line.split(b" ", 3)
+            assert tag == b"F"
+            mark = re.fullmatch(rb"atoll: (\d+) lines were lost: no space left on device", content)
+            assert bool(mark) == (stream == b"stderr")
+            kept += content.isdigit()
+            lost += int(mark[1]) if mark else 0
+        assert lost > 0
+        assert kept + lost == 100_000
     finally:
         await case.close()
         subprocess.run(["umount", str(case.log.parent)], check=True)

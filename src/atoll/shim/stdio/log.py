@@ -120,8 +120,8 @@ class LogFile:
     """The file that the streams of one container share; each `write` is whole lines.
 
     A write never fails and never waits for room: what the disk refuses is dropped and counted in
-    `dropped_bytes`, told once, and writing goes on as soon as the disk takes lines again. The file never holds
-    half a line.
+    `dropped_bytes`, told once, and writing goes on as soon as the disk takes lines again, behind a line of
+    stderr that says how many were lost and why. The file never holds half a line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,6 +131,9 @@ class LogFile:
         self._retry_at = 0.0
         self._failing = False
         self._closed = False
+        self._clock = Clock()
+        self._lost_lines = 0
+        self._why_lost = ""
         self.dropped_bytes = 0
 
     @property
@@ -139,18 +142,22 @@ class LogFile:
 
     def write(self, lines: bytes) -> None:
         """Append `lines`."""
-        if not lines or self._closed:
-            return
+        if lines and not self._closed:
+            self._append(lines)
+
+    def _append(self, lines: bytes) -> None:
         if self._fd is None and not self._open_again():
-            self.dropped_bytes += len(lines)
+            self._drop(lines)
             return
         assert self._fd is not None
+        mark = self._mark()
+        text = mark + lines if mark else lines
         written = 0
         try:
-            while written < len(lines):
-                written += os.write(self._fd, memoryview(lines)[written:] if written else lines)
+            while written < len(text):
+                written += os.write(self._fd, memoryview(text)[written:] if written else text)
         except OSError as error:
-            self._refused(error, lines, written)
+            self._refused(error, text, written, len(mark))
         else:
             self._accepted()
 
@@ -169,7 +176,9 @@ class LogFile:
         self._fd, self._path = fresh, target
 
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the file; idempotent. What was lost at the very end is told now, where there is room again."""
+        if self._lost_lines and not self._closed:
+            self._append(b"")
         self._closed = True
         if self._fd is not None:
             os.close(self._fd)
@@ -186,15 +195,32 @@ class LogFile:
             return False
         return True
 
+    def _mark(self) -> bytes:
+        """The line that stands for those lost since the last one written; empty where none were."""
+        if not self._lost_lines:
+            return b""
+        told = f" stderr F atoll: {self._lost_lines} lines were lost: {self._why_lost}\n"
+        return self._clock.stamp() + told.encode()
+
+    def _drop(self, lines: bytes) -> None:
+        self.dropped_bytes += len(lines)
+        self._lost_lines += lines.count(b"\n")
+
     def _accepted(self) -> None:
         if self._failing:
             self._failing = False
-            log.warning("%s: log lines are written again, %d bytes were dropped", self._path, self.dropped_bytes)
+            lost, size = self._lost_lines, self.dropped_bytes
+            log.warning("%s: log lines are written again, %d were lost, %d bytes in all", self._path, lost, size)
+        self._lost_lines = 0
 
-    def _refused(self, error: OSError, lines: bytes, written: int) -> None:
+    def _refused(self, error: OSError, text: bytes, written: int, mark_size: int) -> None:
+        """Drop what is not whole in the file: of `text`, whose first `mark_size` bytes stand for earlier losses."""
         assert self._fd is not None
-        whole = lines.rfind(b"\n", 0, written) + 1
-        self.dropped_bytes += len(lines) - whole
+        whole = text.rfind(b"\n", 0, written) + 1
+        if whole >= mark_size:
+            self._lost_lines = 0
+        self._why_lost = (error.strerror or str(error)).lower()
+        self._drop(text[max(whole, mark_size) :])
         if written > whole:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))

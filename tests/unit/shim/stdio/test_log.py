@@ -211,5 +211,20 @@ def test_a_refused_write_is_dropped_counted_and_told_once(tmp_path: Path, caplog
     log._retry_at = 0.0
     log.write(b"back\n")
     log.close()
-    assert path.read_bytes() == b"back\n"
+    mark, back = path.read_bytes().splitlines()
+    assert mark.split(b" ", 1)[1] == b"stderr F atoll: 2 lines were lost: bad file descriptor"
+    assert back == b"back"
     assert log.dropped_bytes == 14
+    assert "2 were lost, 14 bytes in all" in caplog.text
+
+
+def test_lines_lost_at_the_very_end_are_told_by_the_close(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = LogFile(path)
+    broken = os.open(path, os.O_RDONLY)
+    os.dup2(broken, log._fd or -1)
+    os.close(broken)
+    log.write(b"lost\n")
+    log._retry_at = 0.0
+    log.close()
+    assert path.read_bytes().endswith(b" stderr F atoll: 1 lines were lost: bad file descriptor\n")
