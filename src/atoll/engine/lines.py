@@ -34,7 +34,7 @@ async def shim_of(pod: Pod) -> Shim:
             except errors.Unavailable as error:
                 raise errors.Unavailable(f"pod {pod.id[:13]}: its shim is gone: {error}") from error
         if pod.shim is None:
-            if pod.instance is not None and not pod.instance.address:
+            if pod.instance is not None and not pod.instance.address and not pod.ended.is_set:
                 raise errors.FailedPrecondition(
                     f"pod {pod.id[:13]}: its sandboxer serves no task API, so that no container can run in it"
                 )
