@@ -382,7 +382,8 @@ def test_a_new_project_passes_the_kit_and_runs(roots: Roots) -> None:
     project = roots.base / "my-box"
     python = [sys.executable, "-m"]
     subprocess.run([*python, "atoll.cli.main", "sandboxer", "new", "my-box", "--in", str(roots.base)], check=True)
-    env = {**os.environ, "PYTHONPATH": f"{project / 'src'}:{EXAMPLES.parent / 'src'}"}
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the run around this one
+    env = {**own, "PYTHONPATH": f"{project / 'src'}:{EXAMPLES.parent / 'src'}"}
     done = subprocess.run(
         [*python, "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=project,
