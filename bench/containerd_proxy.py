@@ -39,7 +39,8 @@ def main() -> int:
     load = os.getloadavg()
     with places.prefix() as prefix:
         measure(found, prefix, binaries, options)
-    print(f"{host.version(str(binaries.containerd), '--version')=!s}; {host.facts()}")
+    version = host.version(str(binaries.containerd), "--version")
+    print(f"containerd {version}; {host.facts()}")
     print(f"load before {load[0]:.2f}, after {os.getloadavg()[0]:.2f}; n = {options.n}, medians (90 %) in ms\n")
     for title, samples in found.items():
         print(table(title, samples))
