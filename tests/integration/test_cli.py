@@ -126,7 +126,8 @@ def test_signal_before_the_container_runs_leaves_nothing(daemon: Daemon) -> None
         time.sleep(0.1)  # two at once would be one signal, which asks the container politely for ten seconds
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=30)
-        assert running.returncode in (130, 137, 143), err
+        # A second one that comes when all is done ends the interpreter itself.
+        assert running.returncode in (130, 137, 143, -signal.SIGINT), err
         assert "Traceback" not in err
         assert daemon.run("ps", "-aq").stdout == ""
 
@@ -208,7 +209,8 @@ def _docker_archive(path: Path, name: str) -> None:
 
 BAD_INPUT = [
     (("run", "127.0.0.1:1/no/such:image"), 125, ["127.0.0.1:1"]),
-    (("run", "Bad!Ref"), 125, ["Bad!Ref", "lower case"]),
+    (("run", "Bad!Ref"), 125, ["Bad!Ref", "not well formed"]),
+    (("run", "Bad/Ref"), 125, ["Bad/Ref", "lower case"]),
     (("run", *NONE, "--runtime", "nope", IMAGE), 125, ["nope", "known are"]),
     (("run", *NONE, "-v", "/nope:/x", IMAGE, "true"), 125, ["/nope", "make it first"]),
     (("run", *NONE, IMAGE, "nope"), 127, ["nope"]),
