@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from atoll.snapshot import records as snapshot_records
 from atoll.snapshot.mount import Mount
 from atoll.snapshot.snapshotter import Snapshotter
 
+OPTIONS_LIMIT_BYTES = 4095
+"""mount(2) copies at most one page of options, its closing NUL included."""
 OCI = "application/vnd.oci.image"
 
 
@@ -198,15 +200,31 @@ async def stack(root: Path, settings: ImageSettings | None = None) -> AsyncItera
         yield Stack(root=root, db=db, snapshots=snapshots, images=images)
 
 
+def short(mount: Mount) -> tuple[str, Mount]:
+    """The working directory to mount from and an equal mount whose options fit the page that mount(2) takes.
+
+    An overlay of many layers names more than a page of folders: there the lower folders are given relative to the
+    folder that they share.
+    """
+    if mount.type != "overlay" or len(",".join(mount.options).encode()) <= OPTIONS_LIMIT_BYTES:
+        return "/", mount
+    lowers = next((o.removeprefix("lowerdir=") for o in mount.options if o.startswith("lowerdir=")), "")
+    folders = lowers.split(":")
+    shared = os.path.commonpath(folders)
+    lowerdir = "lowerdir=" + ":".join(os.path.relpath(folder, shared) for folder in folders)
+    options = tuple(lowerdir if o.startswith("lowerdir=") else o for o in mount.options)
+    return shared, replace(mount, options=options)
+
+
 @contextmanager
 def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
     """Mount a snapshot at `target`, by mount(8)."""
     target.mkdir(exist_ok=True)
     for mount in mounts:
-        directory, short = mount.compact()
-        options = ["-o", ",".join(short.options)] if short.options else []
+        directory, fitting = short(mount)
+        options = ["-o", ",".join(fitting.options)] if fitting.options else []
         subprocess.run(
-            ["mount", "-n", "-i", "-t", short.type, *options, short.source, str(target)],
+            ["mount", "-n", "-i", "-t", fitting.type, *options, fitting.source, str(target)],
             cwd=directory,
             check=True,
             capture_output=True,

@@ -15,7 +15,7 @@ from atoll.database import Database
 from atoll.ledger import fsck, records
 from atoll.ledger.kind import Intent
 from atoll.ledger.ledger import Ledger
-from atoll.ledger.paths import DirectoryKind, FileKind
+from atoll.ledger.paths import DirectoryKind
 from atoll.ledger.tree import remove_tree
 from atoll.linux.syscalls import MS_BIND, mount, umount2
 from tests.integration.conftest import Roots
@@ -83,8 +83,8 @@ async def test_the_walk_owes_what_is_mounted_and_pays_it_later(host: Host) -> No
     root.mkdir()
     blocking = Blocking(2)
     async with TaskOwner("test") as owner:
-        directory, file = DirectoryKind("dir", root, blocking), FileKind("file", host.base, blocking)
-        ledger = await Ledger.open(db, {"dir": directory, "file": file}, owner, first_retry_s=3600)
+        directory = DirectoryKind("dir", root, blocking)
+        ledger = await Ledger.open(db, {"dir": directory}, owner, first_retry_s=3600)
         await ledger.enter(Intent(owner="box", kind="dir", key="box"))
         path = await directory.acquire("box")
         mount(host.precious, path, "", MS_BIND, "")

@@ -31,11 +31,6 @@ class Registrar:
         """Who holds `name`."""
         return self._keys.get(name)
 
-    def release_name(self, name: str) -> None:
-        """Release by name; an unknown one is fine."""
-        if (key := self._keys.pop(name, None)) is not None:
-            del self._names[key]
-
     def release_key(self, key: str) -> None:
         """Release by key; an unknown one is fine."""
         if (name := self._names.pop(key, None)) is not None:

@@ -153,11 +153,6 @@ class Ledger:
         """
         return await self._released(owner, None, within, also)
 
-    async def release_kinds(self, owner: str, kinds: Collection[str], *, within: float) -> list[Debt]:
-        """`release_all` for the entries of some kinds, such as a stopped pod's network."""
-        chosen = [entry for entry in self.entries(owner) if entry.kind in kinds]
-        return await self.release(*chosen, within=within)
-
     async def release(self, *entries: Entry, within: float) -> list[Debt]:
         """`release_all` for some entries; those of each owner take up to `within` seconds."""
         debts: list[Debt] = []

@@ -1,4 +1,4 @@
-"""Two kinds that most owners need: a folder and a file, each directly in a folder of this daemon.
+"""The kind that most owners need: a folder, directly in a folder of this daemon.
 
 Everything in `root` is this daemon's: give each kind a folder of its own. The key of an entry is the
 name in it, an identifier; unless `owner_of` says otherwise it is the owner's ID.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,11 @@ def _same(name: str) -> str:
     return name
 
 
-class _PathKind(Kind):
+class DirectoryKind(Kind):
+    """A folder and all in it."""
+
+    limit_s = 60.0
+
     def __init__(
         self,
         name: str,
@@ -57,16 +60,6 @@ class _PathKind(Kind):
             return []
         return [Found(kind=self.name, key=name, owner=self._owner_of(name)) for name in names]
 
-    @abstractmethod
-    def _is_ours(self, entry: os.DirEntry[str]) -> bool:
-        """Whether what is there can be of this kind."""
-
-
-class DirectoryKind(_PathKind):
-    """A folder and all in it."""
-
-    limit_s = 60.0
-
     async def acquire(self, key: str, *, mode: int = 0o700) -> Path:
         """Make the folder, exactly with `mode`; idempotent. What is there and no folder is `FailedPrecondition`."""
         path = self.path(key)
@@ -84,30 +77,6 @@ class DirectoryKind(_PathKind):
         return is_identifier(entry.name) and entry.is_dir(follow_symlinks=False)
 
 
-class FileKind(_PathKind):
-    """One file that is no folder: regular, socket, fifo."""
-
-    async def acquire(self, key: str, content: bytes = b"", *, mode: int = 0o600) -> Path:
-        """Write the file, whole or not at all; idempotent. Not durable: the entry is."""
-        path = self.path(key)
-        try:
-            await self._blocking.run(_write_file, path, content, mode)
-        except OSError as error:
-            raise errors.FailedPrecondition(f"{path}: cannot be written: {error.strerror}") from error
-        return path
-
-    async def release(self, entry: Entry) -> None:
-        """Unlink it; a mount on it is left alone and `Unavailable`."""
-        path = self.path(entry.key)
-        try:
-            await self._blocking.run(_unlink, path)
-        except OSError as error:
-            raise errors.Unavailable(f"{path}: cannot be removed: {error.strerror}") from error
-
-    def _is_ours(self, entry: os.DirEntry[str]) -> bool:
-        return is_identifier(entry.name) and not entry.is_dir(follow_symlinks=False)
-
-
 def _make_folder(path: Path, mode: int) -> None:
     try:
         os.mkdir(path, mode)
@@ -115,22 +84,3 @@ def _make_folder(path: Path, mode: int) -> None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise
     os.chmod(path, mode)
-
-
-def _write_file(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with open(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(content)
-        os.rename(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _unlink(path: Path) -> None:
-    path.with_name(f".{path.name}").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)

@@ -234,19 +234,9 @@ def is_child_subreaper() -> bool:
     return bool(value.value)
 
 
-def set_pdeathsig(number: int) -> None:
-    """Get signal `number` when the parent thread ends; 0 turns it off (PR_SET_PDEATHSIG)."""
-    _prctl(PR_SET_PDEATHSIG, number)
-
-
 def set_name(name: str) -> None:
     """Name the calling thread as `ps` shows it; the kernel keeps 15 bytes (PR_SET_NAME)."""
     _prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
-
-
-def set_no_new_privs() -> None:
-    """Give up gaining privileges by exec, for good (PR_SET_NO_NEW_PRIVS)."""
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def inotify_init(flags: int = IN_CLOEXEC | IN_NONBLOCK) -> int:

@@ -273,7 +273,6 @@ class Spec(Part, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(Spec)
-_process_decoder = msgspec.json.Decoder(Process)
 _resources_decoder = msgspec.json.Decoder(Resources)
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -289,14 +288,6 @@ def decode(document: bytes) -> Spec:
         return _spec_decoder.decode(document)
     except msgspec.DecodeError as error:
         raise errors.InvalidArgument(f"runtime spec: {error}") from error
-
-
-def decode_process(document: bytes) -> Process:
-    """Read the JSON of one process, such as the payload of an exec; raises `InvalidArgument`."""
-    try:
-        return _process_decoder.decode(document)
-    except msgspec.DecodeError as error:
-        raise errors.InvalidArgument(f"process spec: {error}") from error
 
 
 def decode_resources(document: bytes) -> Resources:

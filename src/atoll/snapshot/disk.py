@@ -49,9 +49,6 @@ class Disk:
         """The numbers of the snapshot folders on the disk."""
         return {int(name) for name in os.listdir(self.folder) if name.isdecimal()}
 
-    def has_fs(self, number: int) -> bool:
-        return self.fs(number).is_dir()
-
     def create(self, number: int, *, like: int | None, work: bool) -> None:
         """Make the folder `number`; its root has the owner and mode of `like`'s, as overlay shows the upper's.
 

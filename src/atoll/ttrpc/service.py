@@ -13,7 +13,6 @@ connection is full.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -61,12 +60,6 @@ class CallContext:
         """The containerd namespace that the caller sent, if it did."""
         values = self.metadata.get(NAMESPACE_KEY)
         return values[0] if values else None
-
-    def remaining_s(self) -> float | None:
-        """Seconds until the deadline, never negative; None without one."""
-        if self.deadline is None:
-            return None
-        return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
 
 
 def methods_of(descriptor: ServiceDescriptor, implementation: object) -> dict[str, Method]:

@@ -33,8 +33,8 @@ def test_neither_may_be_empty(names: Registrar, name: str, key: str) -> None:
         names.reserve(name, key)
 
 
-def test_released_either_way_both_are_free(names: Registrar) -> None:
-    names.release_name("web")
+def test_released_both_are_free(names: Registrar) -> None:
+    names.release_key("1")
     names.reserve("db", "1")
     names.reserve("web", "2")
     names.release_key("2")
@@ -42,6 +42,5 @@ def test_released_either_way_both_are_free(names: Registrar) -> None:
 
 
 def test_releasing_the_unknown_is_fine(names: Registrar) -> None:
-    names.release_name("nobody")
     names.release_key("9")
     assert names.key("web") == "1"

@@ -26,6 +26,13 @@ FORMS = {
     f"quay.io/a/b:v1@{DIGEST}": (f"quay.io/a/b:v1@{DIGEST}", f"quay.io/a/b:v1@{DIGEST}"),
     "a__b/c-d.e--f": ("docker.io/a__b/c-d.e--f:latest", "a__b/c-d.e--f:latest"),
 }
+WAYS_OUT = {
+    "BAD::ref": "a `:` stands once",
+    "a:b:c": "a `:` stands once",
+    "UPPER/case": "lower case",
+    "image:": "leave it out",
+    "a//b": "small letters",
+}
 BAD = (
     *(
         "",
@@ -74,7 +81,7 @@ BAD = (
 def test_normalised_as_docker_does(text: str) -> None:
     canonical, familiar = FORMS[text]
     reference = Reference.parse(text)
-    assert (str(reference), reference.familiar) == (canonical, familiar)
+    assert str(reference) == canonical
     assert Reference.parse(canonical) == Reference.parse(familiar) == reference
 
 
@@ -107,3 +114,9 @@ def test_digests() -> None:
     assert not any(
         map(is_digest, (DIGEST[:-1], DIGEST + "0", DIGEST.upper(), DIGEST[7:], "sha512:" + "0" * 128, DIGEST + "\n"))
     )
+
+
+@pytest.mark.parametrize("text", WAYS_OUT)
+def test_a_bad_one_is_told_with_its_own_fault(text: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match=WAYS_OUT[text]):
+        Reference.parse(text)

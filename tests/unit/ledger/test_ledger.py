@@ -105,6 +105,10 @@ async def test_update_changes_what_an_entry_says(path: Path, run: Run, world: Wo
         await run.ledger.update(changed, {})
 
 
+def of_kinds(ledger: Ledger, *kinds: str) -> list[Entry]:
+    return [entry for entry in ledger.entries("box") if entry.kind in kinds]
+
+
 class TestWalk:
     async def test_it_releases_in_reverse_and_strikes(self, path: Path, run: Run, world: World) -> None:
         await fill(run.ledger, world)
@@ -147,13 +151,13 @@ class TestWalk:
     async def test_a_debt_holds_up_what_comes_after_it_in_a_later_walk_too(self, ledger: Ledger, world: World) -> None:
         await fill(ledger, world)
         world.failing["shim"] = BUSY
-        await ledger.release_kinds("box", {"shim"}, within=FAR)
-        (debt,) = await ledger.release_kinds("box", {"cgroup", "netns"}, within=FAR)
+        await ledger.release(*of_kinds(ledger, "shim"), within=FAR)
+        (debt,) = await ledger.release(*of_kinds(ledger, "cgroup", "netns"), within=FAR)
         assert str(debt) == "cgroup box: waits for shim box"
 
     async def test_what_is_in_use_holds_nothing_up(self, ledger: Ledger, world: World) -> None:
         await fill(ledger, world)
-        assert await ledger.release_kinds("box", {"cgroup"}, within=FAR) == []
+        assert await ledger.release(*of_kinds(ledger, "cgroup"), within=FAR) == []
         assert [entry.kind for entry in ledger.entries("box")] == ["netns", "shim"]
 
     async def test_each_release_has_its_kinds_limit(self, path: Path, world: World) -> None:

@@ -1,4 +1,4 @@
-"""Folders and files as kinds, and the removal of a tree that somebody hostile has written."""
+"""Folders as a kind, and the removal of a tree that somebody hostile has written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.ledger.kind import Entry, Found
-from atoll.ledger.paths import DirectoryKind, FileKind
+from atoll.ledger.paths import DirectoryKind
 from atoll.ledger.tree import MAX_DEPTH, mount_id, remove_tree
 
 
@@ -50,26 +50,13 @@ async def test_a_folder_is_acquired_looked_for_and_released_again_and_again(root
     assert await kind.scan() == []
 
 
-async def test_a_file_is_acquired_looked_for_and_released_again_and_again(root: Path, blocking: Blocking) -> None:
-    kind = FileKind("log", root, blocking, owner_of=lambda name: name.removesuffix(".log"))
-    for text in (b"one", b"two"):
-        path = await kind.acquire("box.log", text, mode=0o640)
-        assert path.read_bytes() == text
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert await kind.scan() == [Found(kind="log", key="box.log", owner="box")]
-    for _ in range(2):
-        await kind.release(entry("box.log"))
-    assert not await kind.exists(entry("box.log"))
-    assert list(root.iterdir()) == []
-
-
 @pytest.mark.parametrize("key", ["..", ".", "a/b", "/etc", "a/../..", "", "a\x00b"])
 async def test_a_key_does_not_lead_out(root: Path, blocking: Blocking, key: str) -> None:
-    for kind in (DirectoryKind("d", root, blocking), FileKind("f", root, blocking)):
-        with pytest.raises(errors.InvalidArgument, match="key"):
-            await kind.acquire(key)
-        with pytest.raises(errors.InvalidArgument, match="key"):
-            await kind.release(entry(key))
+    kind = DirectoryKind("d", root, blocking)
+    with pytest.raises(errors.InvalidArgument, match="key"):
+        await kind.acquire(key)
+    with pytest.raises(errors.InvalidArgument, match="key"):
+        await kind.release(entry(key))
 
 
 async def test_what_is_in_the_way_is_not_replaced(root: Path, blocking: Blocking) -> None:
@@ -77,8 +64,6 @@ async def test_what_is_in_the_way_is_not_replaced(root: Path, blocking: Blocking
     (root / "folder").mkdir()
     with pytest.raises(errors.FailedPrecondition, match="root/file"):
         await DirectoryKind("d", root, blocking).acquire("file")
-    with pytest.raises(errors.FailedPrecondition, match="root/folder"):
-        await FileKind("f", root, blocking).acquire("folder")
     with pytest.raises(errors.FailedPrecondition, match="not a folder"):
         await DirectoryKind("d", root, blocking).release(entry("file"))
     assert sorted(os.listdir(root)) == ["file", "folder"]
@@ -90,7 +75,6 @@ async def test_scans_see_their_own_sort_only(root: Path, blocking: Blocking) -> 
     (root / ".hidden").mkdir()
     (root / "link").symlink_to("folder")
     assert [found.key for found in await DirectoryKind("d", root, blocking).scan()] == ["folder"]
-    assert [found.key for found in await FileKind("f", root, blocking).scan()] == ["file", "link"]
     assert await DirectoryKind("d", root / "nowhere", blocking).scan() == []
 
 

@@ -267,10 +267,6 @@ class FdSink:
     def connect(self, changed: Callable[[], None]) -> None:
         self._changed.append(changed)
 
-    def disconnect(self, changed: Callable[[], None]) -> None:
-        """Tell `changed` no more."""
-        self._changed.remove(changed)
-
     def write(self, chunk: bytes) -> None:
         if self._closed:
             self.dropped_bytes += len(chunk)
