@@ -31,7 +31,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -208,6 +208,15 @@ def _check_sandboxes(section: SandboxSection, source: str) -> None:
             raise errors.InvalidArgument(f"{source}: [sandboxes] {name} = {path!r}: must be an absolute path, or empty")
 
 
+_WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<given>[^`]+)`")
+_TYPES = {
+    "array": 'a list, as in ["a", "b"]',
+    "str": "a text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "a table",
+}
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 
 
@@ -215,16 +224,37 @@ def _explain(message: str, text: str) -> str:
     """The validation error with its line, and the key that was probably meant."""
     found = _UNKNOWN.search(message)
     if found is None:
-        return message
+        return _explain_value(message, text)
     field = found["field"]
-    line = next(
-        (n for n, row in enumerate(text.splitlines(), 1) if re.match(rf'\s*\[?[\w."-]*\b{re.escape(field)}\b', row)), 0
-    )
     known = _known(found["path"] or "")
     close = difflib.get_close_matches(field, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-    where = f"line {line}: " if line else ""
-    return f"{where}unknown key {field!r}; {hint}"
+    return f"{_where(field, text)}unknown key {field!r}; {hint}"
+
+
+def _explain_value(message: str, text: str) -> str:
+    """The error of a value that is none for its key, in the words of the file."""
+    what, _, at = message.partition(" - at ")
+    parts = [part for part in re.sub(r"\[[^]]*\]", ".*", at.strip("`$")).split(".") if part]
+    items = bool(parts) and parts[-1] == "*"
+    key = next((part for part in reversed(parts) if part != "*"), "")
+    table = ".".join(parts[: parts.index(key)]) if key else ""
+    name = f"[{table}] {key}" if table else key or "the file"
+    if what.startswith("Invalid enum value"):  # the one key that is a choice
+        known = ", ".join(get_args(get_type_hints(Config)["log_level"]))
+        return f"{_where(key, text)}{name}: {what.removeprefix('Invalid enum value ')} is none of {known}"
+    wrong = _WRONG_TYPE.fullmatch(what)
+    if wrong is None:
+        return f"{_where(key, text)}{name}: {what[:1].lower()}{what[1:].replace('`', '')}"
+    wanted = " or ".join(_TYPES.get(one.strip(), one.strip()) for one in wrong["wanted"].split("|"))
+    given = _TYPES.get(wrong["given"], wrong["given"]).partition(",")[0].removesuffix(" in quotes")
+    return f"{_where(key, text)}{name}: {'each item ' if items else ''}must be {wanted}, and is {given}"
+
+
+def _where(key: str, text: str) -> str:
+    rows = enumerate(text.splitlines(), 1)
+    line = next((n for n, row in rows if key and re.match(rf'\s*\[?[\w."-]*\b{re.escape(key)}\b', row)), 0)
+    return f"line {line}: " if line else ""
 
 
 def _known(path: str) -> list[str]:

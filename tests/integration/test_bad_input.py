@@ -72,9 +72,20 @@ def test_an_image_that_its_registry_does_not_have(started: Daemon) -> None:
     nothing_is_left(started)
 
 
-@pytest.mark.parametrize("reference", ["UPPER/case", "image:", "a//b", "x@sha256:12", "-x", "a b", ""])
-def test_a_bad_reference(daemon: Daemon, reference: str) -> None:
-    way_out = {"UPPER/case": "lower case", "": "atoll/busybox", "x@sha256:12": "64 hexadecimal"}.get(reference, "")
+@pytest.mark.parametrize(
+    ("reference", "way_out"),
+    [
+        ("UPPER/case", "write it in lower case"),
+        ("image:", "name a tag after it, or leave it out"),
+        ("BAD::ref", "a `:` stands once"),
+        ("a//b", "joined by `.`, `_`, `-` or one `/`"),
+        ("x@sha256:12", "64 hexadecimal"),
+        ("-x", "write small letters and digits"),
+        ("a b", "write small letters and digits"),
+        ("", "as in atoll/busybox"),
+    ],
+)
+def test_a_bad_reference(daemon: Daemon, reference: str, way_out: str) -> None:
     told(daemon.run("run", "--", reference, "true"), repr(reference)[1:-1], "image", way_out)
     nothing_is_left(daemon)
 
@@ -131,8 +142,65 @@ def test_a_mount_of_what_is_not_there(daemon: Daemon) -> None:
 
 
 def test_unknown_pods_and_containers(daemon: Daemon) -> None:
-    for words in (["logs", "zzz"], ["exec", "zzz", "true"], ["inspect", "zzz"]):
-        told(daemon.run(*words), "zzz", "atoll ps -a")
+    for words in (["logs", "zzz"], ["exec", "zzz", "true"]):
+        told(daemon.run(*words), "container 'zzz'", "atoll ps -a")
+    for command in ("inspect", "phases", "stop", "rm"):
+        told(daemon.run(command, "zzz"), "pod or container 'zzz'", "atoll ps -a")
+
+
+def test_an_exec_where_nothing_runs(daemon: Daemon) -> None:
+    done = daemon.run("run", "--network", "none", "--keep", "--name", "over", "atoll/busybox", "true")
+    assert done.returncode == 0, done.stderr
+    told(daemon.run("exec", "over", "true"), "is not running", "atoll logs", "atoll run")
+    assert daemon.run("rm", "over").returncode == 0
+    nothing_is_left(daemon)
+
+
+def test_output_that_cannot_be_written(daemon: Daemon) -> None:
+    kept = ["run", "--network", "none", "--keep", "--name", "said", "atoll/busybox", "echo", "hi"]
+    assert daemon.run(*kept).returncode == 0
+    env = {**os.environ, "ATOLL_SOCKET": str(daemon.roots.socket)}
+    passing = ["run", "--network", "none", "atoll/busybox", "echo", "hi"]
+    asking = (["ps", "-a"], ["logs", "said"], ["version"], ["images", "--json"], ["--help"])
+    for words in (*asking, passing):
+        command = [str(BIN / "atoll"), *words]
+        with open("/dev/full", "wb", buffering=0) as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
+        told(done, "the output cannot be written: No space left on device")
+        assert done.returncode == 125
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=env)
+        finally:
+            os.close(writer)
+        assert (done.returncode, done.stderr) == (141, "")
+    assert daemon.run("rm", "said").returncode == 0
+    nothing_is_left(daemon)
+
+
+def test_a_user_who_is_not_root(daemon: Daemon) -> None:
+    socket_path = "/run/atoll-of-root.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(socket_path)
+        os.chmod(socket_path, 0o600)
+        try:
+            server.listen()
+            for words, env in (
+                (["--socket", socket_path, "ps"], {}),
+                (["ps", "--socket", socket_path], {}),
+                (["ps"], {"ATOLL_SOCKET": socket_path}),
+            ):
+                done = subprocess.run(
+                    ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(BIN / "atoll"), *words],
+                    env={**os.environ, **env},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                told(done, socket_path, "run as root (sudo)")
+        finally:
+            os.unlink(socket_path)
 
 
 # --- what a daemon is started with ---
@@ -197,7 +265,7 @@ def test_a_dead_daemons_socket_is_taken_over(roots: Roots) -> None:
 
 def test_a_file_at_the_place_of_the_socket(roots: Roots) -> None:
     roots.socket.write_text("precious")
-    told(serve(roots), str(roots.socket), "no socket")
+    told(serve(roots), str(roots.socket), "no socket", "choose another path")
     assert roots.socket.read_text() == "precious"
 
 

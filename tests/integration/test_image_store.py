@@ -19,6 +19,7 @@ from atoll import errors
 from atoll.concurrency import wait_all
 from atoll.database import quarantined
 from atoll.image.builtin import BUSYBOX, PAUSE
+from atoll.image.model import Image
 from tests.integration.conftest import Roots
 from tests.integration.images import (
     OCI,
@@ -51,13 +52,19 @@ async def store(roots: Roots) -> AsyncIterator[Stack]:
         yield one
 
 
+async def imported(store: Stack, path: Path, name: str | None = None) -> Image:
+    """The one image of an archive."""
+    (one,) = await store.images.import_archive(path, name)
+    return one.image
+
+
 @pytest.fixture
 def layout(roots: Roots) -> Path:
     return write_layout(roots.base / "layout", (image([BASE, TOP]), NAME))
 
 
 async def test_import_of_an_oci_layout(store: Stack, layout: Path) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     assert (one.repo_tags, one.id) == ((NAME,), image([BASE, TOP]).id)
     assert one.repo_digests == (f"example.org/team/app@{one.manifest_digest}",)
     assert one.created == "2024-01-02T03:04:05Z"
@@ -70,7 +77,7 @@ async def test_import_of_an_oci_archive(store: Stack, layout: Path, roots: Roots
     run("tar", "-C", str(layout), "-cf", str(roots.base / "a.tar"), ".")
     if packed:
         run("gzip", str(roots.base / "a.tar"))
-    (one,) = await store.images.import_archive(roots.base / ("a.tar.gz" if packed else "a.tar"))
+    one = await imported(store, roots.base / ("a.tar.gz" if packed else "a.tar"))
     assert one.repo_tags == (NAME,)
     assert store.ingests() == []
 
@@ -79,7 +86,7 @@ async def test_import_of_skopeos_archives(store: Stack, layout: Path, roots: Roo
     for kind, name in (("oci-archive", "docker.io/library/one:v1"), ("docker-archive", "docker.io/library/two:v1")):
         target = f"{kind}:{roots.base}/{kind}.tar:{name}"
         run("skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{layout}:{NAME}", target)
-        (one,) = await store.images.import_archive(roots.base / f"{kind}.tar")
+        one = await imported(store, roots.base / f"{kind}.tar")
         assert name in one.repo_tags
         assert (store.snapshots.fs(one.chain_ids[-1]) / "top").read_text() == "2"
     assert len(store.snapshot_folders()) == 2, "the layers are the same and were unpacked once"
@@ -87,7 +94,7 @@ async def test_import_of_skopeos_archives(store: Stack, layout: Path, roots: Roo
 
 async def test_import_of_a_docker_archive_with_linked_layers(store: Stack, roots: Roots) -> None:
     files = write_docker_archive(roots.base / "d.tar", [BASE, TOP, BASE], ["team/app:v1", "team/app:v2"])
-    (one,) = await store.images.import_archive(roots.base / "d.tar")
+    one = await imported(store, roots.base / "d.tar")
     assert one.id == files.id
     assert one.repo_tags == ("docker.io/team/app:v1", "docker.io/team/app:v2")
     assert len(one.chain_ids) == 3
@@ -99,7 +106,7 @@ async def test_import_of_several_images(store: Stack, roots: Roots) -> None:
     layout = write_layout(
         roots.base / "many", (image([BASE]), "example.org/a:1"), (image([BASE, TOP]), "example.org/b:1")
     )
-    assert [one.repo_tags for one in await store.images.import_archive(layout)] == [
+    assert [one.image.repo_tags for one in await store.images.import_archive(layout)] == [
         ("example.org/a:1",),
         ("example.org/b:1",),
     ]
@@ -107,11 +114,24 @@ async def test_import_of_several_images(store: Stack, roots: Roots) -> None:
         await store.images.import_archive(layout, "example.org/c:1")
 
 
+async def test_import_tells_the_names_that_it_brought_and_no_others(store: Stack, roots: Roots) -> None:
+    def archive(folder: str, name: str) -> Path:
+        return write_layout(roots.base / folder, (image([BASE]), name))
+
+    (first,) = await store.images.import_archive(archive("one", "example.org/a:1"))
+    assert first.names == ("example.org/a:1",)
+    (second,) = await store.images.import_archive(archive("two", "example.org/b:1"))
+    assert second.names == ("example.org/b:1",)
+    assert second.image.repo_tags == ("example.org/a:1", "example.org/b:1")
+    (third,) = await store.images.import_archive(archive("three", "example.org/c:1"), "team/d")
+    assert third.names == ("docker.io/team/d:latest",)
+
+
 async def test_import_gives_the_name_asked_for(store: Stack, roots: Roots) -> None:
     layout = write_layout(roots.base / "bare", (image([BASE]), "v1"))
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     assert one.repo_tags == ()
-    (one,) = await store.images.import_archive(layout, "team/app")
+    one = await imported(store, layout, "team/app")
     assert one.repo_tags == ("docker.io/team/app:latest",)
 
 
@@ -125,7 +145,7 @@ async def test_layout_of_an_index_gives_this_machines_image(store: Stack, roots:
     index = json.dumps({"schemaVersion": 2, "manifests": platforms}).encode()
     (layout / "blobs/sha256" / digest(index)[7:]).write_bytes(index)
     write_index(layout, [descriptor(index, f"{OCI}.index.v1+json")])
-    (one,) = await store.images.import_archive(layout, NAME)
+    one = await imported(store, layout, NAME)
     assert one.id == ours.id
     assert one.repo_digests == (f"example.org/team/app@{digest(index)}",)
 
@@ -259,7 +279,7 @@ def _state(pid: int) -> str:
 
 async def test_image_is_found_by_every_form_of_its_name(store: Stack, roots: Roots) -> None:
     layout = write_layout(roots.base / "l", (image([BASE]), "docker.io/library/app:v1"))
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     digits = one.id.removeprefix("sha256:")
     forms = (
         *("app:v1", "library/app:v1", "docker.io/app:v1", "index.docker.io/library/app:v1"),
@@ -279,9 +299,9 @@ async def test_image_is_found_by_every_form_of_its_name(store: Stack, roots: Roo
 
 async def test_tags_move_and_are_durable(roots: Roots, layout: Path) -> None:
     async with stack(roots.root) as store:
-        (one,) = await store.images.import_archive(layout)
+        one = await imported(store, layout)
         await store.images.tag(NAME, "team/other:v2")
-        (two,) = await store.images.import_archive(write_layout(roots.base / "two", (image([TOP]), "")))
+        two = await imported(store, write_layout(roots.base / "two", (image([TOP]), "")))
         await store.images.tag(two.id, NAME)
         await store.images.pin(two.id)
     async with stack(roots.root) as store:
@@ -293,7 +313,7 @@ async def test_tags_move_and_are_durable(roots: Roots, layout: Path) -> None:
 
 
 async def test_remove_by_tag_and_by_id(store: Stack, layout: Path) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     await store.images.tag(NAME, "team/other:v2")
     assert await store.images.remove(NAME) is None
     assert store.images.get(one.id).repo_tags == ("docker.io/team/other:v2",)
@@ -306,8 +326,8 @@ async def test_remove_by_tag_and_by_id(store: Stack, layout: Path) -> None:
 
 
 async def test_collect_frees_everything_of_a_removed_image(store: Stack, layout: Path, roots: Roots) -> None:
-    (one,) = await store.images.import_archive(layout)
-    (kept,) = await store.images.import_archive(write_layout(roots.base / "kept", (image([BASE]), "x:v1")))
+    one = await imported(store, layout)
+    kept = await imported(store, write_layout(roots.base / "kept", (image([BASE]), "x:v1")))
     assert (await store.images.collect()).bytes == 0
     await store.images.remove(one.id)
     collected = await store.images.collect()
@@ -320,7 +340,7 @@ async def test_collect_frees_everything_of_a_removed_image(store: Stack, layout:
 
 
 async def test_collect_never_removes_what_is_in_use(store: Stack, layout: Path, roots: Roots) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     mounts = await store.snapshots.prepare("container", one.chain_ids[-1])
     await store.images.remove(one.id)
     with mounted(mounts, roots.base / "mnt") as root:
@@ -336,7 +356,7 @@ async def test_collect_beside_imports_and_containers(store: Stack, layout: Path)
 
     async def use(number: int) -> None:
         for turn in range(6):
-            (one,) = await store.images.import_archive(layout)
+            one = await imported(store, layout)
             key = f"c{number}-{turn}"
             await store.snapshots.prepare(key, one.chain_ids[-1])
             assert (store.snapshots.fs(one.chain_ids[0]) / "base").read_text() == "1"
@@ -360,14 +380,14 @@ async def test_collect_beside_imports_and_containers(store: Stack, layout: Path)
 
 
 async def test_usage_tells_what_the_disk_holds(store: Stack, layout: Path) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     usage = store.images.usage()
     assert usage.content_bytes == one.size
     assert (usage.snapshots.inodes, usage.snapshots.bytes) == (4, 2 * 4096)
 
 
 async def test_import_and_list_do_not_read_the_disk_again(store: Stack, layout: Path, roots: Roots) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     os.rename(roots.root / "content", roots.root / "away")
     try:
         assert store.images.list() == (one,)
@@ -378,14 +398,14 @@ async def test_import_and_list_do_not_read_the_disk_again(store: Stack, layout: 
 
 async def test_image_whose_snapshot_is_lost_is_reported_and_pulled_again(roots: Roots, layout: Path) -> None:
     async with stack(roots.root) as store:
-        (one,) = await store.images.import_archive(layout)
+        one = await imported(store, layout)
         lost = store.snapshots.fs(one.chain_ids[0]).parent
         run("rm", "-r", str(lost))
     async with stack(roots.root) as store:
         assert store.images.list() == ()
         with pytest.raises(errors.DataLoss, match="pull its image again"):
             await store.snapshots.prepare("c", one.chain_ids[-1])
-        (again,) = await store.images.import_archive(layout)
+        again = await imported(store, layout)
         assert again == one
         with mounted(await store.snapshots.prepare("c", one.chain_ids[-1]), roots.base / "mnt") as root:
             assert sorted(os.listdir(root)) == ["base", "top"]
@@ -396,7 +416,7 @@ async def test_image_whose_snapshot_is_lost_is_reported_and_pulled_again(roots: 
 async def test_folders_of_a_killed_import_are_swept(roots: Roots, layout: Path) -> None:
     """What a SIGKILL leaves: a staged folder and an ingest without records."""
     async with stack(roots.root) as store:
-        (one,) = await store.images.import_archive(layout)
+        one = await imported(store, layout)
         staged = await store.snapshots.stage()
         (staged.fs / "half").mkdir(mode=0)
         (roots.root / "content/ingest/blob-0").write_bytes(b"half")
@@ -414,14 +434,14 @@ async def test_private_folders_are_private(store: Stack, layout: Path) -> None:
 
 async def test_root_mode_of_the_image_is_that_of_the_container(store: Stack, roots: Roots) -> None:
     tar = layer(folder("./", 0o711, uid=9, gid=10))
-    (one,) = await store.images.import_archive(write_layout(roots.base / "m", (image([tar]), "m:v1")))
+    one = await imported(store, write_layout(roots.base / "m", (image([tar]), "m:v1")))
     with mounted(await store.snapshots.prepare("c", one.chain_ids[-1]), roots.base / "mnt") as root:
         info = root.stat()
         assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o711, 9, 10)
 
 
 async def test_image_without_layers_is_an_empty_container(store: Stack, roots: Roots) -> None:
-    (one,) = await store.images.import_archive(write_layout(roots.base / "scratch", (image([]), "scratch:v1")))
+    one = await imported(store, write_layout(roots.base / "scratch", (image([]), "scratch:v1")))
     assert one.top is None
     with mounted(await store.snapshots.prepare("c", one.top), roots.base / "mnt") as root:
         assert os.listdir(root) == []
@@ -429,18 +449,18 @@ async def test_image_without_layers_is_an_empty_container(store: Stack, roots: R
 
 async def test_unreadable_record_goes_to_quarantine_and_the_rest_is_served(roots: Roots, layout: Path) -> None:
     async with stack(roots.root) as store:
-        (one,) = await store.images.import_archive(layout)
-        (two,) = await store.images.import_archive(write_layout(roots.base / "two", (image([TOP]), "two:v1")))
+        one = await imported(store, layout)
+        two = await imported(store, write_layout(roots.base / "two", (image([TOP]), "two:v1")))
         await store.db.write(lambda c: c.execute("UPDATE images SET document = '{' WHERE id = ?", (one.id,)).rowcount)
     async with stack(roots.root) as store:
         assert store.images.list() == (two,)
         (kept,) = await store.db.read(lambda connection: quarantined(connection, "images"))
         assert kept.key == one.id
-        assert await store.images.import_archive(layout) == [one]
+        assert await imported(store, layout) == one
 
 
 async def test_overlay_mounts_of_an_image_share_its_files(store: Stack, layout: Path, roots: Roots) -> None:
-    (one,) = await store.images.import_archive(layout)
+    one = await imported(store, layout)
     with (
         mounted(await store.snapshots.prepare("a", one.top), roots.base / "a") as a,
         mounted(await store.snapshots.prepare("b", one.top), roots.base / "b") as b,

@@ -54,7 +54,7 @@ async def unpacked(store: Stack, *tars: bytes, blobs: list[bytes] | None = None)
     """The image of these layers, imported from a layout."""
     layout = store.root / f"layout-{os.urandom(4).hex()}"
     write_layout(layout, (image(tars, blobs=blobs), "example.org/test:v1"))
-    return (await store.images.import_archive(layout))[0]
+    return (await store.images.import_archive(layout))[0].image
 
 
 async def top(store: Stack, *tars: bytes, blobs: list[bytes] | None = None) -> Path:
@@ -306,6 +306,12 @@ async def test_hostile_layer_is_refused_and_leaves_nothing(store: Stack, name: s
     after = Path("/etc/passwd").stat()
     assert (after.st_mtime_ns, after.st_nlink) == (passwd.st_mtime_ns, passwd.st_nlink)
     assert not Path(OUTSIDE).exists()
+
+
+async def test_a_bomb_is_told_without_a_key_that_no_file_has(store: Stack) -> None:
+    with pytest.raises(errors.InvalidArgument, match="decompression bomb") as refused:
+        await unpacked(store, HOSTILE["a bomb"])
+    assert "max_layer_ratio" not in str(refused.value)
 
 
 async def test_damaged_streams_are_refused(store: Stack) -> None:

@@ -13,7 +13,7 @@ from atoll.cli import show, terminal
 from atoll.cli.outcome import FOUND, say
 from atoll.cli.pulling import pull_shown
 from atoll.cli.run import KIND
-from atoll.client import Client, ContainerState, ContainerStatus, Phase, Pod, PodState, PodStatus
+from atoll.client import Client, Container, ContainerState, ContainerStatus, Phase, Pod, PodState, PodStatus
 from atoll.concurrency import wait_all
 
 PARALLEL = 32
@@ -66,7 +66,7 @@ async def inspect(client: Client, names: Sequence[str], *, timings: bool) -> int
     for name in names:
         pod = await pod_or_none(client, name)
         if pod is None:
-            container = await client.container(name)
+            container = await container_of(client, name)
             found.append(as_object(await container.status(verbose=True)))
             continue
         status, inside = await pod.details(verbose=True)
@@ -82,6 +82,16 @@ async def pod_or_none(client: Client, name: str) -> Pod | None:
     with contextlib.suppress(errors.NotFound):
         return await client.pod(name)
     return None
+
+
+async def container_of(client: Client, name: str) -> Container:
+    """The container that is meant where no pod is; raises `NotFound` for a name that is neither's."""
+    try:
+        return await client.container(name)
+    except errors.NotFound:
+        if "/" in name:
+            raise
+        raise errors.NotFound(f"pod or container {name!r}: there is none; `atoll ps -a` shows what there is") from None
 
 
 async def logs(client: Client, name: str, *, follow: bool, tail: int | None, since_ns: int | None, times: bool) -> int:
@@ -107,7 +117,7 @@ async def stop(client: Client, names: Sequence[str], timeout_s: float) -> int:
 async def _stop(client: Client, name: str, timeout_s: float) -> None:
     pod = await _pod_of(client, name)
     if pod is None:
-        await (await client.container(name)).stop(timeout_s)
+        await (await container_of(client, name)).stop(timeout_s)
         return
     await _stop_politely(client, pod, timeout_s)
 
@@ -123,7 +133,7 @@ async def _pod_of(client: Client, name: str) -> Pod | None:
     pod = await pod_or_none(client, name)
     if pod is not None:
         return pod
-    container = await client.container(name)
+    container = await container_of(client, name)
     owner = next((one for one in await client.pods(labels={KIND: "true"}) if one.id == container.pod_id), None)
     return client.pod_by_id(owner.id, owner.name) if owner is not None else None
 
@@ -244,7 +254,7 @@ async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
 async def phases(client: Client, name: str, *, as_json: bool) -> int:
     pod = await pod_or_none(client, name)
     if pod is None:
-        container = await client.container(name)
+        container = await container_of(client, name)
         pod = client.pod_by_id(container.pod_id, "")
     found = await pod.phases()
     if as_json:

@@ -267,7 +267,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
-    """What an import brought: the image and the names it now has."""
+    """What an import brought: the image and the names that it got by it."""
 
     id: str
     references: tuple[str, ...]

@@ -156,8 +156,10 @@ def published(ports: Ports) -> tuple[Publish, ...]:
     """The ports to publish, each checked; a mapping is host port to pod port over TCP."""
     if isinstance(ports, dict):
         wanted = tuple(Publish(host_port=host, pod_port=pod) for host, pod in ports.items())
-    else:
+    elif isinstance(ports, list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
         wanted = tuple(ports)
+    else:
+        raise errors.InvalidArgument(f"ports {ports!r}: must be {{8080: 80}} or a list of Publish values")
     for one in wanted:
         if not isinstance(one, Publish) or not isinstance(one.host_port, int) or not isinstance(one.pod_port, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
             raise errors.InvalidArgument(f"port {one!s}: ports are {{8080: 80}} or a list of Publish values")

@@ -128,7 +128,10 @@ class Execs:
         if not request.command:
             raise errors.InvalidArgument("exec: the command is empty")
         if container.status.get().state is not State.RUNNING:
-            raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running, nothing can be run in it")
+            raise errors.FailedPrecondition(
+                f"container {container.id[:13]}: is not running, nothing can be run in it; its log tells why "
+                "(`atoll logs`), a new container takes its place (`atoll run`)"
+            )
         if self._running.get(container.id, 0) >= MAX_EXECS:
             raise errors.ResourceExhausted(f"container {container.id[:13]}: has {MAX_EXECS} execs already")
         self._running[container.id] = self._running.get(container.id, 0) + 1

@@ -72,6 +72,14 @@ class Image:
         return self.chain_ids[-1] if self.chain_ids else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """An image of an archive, and the names that the archive, or who imported it, gave it: canonical references."""
+
+    image: Image
+    names: tuple[str, ...]
+
+
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     os: str = ""

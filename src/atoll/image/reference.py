@@ -52,11 +52,12 @@ class Reference:
         if ":" in rest.rpartition("/")[2]:
             name, colon, tag = rest.rpartition(":")
         if colon and not _TAG.fullmatch(tag):
+            if not tag:
+                raise _bad(text, "nothing follows the `:`; name a tag after it, or leave it out")
             raise _bad(text, f"the tag {tag!r} may have only letters, digits, `_`, `.`, `-`, and at most 128 of them")
         domain, path = _split(name)
         if not path or not _PATH.fullmatch(path):
-            hint = "; write it in lower case" if path != path.lower() and _PATH.fullmatch(path.lower()) else ""
-            raise _bad(text, f"the repository {path!r} is not well formed{hint}")
+            raise _bad(text, f"the repository {path!r} is not well formed; {_way_out(path)}")
         if not _DOMAIN.fullmatch(domain):
             raise _bad(text, f"the registry {domain!r} is not a host name with or without a port")
         if len(domain) + 1 + len(path) > MAX_NAME_CHARACTERS:
@@ -75,16 +76,6 @@ class Reference:
     def tagged(self) -> str | None:
         """The canonical name by tag alone."""
         return f"{self.repository}:{self.tag}" if self.tag is not None else None
-
-    @property
-    def familiar(self) -> str:
-        """As people write it: without `docker.io/` and `library/`."""
-        text = str(self)
-        if self.domain == DEFAULT_DOMAIN:
-            text = text.removeprefix(DEFAULT_DOMAIN + "/")
-            if self.path.startswith("library/") and self.path.count("/") == 1:
-                text = text.removeprefix("library/")
-        return text
 
     def with_digest(self, digest: str) -> Reference:
         """The same repository by `digest` alone."""
@@ -108,6 +99,17 @@ def _split(name: str) -> tuple[str, str]:
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = f"library/{path}"
     return domain, path
+
+
+def _way_out(path: str) -> str:
+    """How a repository that is not well formed is to be written."""
+    if not path:
+        return "name one, as in docker.io/library/busybox"
+    if ":" in path:
+        return "a `:` stands once, before the tag, or before the port of a registry"
+    if _PATH.fullmatch(path.lower()):
+        return "write it in lower case"
+    return "write small letters and digits, in parts joined by `.`, `_`, `-` or one `/`"
 
 
 def _bad(text: str, why: str) -> errors.InvalidArgument:

@@ -30,7 +30,7 @@ from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
 from atoll.image.index import ImageIndex, canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
-from atoll.image.model import Image, digest_of, parse_config, parse_manifest
+from atoll.image.model import Image, Imported, digest_of, parse_config, parse_manifest
 from atoll.image.progress import OnProgress, ignore
 from atoll.image.pull import Puller
 from atoll.image.reference import Reference, is_digest
@@ -174,7 +174,7 @@ class ImageStore:
         image_id = await self._puller.pull(reference, auth, on_progress)
         return self.get(image_id)
 
-    async def import_archive(self, path: Path, ref: str | None = None) -> list[Image]:
+    async def import_archive(self, path: Path, ref: str | None = None) -> list[Imported]:
         """Take the images of an OCI layout (a folder) or of an OCI or docker archive (a file, perhaps compressed).
 
         They get the names that the archive gives them, or `ref` where it has one image. All or none.
@@ -197,7 +197,7 @@ class ImageStore:
             cleanup = self._pool.run(lambda: shutil.rmtree(scratch, ignore_errors=True))
             await run_to_completion(cleanup, within=WRITE_TIMEOUT_S)
 
-    async def _import_folder(self, folder: Path, name: Reference | None) -> list[Image]:
+    async def _import_folder(self, folder: Path, name: Reference | None) -> list[Imported]:
         before: dict[str, int] = {}
         try:
             async with self._leases.hold_all():
@@ -211,10 +211,11 @@ class ImageStore:
             await run_to_completion(self._drop_new(before), within=WRITE_TIMEOUT_S)
             raise
 
-    async def _import(self, found: Found, name: Reference | None) -> Image:
-        source = self._source(found.manifest, found.config, found.names if name is None else (name,), found.digest)
+    async def _import(self, found: Found, name: Reference | None) -> Imported:
+        names = found.names if name is None else (name,)
+        source = self._source(found.manifest, found.config, names, found.digest)
         stored = await self._ingester.ingest(source, ignore, self._settle)
-        return self.get(stored.id)
+        return Imported(image=self.get(stored.id), names=tuple(str(one) for one in names))
 
     async def install_builtins(self) -> tuple[Image, ...]:
         """Make sure that `atoll/busybox` and `atoll/pause` are there, of this host's busybox; idempotent.

@@ -66,7 +66,7 @@ class Tar:
                 raise errors.InvalidArgument(f"grows beyond {self._most} bytes; raise max_layer_bytes to allow it")
             raise errors.InvalidArgument(
                 f"{self._blob_bytes} bytes grow to more than {self._limits.max_ratio} times as many; "
-                "a decompression bomb (max_layer_ratio)"
+                "that is a decompression bomb, and never unpacked; make the layer anew"
             )
         self._hash.update(chunk)
         return chunk

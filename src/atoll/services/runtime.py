@@ -167,12 +167,9 @@ class RuntimeService:
     async def Import(self, request: pb.ImportRequest, context: object) -> pb.ImportResponse:
         if not request.path.startswith("/"):
             raise errors.InvalidArgument(f"import {request.path!r}: must be an absolute path on the daemon's host")
-        images = await self._engine.parts.images.import_archive(Path(request.path), request.reference or None)
+        found = await self._engine.parts.images.import_archive(Path(request.path), request.reference or None)
         return pb.ImportResponse(
-            images=[
-                pb.ImportResponse.Imported(image_id=image.id, references=image.repo_tags or image.repo_digests)
-                for image in images
-            ]
+            images=[pb.ImportResponse.Imported(image_id=one.image.id, references=one.names) for one in found]
         )
 
     # --- the story, and the account ---

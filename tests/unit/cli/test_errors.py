@@ -49,7 +49,7 @@ def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pyte
         (["run", "x", ""], ["command", "first word is empty"]),
         (["run", "-w", "nope", "x"], ["working folder 'nope'", "absolute"]),
         (["run", "--hostname", "a b", "x"], ["hostname 'a b'", "must be"]),
-        (["ps", "--socket", "/etc/passwd"], ["/etc/passwd: is no socket", "ATOLL_SOCKET"]),
+        (["ps", "--socket", "/etc/passwd"], ["/etc/passwd: is no socket", "choose another path", "ATOLL_SOCKET"]),
         (["doctor", "--config", "/nope.toml"], ["/nope.toml", "no such config file"]),
         (["run", "--pids-limit", "0", "x"], ["pids 0", "must be 1 to"]),
         (["run", "-v", "/no/such/thing:/x", "x"], ["/no/such/thing", "make it first"]),
@@ -57,6 +57,9 @@ def test_wrong_command_line(arguments: list[str], words: list[str], capsys: pyte
         (["logs", "--since", "yesterday", "x"], ["yesterday", "10m"]),
         (["serve", "--config", "/nope.toml"], ["/nope.toml", "no such config file"]),
         (["serve", "--socket", "/" + "x" * 120], ["longer than 107"]),
+        (["serve", "--root", "relx"], ["--root relx: must be an absolute path, as in --root /"]),
+        (["doctor", "--state", "relx"], ["--state relx: must be an absolute path"]),
+        (["doctor", "--socket", "/" + "x" * 120], ["longer than 107"]),
     ],
 )
 def test_bad_value(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +81,7 @@ def test_every_command_has_help_and_takes_a_socket(capsys: pytest.CaptureFixture
         assert main.run([name, "--help"]) == 0
         text = capsys.readouterr().out
         assert name in text
-        assert name == "doctor" or "--socket" in text
+        assert "--socket" in text
 
 
 def test_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:

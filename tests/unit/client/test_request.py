@@ -42,7 +42,9 @@ def test_no_limit_is_no_resources() -> None:
 
 
 WITHOUT_TYPES: list[tuple[str, Callable[[Any], object]]] = [
-    ("port 8", lambda r: r.published("8080:80")),
+    ("ports '8080:80'", lambda r: r.published("8080:80")),
+    ("ports 80: must be {8080: 80}", lambda r: r.published(80)),
+    ("port x->80/tcp", lambda r: r.published({"x": 80})),
     ("port 8080->80/tcp", lambda r: r.published({"8080": 80})),
     ("label 'a': 1 is no text", lambda r: r.pod_config(r.PodOptions(labels={"a": 1}))),
     ("sysctl 'a': 1 is no text", lambda r: r.pod_config(r.PodOptions(sysctls={"a": 1}))),
