@@ -41,6 +41,8 @@ shim = "io.containerd.nowhere.v9"
 """
 HANDLERS = ("atoll", "pod", "runc")
 WITHIN_S = 15.0
+SIZED = "until stty size 2>/dev/null | grep .; do usleep 10000; done; tty"
+"""Runtimes give an exec's terminal its size only when its process runs already."""
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(GO_SHIM) is None, reason=f"needs {GO_SHIM}: apt install containerd"),
@@ -192,7 +194,7 @@ def test_exec_gives_output_code_input_and_time_limit(cri: CRI, handler: str) -> 
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
         cri.exec(container, "sleep", "1000", timeout=1)
     size = own.TerminalSize(width=90, height=30)
-    terminal = cri.run_exec(container, "sh", "-c", "stty size; tty", tty=True, size=size)
+    terminal = cri.run_exec(container, "sh", "-c", SIZED, tty=True, size=size)
     assert terminal.stdout.splitlines()[0] == b"30 90"
     assert b"/dev/pts/" in terminal.stdout
 
