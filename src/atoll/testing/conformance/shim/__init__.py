@@ -34,7 +34,7 @@ DESTRUCTIVE: tuple[Check[ShimTrial], ...] = ending.DESTRUCTIVE
 CHECKS: tuple[Check[ShimTrial], ...] = (*SAFE, *DESTRUCTIVE)
 FOLDER = Path("/run")
 RUNC_ROOTS = Path("/run/containerd/runc")
-"""Where the runc shim keeps runc's state, a folder a namespace, which it never removes."""
+"""Where the runc shim keeps runc's state, a folder a namespace, which it never removes; a killed one may leave more."""
 
 
 async def check_shim(
@@ -75,8 +75,7 @@ async def shim(binary: str, *, within_s: float = WITHIN_S, parent: Path = FOLDER
             yield subject
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            (RUNC_ROOTS / namespace).rmdir()
+        shutil.rmtree(RUNC_ROOTS / namespace, ignore_errors=True)
         _remove_cgroup(namespace)
 
 
