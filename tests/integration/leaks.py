@@ -96,7 +96,7 @@ class Footprint:
         return [path for path in shared_entries() if self.prefix in path.name and path not in self.folders]
 
     def remove(self) -> None:
-        """Take away what is left, so that a leak fails one test only; rules of the firewall stay."""
+        """Take away what is left, so that a leak fails one test only; rules of iptables stay."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -105,6 +105,10 @@ class Footprint:
             subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         for name in self.links():
             subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
+        for table in {
+            rule.partition(":")[0] for rule in firewall() if self.prefix in rule and rule.startswith("table ")
+        }:
+            subprocess.run(["nft", "delete", *table.split()], check=False, capture_output=True)
         for path in self.cgroups():
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -242,3 +242,25 @@ def test_what_is_under_way_is_not_found(cri: CRI) -> None:
     works: list[Callable[[], None]] = [look, work, work]
     assert in_parallel(works) == [None] * 3
     assert findings == []
+
+
+def test_the_masquerade_table_of_a_network_that_has_gone_is_found_and_removed(daemon: Daemon) -> None:
+    roots = daemon.roots
+    assert daemon.run("run", "--rm", "atoll/busybox", "true").returncode == 0
+    conflist = roots.conf_dir / "10-test.conflist"
+    before = conflist.read_text()
+    conflist.write_text(before.replace(f"{roots.prefix}net", f"{roots.prefix}new"))
+
+    def tables() -> list[str]:
+        rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+        return [rule for rule in rules.splitlines() if str(roots.root) in rule]
+
+    assert wait_until(lambda: daemon.run("run", "--rm", "atoll/busybox", "true").returncode == 0 and len(tables()) == 2)
+    found = daemon.run("fsck")
+    assert found.returncode != 0
+    assert "masquerade" in found.stdout
+    assert daemon.run("fsck", "--repair").returncode == 0
+    assert len(tables()) == 1
+    conflist.write_text(before)
+    assert daemon.run("run", "--rm", "atoll/busybox", "true").returncode == 0
+    assert daemon.run("fsck", "--repair").returncode == 0

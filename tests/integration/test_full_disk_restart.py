@@ -90,18 +90,18 @@ def test_what_runs_stays_usable_and_its_exit_is_told(started: Daemon, disk: Disk
     done = started.run("exec", "a", "echo", "here")
     assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
     assert started.run("exec", "a", "kill", "1").returncode == 0
-    wait_until(lambda: told(started)["a"][0] == "exited", within=HEALED_WITHIN_S)
+    assert wait_until(lambda: told(started)["a"][0] == "exited", within=HEALED_WITHIN_S)
     known = told(started)["a"]
     assert known[1] == 6
     assert known[2] != "Unknown"
     started.kill()
     started.start()  # the exit is not on disk, and known all the same
-    wait_until(lambda: told(started) == {"a": known, "b": ("running", 0, "")}, within=HEALED_WITHIN_S)
+    assert wait_until(lambda: told(started) == {"a": known, "b": ("running", 0, "")}, within=HEALED_WITHIN_S)
     assert codes_on_disk(started) == []
     disk.free()
-    wait_until(lambda: codes_on_disk(started) == [6], within=HEALED_WITHIN_S)
+    assert wait_until(lambda: codes_on_disk(started) == [6], within=HEALED_WITHIN_S)
     assert started.run("rm", "-f", "a", "b").returncode == 0
-    wait_until(lambda: started.run("fsck").returncode == 0, within=HEALED_WITHIN_S)
+    assert wait_until(lambda: started.run("fsck").returncode == 0, within=HEALED_WITHIN_S)
 
 
 @pytest.mark.parametrize("heal", ["wait", "run", "repair"])
@@ -115,13 +115,13 @@ def test_a_run_that_was_cut_short_is_freed(started: Daemon, disk: Disk, heal: st
         env={"ATOLL_SOCKET": str(started.roots.socket), "PATH": "/usr/bin:/bin"},
         stderr=subprocess.DEVNULL,
     ):
-        wait_until(lambda: has_record(started), within=HEALED_WITHIN_S)
+        assert wait_until(lambda: has_record(started), within=HEALED_WITHIN_S)
         started.kill()
     plugin.unlink()
     disk.fill()
     started.start()
     assert json.loads(started.run("ps", "--all", "--json").stdout) == []
-    wait_until(lambda: "not freed yet, will be retried" in started.log_tail(), within=HEALED_WITHIN_S)
+    assert wait_until(lambda: "not freed yet, will be retried" in started.log_tail(), within=HEALED_WITHIN_S)
     assert "then its record and its name" in started.run("fsck").stdout
     refused = started.run("run", "--name", "u", "atoll/busybox", "true")
     assert refused.returncode != 0
@@ -131,7 +131,7 @@ def test_a_run_that_was_cut_short_is_freed(started: Daemon, disk: Disk, heal: st
         done = started.run("fsck", "--repair")
         assert done.returncode == 0, done.stdout
     elif heal == "wait":
-        wait_until(lambda: not has_record(started), within=HEALED_WITHIN_S)
+        assert wait_until(lambda: not has_record(started), within=HEALED_WITHIN_S)
     done = started.run("run", "--rm", "--name", "u", "atoll/busybox", "echo", "again")
     assert (done.returncode, done.stdout) == (0, "again\n"), done.stderr
-    wait_until(lambda: started.run("fsck").returncode == 0, within=HEALED_WITHIN_S)
+    assert wait_until(lambda: started.run("fsck").returncode == 0, within=HEALED_WITHIN_S)

@@ -31,6 +31,8 @@ from atoll.network.model import Attachment
 
 log = logging.getLogger(__name__)
 
+MASQUERADE = "masquerade"
+"""How a finding names the nft table of a network."""
 SETTLE_TIMEOUT_S = 10.0
 READY_TIMEOUT_S = 10.0
 """How long a request waits for the recovery of what an earlier daemon left."""
@@ -123,10 +125,14 @@ class Engine:
         damaged = fsck.damaged(await self.parts.db.read(quarantined))
         found = await fsck.plan(self.parts.ledger, self.owners, busy=self.is_busy)
         unfinished = [one for one in self.unfinished.findings() if one in before]
-        found = Findings(findings=(*found.findings, *unfinished, *damaged, *await self._unheld()))
+        found = Findings(
+            findings=(*found.findings, *unfinished, *damaged, *await self._unheld(), *await self._unused())
+        )
         if not repair:
             return found, found
         left = await fsck.repair(self.parts.ledger, found)
+        tables = [one.key for one in found.findings if one.kind == MASQUERADE and one.problem is fsck.Problem.STRAY]
+        await self.parts.network.remove_masquerades(tables)
         if unfinished:
             await self.unfinished.free_records()
             still = {one.key for one in self.unfinished.findings()}
@@ -139,6 +145,14 @@ class Engine:
             return await leases.unheld(self.parts.network, self.parts.blocking)
         except errors.AtollError as error:
             return (fsck.disagreement(fsck.Problem.UNSEEN, leases.KIND, "*", "", str(error)),)
+
+    async def _unused(self) -> tuple[Finding, ...]:
+        """What is on the host for a network that has gone: its configuration was taken away."""
+        try:
+            tables = await self.parts.network.unused_masquerades()
+        except errors.AtollError as error:
+            return (fsck.disagreement(fsck.Problem.UNSEEN, MASQUERADE, "*", "", str(error)),)
+        return tuple(fsck.disagreement(fsck.Problem.STRAY, MASQUERADE, table, "") for table in tables)
 
     def release_waiters(self) -> None:
         """End the calls that may last for ever, so that no end of the daemon waits for them: they are asked again."""

@@ -6,8 +6,9 @@ pod of the list's ranges, is that of one rule: what leaves the range for elsewhe
 host's address. So that rule is installed once, and the plugins are told `ipMasq: false`.
 
 Each network has an nft table `ip <label>_<digits>` of its own, replaced atomically, its rule marked with
-the label; `remove_all` finds them by the label. A list stays as it is, and its plugins masquerade, where there is
-no nft, where its ranges are not told by host-local, or where one of them is IPv6.
+the label and the root folder; `remove_all` finds them by the label, and so does `of_others`, which `atoll fsck`
+asks. A list stays as it is, and its plugins masquerade, where there is no nft, where its ranges are not told by
+host-local, or where one of them is IPv6.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import ipaddress
 import re
 import shutil
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,9 @@ FIREWALL_TIMEOUT_S = 10.0
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MASQUERADING = frozenset({"bridge", "ptp"})
 MULTICAST = "224.0.0.0/4"
+COMMENT_LIMIT_BYTES = 120
+"""nft refuses a comment of 128 bytes."""
+QUOTABLE = re.compile(r"[A-Za-z0-9_./+:@=-]+")
 
 
 class _Range(msgspec.Struct):
@@ -43,11 +48,12 @@ class _HostLocal(msgspec.Struct):
 
 
 class Masquerade:
-    """The masquerade rules of one Atoll root; `label` marks them as its own."""
+    """The masquerade rules of one Atoll root; `label` marks them as its own, and tells people of `root`."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, root: Path) -> None:
         self._label = re.sub(r"[^A-Za-z0-9]", "_", label)
-        self._comment = label
+        told = str(root) if QUOTABLE.fullmatch(str(root)) else ""
+        self._comment = f"{label} {told}"[:COMMENT_LIMIT_BYTES].rstrip()
         self._done: dict[str, NetworkConfigList] = {}
         self._installing = asyncio.Lock()
 
@@ -70,7 +76,7 @@ class Masquerade:
 
     async def install(self, network: str, ranges: list[str]) -> None:
         """Put the rule of `network` in place of an earlier one; `FailedPrecondition` where nft refuses."""
-        table = f"{self._label}_{hashlib.sha256(network.encode()).hexdigest()[:8]}"
+        table = self._table(network)
         own = ", ".join(ranges)
         await _nft(
             f"add table ip {table}\n"
@@ -85,12 +91,29 @@ class Masquerade:
 
     async def remove_all(self) -> None:
         """Delete every table of the label; idempotent."""
-        self._done.clear()
         if find_program("nft") is None:
             return
-        listed = (await _nft("list tables ip\n")).stdout.decode()
-        for name in re.findall(rf"^table ip ({re.escape(self._label)}_[0-9a-f]{{8}})$", listed, re.MULTILINE):
+        await self.remove(await self._tables())
+
+    async def of_others(self, networks: Collection[str]) -> tuple[str, ...]:
+        """The tables of the label that are of none of these networks: each is of one that has gone since."""
+        if find_program("nft") is None:
+            return ()
+        ours = {self._table(network) for network in networks}
+        return tuple(table for table in await self._tables() if table not in ours)
+
+    async def remove(self, tables: Iterable[str]) -> None:
+        """Delete these tables; idempotent. Whoever joins their networks again makes them anew."""
+        self._done.clear()
+        for name in tables:
             await _nft(f"add table ip {name}\ndelete table ip {name}\n")
+
+    async def _tables(self) -> list[str]:
+        listed = (await _nft("list tables ip\n")).stdout.decode()
+        return re.findall(rf"^table ip ({re.escape(self._label)}_[0-9a-f]{{8}})$", listed, re.MULTILINE)
+
+    def _table(self, network: str) -> str:
+        return f"{self._label}_{hashlib.sha256(network.encode()).hexdigest()[:8]}"
 
 
 def ranges_to_masquerade(network: NetworkConfigList) -> list[str]:

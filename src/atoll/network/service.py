@@ -84,7 +84,7 @@ class Network:
             timeout_s=settings.plugin_timeout_s,
         )
         label = settings.default_bridge or bridge_name(settings.root)
-        self._masquerade = Masquerade(label)
+        self._masquerade = Masquerade(label, settings.root)
         self.default = DefaultNetwork(
             root=settings.root,
             state=settings.state,
@@ -284,6 +284,16 @@ class Network:
         await self.default.remove()
         await self._blocking.run(netns.remove_folder, self.netns_folder)
         return True
+
+    async def unused_masquerades(self) -> tuple[str, ...]:
+        """The nft tables of this root whose network is neither configured nor attached to any more."""
+        attached = {key.network for key in await self._blocking.run(self.cni.cache.recorded)}
+        names = {network.name for network in self.configured()} | {self.default.bridge}
+        return await self._masquerade.of_others(names | attached)
+
+    async def remove_masquerades(self, tables: Iterable[str]) -> None:
+        """Delete tables that `unused_masquerades` told of."""
+        await self._masquerade.remove(tables)
 
     async def _by_name(self) -> dict[str, NetworkConfigList]:
         return {network.name: network for network in await self.networks()}
