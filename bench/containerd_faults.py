@@ -223,6 +223,7 @@ def _shim_dies(pair: Pair) -> None:
         assert "shim" in host.command(shim), host.command(shim)
         os.kill(shim, signal.SIGKILL)
         eventually(lambda: not is_alive(inside), "the container's process is gone")
+        assert pair.exit_code(container) in (137, 255)
         eventually(lambda: not pair.is_ready(pod), "the pod is not ready")
 
 
