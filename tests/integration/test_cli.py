@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Daemon
+from tests.integration.conftest import Daemon, Roots
 from tests.integration.leaks import wait_until
 
 pytestmark = pytest.mark.shared_daemon
@@ -241,11 +241,12 @@ def test_port_in_use_is_told_and_leaves_nothing(daemon: Daemon) -> None:
 
 
 def test_daemon_that_dies_under_a_command_is_told(daemon: Daemon) -> None:
-    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sleep", "1000")
+    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sh", "-c", "echo up; sleep 1000")
     following = spawn(daemon, "logs", "-f", "x")
     running = spawn(daemon, "exec", "x", "sh", "-c", "echo up; sleep 1000")
-    assert running.stdout is not None
-    assert running.stdout.readline() == "up\n"
+    for command in (following, running):
+        assert command.stdout is not None
+        assert command.stdout.readline() == "up\n"  # it is connected
     daemon.kill()
     for command in (following, running):
         _, err = command.communicate(timeout=30)
@@ -278,6 +279,20 @@ def test_doctor_finds_this_host_fit() -> None:
     assert done.returncode == 0, checks
     assert {"kernel", "cgroups", "overlayfs", "CNI plugins", "firewall"} <= {one["name"] for one in checks}
     assert all(one["fix"] for one in checks if one["verdict"] == "missing")
+
+
+def test_doctor_looks_where_it_is_told(roots: Roots) -> None:
+    words = ["--root", str(roots.root), "--state", str(roots.state), "--socket", str(roots.socket)]
+    done = subprocess.run(
+        [sys.executable, "-m", "atoll.cli.main", "doctor", "--json", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    checks = {one["name"]: one for one in json.loads(done.stdout)}
+    assert checks["daemon"]["found"] == f"none at {roots.socket}"
+    assert str(roots.root) in checks["disk of the root"]["found"]
+    assert not roots.socket.exists(), "it starts none"
 
 
 def test_version_is_quick(daemon: Daemon) -> None:

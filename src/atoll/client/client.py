@@ -40,8 +40,9 @@ async def connect(
     """A connection to the daemon at `socket`, for `async with`.
 
     Where no daemon answers and `start` is true, a private one is started, with the file `config` if given (or
-    ATOLL_CONFIG); it ends by itself when it has had no pod and no client for a minute. Raises `Unavailable`
-    where there is no daemon, with what to do; `PermissionDenied` for a user who may not ask or start one.
+    ATOLL_CONFIG); it ends by itself when it has had no pod and no client for a minute. None is started at a
+    socket that is the place of a daemon with another root, state or config file. Raises `Unavailable` where there is
+    no daemon, with what to do; `PermissionDenied` for a user who may not ask or start one.
     """
     path = socket_path(socket, config)
     if start:
