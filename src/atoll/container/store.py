@@ -20,6 +20,7 @@ import bisect
 import builtins
 import dataclasses
 import functools
+import logging
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,9 +34,11 @@ from atoll.concurrency import Blocking, Latch
 from atoll.container.metadata import Metadata, decode_metadata, encode_metadata
 from atoll.container.registrar import Registrar
 from atoll.container.status import Status
-from atoll.container.storage import StatusStorage, load_statuses, store_status
+from atoll.container.storage import StatusStorage, load_statuses, status_folder, store_status
 from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
 from atoll.identifiers import is_identifier, require_identifier
+
+log = logging.getLogger(__name__)
 
 SCHEMA = Schema(
     component="container",
@@ -184,6 +187,7 @@ class ContainerStore:
             return Container(record, await store_status(self._root, record.id, status, self._blocking))
         except errors.AtollError:
             self.names.release_key(record.id)
+            await self._blocking.run(_remove_empty, status_folder(self._root, record.id))
             raise
 
     async def abandon(self, container: Container) -> None:
@@ -191,6 +195,7 @@ class ContainerStore:
         assert container.id not in self._containers, f"{container.id} is in the store: delete it"
         self.names.release_key(container.id)
         await container.status.delete()
+        await self._blocking.run(_remove_empty, status_folder(self._root, container.id))
 
     async def add(self, record: ContainerRecord, status: Status) -> Container:
         """`prepare` and `plan_add` in one: checkpoint first, then the record; durable when it returns."""
@@ -284,6 +289,15 @@ class ContainerStore:
         if self._containers.pop(container_id, None) is not None:
             del self._sorted[bisect.bisect_left(self._sorted, container_id)]
             self.names.release_key(container_id)
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s: is not removed: %s", folder, error.strerror)
 
 
 def _insert(connection: Connection, *, container: Container) -> Container:

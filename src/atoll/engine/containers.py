@@ -160,6 +160,7 @@ class Containers:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
         parent = image.top
+        container: Container | None = None
         self._busy.add(record.id)
         try:
             async with parts.snapshotter.preparing(record.id, parent) as prepared:
@@ -176,6 +177,8 @@ class Containers:
                 await parts.blocking.run(self._bundle(record.id).create, record.spec)
         except BaseException:
             await self._release(record.id)
+            if container is not None:  # what came before the commit, where that never came
+                await parts.containers.abandon(container)
             raise
         finally:
             self._busy.discard(record.id)

@@ -143,6 +143,7 @@ async def test_a_container_shares_the_fate_of_its_transaction(machine: Machine, 
         await machine.db.commit(store.plan_add(container), Plan(fail))
     await store.abandon(container)
     await store.abandon(container)
+    assert not container.status.path.parent.exists()
     assert store.list() == (await machine.open()).list() == ()
     assert not container.status.path.exists()
     assert (await store.add(record(name="web"), CREATED)).id == "abcdef"
