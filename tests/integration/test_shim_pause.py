@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +33,7 @@ from atoll.linux import cgroup_layout, freezer, process
 from atoll.linux.cgroup import Cgroup
 from atoll.runtime.own import OwnClient
 from tests.integration.conftest import Roots
+from tests.integration.leaks import read, wait_until
 from tests.integration.shim_pods import ShimUnderTest, ShimYard, open_yard
 
 COUNTING = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
@@ -251,6 +254,11 @@ async def test_a_paused_pod_whose_shim_is_dropped_is_freed(shim: ShimUnderTest, 
     shim.containers.clear()
 
 
+def ignores_term(pid: int) -> bool:
+    ignored = re.search(rb"^SigIgn:\s+(\w+)", read(pid, "status"), re.MULTILINE)
+    return ignored is not None and bool(int(ignored[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
 async def test_a_shorter_stop_and_a_shutdown_overtake_a_polite_one(shim: ShimUnderTest) -> None:
     info = await told(shim)
     deaf = await shim.run(
@@ -260,6 +268,8 @@ async def test_a_shorter_stop_and_a_shutdown_overtake_a_polite_one(shim: ShimUnd
         cgroup=f"{info['cgroup']}/deaf",
         pid_path=f"/proc/{info['pid']}/ns/pid",
     )
+    pid = (await shim.state(deaf)).pid
+    assert await asyncio.to_thread(wait_until, lambda: ignores_term(pid)), "the trap is set"
     began = time.monotonic()
     slow = asyncio.ensure_future(shim.stop_sandbox(20))  # noqa: RUF100, TID251  two calls at once
     await asyncio.sleep(0.3)
