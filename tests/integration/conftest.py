@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import IN_CI
 from tests.integration.cri_client import CRI, connected
 from tests.integration.daemons import BIN, Daemon, Roots
-from tests.integration.leaks import MARKER, Footprint, Machine, own_fds, settled_leaks
+from tests.integration.leaks import MARKER, Footprint, Machine, fds_before, settled_leaks
 from tests.integration.shared import Shared
 
 __all__ = ["BIN", "Daemon", "Roots"]
@@ -58,7 +58,7 @@ def leak_guard(
     prefix = f"at{secrets.token_hex(4)}"
     monkeypatch.setenv(MARKER, prefix)
     machine = Machine.now() if IN_CI else None
-    footprint = Footprint.of(prefix, own_fds())
+    footprint = Footprint.of(prefix, fds_before())
     yield footprint
     leaks = settled_leaks(footprint, machine)
     footprint.remove()

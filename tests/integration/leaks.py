@@ -202,6 +202,13 @@ def own_fds() -> frozenset[tuple[int, str]]:
     return frozenset(found)
 
 
+def fds_before() -> frozenset[tuple[int, str]]:
+    """`own_fds` at the beginning of a test; what lives by now is not looked through again, for a run gathers much."""
+    found = own_fds()
+    gc.freeze()
+    return found
+
+
 def mount_points() -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line.split()[4].encode().decode("unicode_escape") for line in lines]

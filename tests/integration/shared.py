@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import IN_CI
 from tests.integration.cri_client import connected
 from tests.integration.daemons import Daemon, Roots
-from tests.integration.leaks import MARKER, Footprint, Machine, command, own_fds, settled_leaks, wait_until
+from tests.integration.leaks import MARKER, Footprint, Machine, command, fds_before, own_fds, settled_leaks, wait_until
 
 OF_THE_DAEMON = ("atoll.shim.zygote", "atoll.shim.host")
 """Command lines of processes that a daemon without pods has: its zygote, and shim processes kept ahead."""
@@ -65,7 +65,7 @@ class Shared:
         config = str(marker.kwargs.get("config", "")) if marker else ""
         if self._live is not None and self._live.config != config:
             self.retire()
-        self._fds = own_fds()
+        self._fds = fds_before()
         self._live = self._live or start(config)
         return self._live.footprint
 
