@@ -39,8 +39,6 @@ EXECS_LIMIT = 1024
 OLD_VERSION = "1.0.2"
 """Of the runtime spec: what crun up to 1.8 takes at most, while containerd 2 writes newer ones. It reads all alike."""
 
-CONFIG = "config.json"
-
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +69,7 @@ _spec_decoder = msgspec.json.Decoder(BundleSpec)
 
 def read_spec(bundle: Path) -> BundleSpec:
     """The bundle's config.json; `NotFound` without one, `InvalidArgument` where it is no spec."""
-    path = bundle / CONFIG
+    path = bundle / "config.json"
     try:
         return _spec_decoder.decode(path.read_bytes())
     except FileNotFoundError:
@@ -82,7 +80,7 @@ def read_spec(bundle: Path) -> BundleSpec:
 
 def lower_version(bundle: Path) -> None:
     """Have the bundle's config.json say `OLD_VERSION`, with everything else as it is; raises `OSError`."""
-    path = bundle / CONFIG
+    path = bundle / "config.json"
     spec = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
     spec["ociVersion"] = msgspec.Raw(msgspec.json.encode(OLD_VERSION))
     lowered = path.with_name("config.json.new")

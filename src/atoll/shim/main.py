@@ -85,9 +85,7 @@ def start(flags: Flags, told: Bootstrap, bundle: Path) -> str:
 
 
 def group_of(instance: str, bundle: Path) -> str:
-    """What shares a shim: the containers of a pod by its id, else one container, or one sandbox without a spec."""
-    if not (bundle / container.CONFIG).exists():
-        return instance
+    """What shares a shim: the containers of a pod by its id, else the container alone."""
     annotations = container.read_spec(bundle).annotations
     return next((annotations[key] for key in GROUP_ANNOTATIONS if annotations.get(key)), instance)
 
