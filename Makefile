@@ -26,7 +26,7 @@ test-guest: ## set up, then run pods in small virtual machines with cgroups v1, 
 	@$(PYTHON) scripts/setup.py guest
 	@scripts/guest-test
 
-check: setup-tests ## format, lint, types, imports and unit tests, in under a minute
+check: setup-tests ## format, lint, types, imports and unit tests
 	@scripts/check.sh
 
 bench: setup-tests ## measure Atoll beside the container runtimes that this machine has

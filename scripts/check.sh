@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every check that needs neither root nor a network, in under a minute on two cores. All run, then the result is told.
+# Every check that needs neither root nor a network on two cores. All run, then the result is told.
 set -u
 cd "$(dirname "$0")/.."
 bin=.venv/bin
