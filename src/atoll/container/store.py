@@ -212,6 +212,10 @@ class ContainerStore:
             raise errors.AlreadyExists(f"container {container.id}: is there already")
         return Plan(functools.partial(_insert, container=container), self._keep)
 
+    def has(self, container_id: str) -> bool:
+        """Whether the full ID is in the store; one that is only prepared is not."""
+        return container_id in self._containers
+
     def get(self, prefix: str) -> Container:
         """The container whose ID is `prefix`, or the only one whose ID starts with it.
 

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 START_ERROR_CODE = 128
 KILL_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 60.0
+COMMIT_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
 """Pause between questions to a shim that lives and does not answer."""
 NO_CREATE = "no container can be made in it"
@@ -168,16 +169,19 @@ class Containers:
                     container = await parts.containers.prepare(record, status)
                     # An end of the pod that would not wait any longer has listed its containers.
                     pod.require_open(NO_CREATE)
-                    await parts.db.commit(
+                    # A commit goes on where its caller is cancelled, so what is to be undone is known behind it.
+                    added = parts.db.commit(
                         parts.containers.plan_add(container),
                         Plan(prepared.record),
                         parts.ledger.plan_enter(*kinds.container_intents(record.id)),
                     )
+                    await run_to_completion(added, within=COMMIT_TIMEOUT_S)
             with story.step("bundle"):
                 await parts.blocking.run(self._bundle(record.id).create, record.spec)
         except BaseException:
-            await self._release(record.id)
-            if container is not None:  # what came before the commit, where that never came
+            if parts.containers.has(record.id):
+                await self._release(record.id)
+            elif container is not None:
                 await parts.containers.abandon(container)
             raise
         finally:
