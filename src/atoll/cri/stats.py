@@ -9,11 +9,36 @@ from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_message
 from atoll.container.status import State
 from atoll.container.store import Container
+from atoll.cri import views
+from atoll.cri.selection import find, selected
 from atoll.engine.engine import Engine
 from atoll.engine.pod import Pod
 from atoll.engine.usage import Usage, usage_of
 
 UNLIMITED_BYTES = 1 << 62
+
+
+class Statistics:
+    """RPCs of resource use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest, context: object) -> pb.ContainerStatsResponse:
+        pod, container = find(self._engine, request.container_id)
+        return pb.ContainerStatsResponse(stats=await of_container(self._engine, pod, container))
+
+    async def ListContainerStats(
+        self, request: pb.ListContainerStatsRequest, context: object
+    ) -> pb.ListContainerStatsResponse:
+        wanted = request.filter
+        answer = pb.ListContainerStatsResponse()
+        for container in selected(self._engine, wanted.id, wanted.pod_sandbox_id):
+            # Read one by one: a pod may have gone since the list was made.
+            pod = self._engine.pod_of(container)
+            if pod is not None and views.has_labels(container.record.labels, wanted.label_selector):
+                answer.stats.append(await of_container(self._engine, pod, container))
+        return answer
 
 
 async def of_container(engine: Engine, pod: Pod, container: Container) -> pb.ContainerStats:

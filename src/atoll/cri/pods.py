@@ -1,0 +1,81 @@
+"""The RPCs of pods: run, stop, remove, status, list."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from atoll import errors
+from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.api.codec import to_struct
+from atoll.cri import views
+from atoll.engine.engine import Engine
+from atoll.engine.pod import Pod
+from atoll.sandbox.config import PodConfig
+
+
+class Pods:
+    """RPCs of pods."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: object) -> pb.RunPodSandboxResponse:
+        pod = await self._engine.pods.run(to_struct(PodConfig, request.config), request.runtime_handler)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=pod.id)
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest, context: object) -> pb.StopPodSandboxResponse:
+        await self._engine.pods.stop(request.pod_sandbox_id)
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(
+        self, request: pb.RemovePodSandboxRequest, context: object
+    ) -> pb.RemovePodSandboxResponse:
+        await self._engine.pods.remove(request.pod_sandbox_id)
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(
+        self, request: pb.PodSandboxStatusRequest, context: object
+    ) -> pb.PodSandboxStatusResponse:
+        pod = self._engine.pods.get(request.pod_sandbox_id)
+        answer = pb.PodSandboxStatusResponse(status=views.pod_status(pod), timestamp=time.time_ns())
+        find = self._engine.parts.images.find
+        answer.containers_statuses.extend(
+            views.container_status(container, find) for container in self._engine.containers.list(pod.id)
+        )
+        if request.verbose:
+            answer.info["info"] = msgspec.json.encode(_pod_info(pod)).decode()
+        return answer
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: object) -> pb.ListPodSandboxResponse:
+        wanted = request.filter
+        pods = self._engine.pods.list()
+        if wanted.id:
+            try:
+                pods = (self._engine.pods.get(wanted.id),)
+            except (errors.NotFound, errors.InvalidArgument):
+                pods = ()
+        return pb.ListPodSandboxResponse(
+            items=[
+                views.pod_item(pod)
+                for pod in pods
+                if (not wanted.HasField("state") or views.pod_state(pod) == wanted.state.state)
+                and views.has_labels(pod.config.labels, wanted.label_selector)
+            ]
+        )
+
+
+def _pod_info(pod: Pod) -> dict[str, object]:
+    """The verbose answer: what an operator asks next."""
+    return {
+        "pid": pod.instance.pid if pod.instance is not None else 0,
+        "state": str(pod.state),
+        "reason": pod.reason,
+        "netNamespacePath": pod.netns_path,
+        "ip": pod.ip,
+        "sandboxer": pod.handler.sandboxer,
+        "runtimeType": pod.handler.shim,
+        "taskAddress": pod.instance.address if pod.instance is not None else "",
+        "config": pod.config,
+    }
