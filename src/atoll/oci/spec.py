@@ -54,6 +54,25 @@ class Rlimit(msgspec.Struct, frozen=True, kw_only=True):
     hard: int
 
 
+class Scheduler(Part, frozen=True):
+    """How the kernel schedules the process; `policy` such as SCHED_BATCH, the last three of SCHED_DEADLINE, in ns."""
+
+    policy: str
+    nice: int = 0
+    priority: int = 0
+    flags: tuple[str, ...] = ()
+    runtime: int = 0
+    deadline: int = 0
+    period: int = 0
+
+
+class IOPriority(msgspec.Struct, frozen=True, kw_only=True):
+    """`io_class` such as IOPRIO_CLASS_BE; always written whole."""
+
+    io_class: str = msgspec.field(name="class")
+    priority: int = 0
+
+
 class Process(Part, frozen=True):
     """What is executed, by create and by exec. `args` non-empty, `cwd` absolute."""
 
@@ -70,6 +89,8 @@ class Process(Part, frozen=True):
     apparmor_profile: str = ""
     oom_score_adj: int | None = None
     selinux_label: str = ""
+    scheduler: Scheduler | None = None
+    io_priority: IOPriority | None = None
 
 
 class Root(Part, frozen=True):
@@ -150,8 +171,11 @@ class Memory(Part, frozen=True):
     limit: int | None = None
     reservation: int | None = None
     swap: int | None = None
+    kernel: int | None = None
+    kernel_tcp: int | None = msgspec.field(default=None, name="kernelTCP")
     swappiness: int | None = None
     disable_oom_killer: bool = msgspec.field(default=False, name="disableOOMKiller")
+    use_hierarchy: bool = False
 
 
 class CPU(Part, frozen=True):
@@ -242,6 +266,26 @@ class Seccomp(Part, frozen=True):
     syscalls: tuple[SeccompSyscall, ...] = ()
 
 
+class NetDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A network interface of the host, moved into the container; `name` there, empty for the same."""
+
+    name: str = ""
+
+
+class IntelRdt(Part, frozen=True):
+    clos_id: str = msgspec.field(default="", name="closID")
+    schemata: tuple[str, ...] = ()
+    enable_monitoring: bool = False
+
+
+class MemoryPolicy(Part, frozen=True):
+    """As set_mempolicy(2); `mode` such as MPOL_BIND, `nodes` such as 0-1."""
+
+    mode: str
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
 class Linux(Part, frozen=True):
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
@@ -255,6 +299,9 @@ class Linux(Part, frozen=True):
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
     mount_label: str = ""
+    net_devices: dict[str, NetDevice] = {}
+    intel_rdt: IntelRdt | None = None
+    memory_policy: MemoryPolicy | None = None
 
 
 class Spec(Part, frozen=True):
