@@ -42,6 +42,7 @@ async def test_the_reference_shim_passes(roots: Roots) -> None:
     assert {outcome.check.name for outcome in report.skips} - NO_CGROUP <= OF_AN_OLD_SHIM
 
 
+BARE = '[ "$last" = start ] && [ ! -e config.json ]'
 FAULTS = {
     "its version is an error": ('[ "$last" = -v ] && exit 1', ("version_is_told",)),
     "start talks": (
@@ -53,8 +54,8 @@ FAULTS = {
         ("start_is_idempotent", "a_pod_shares_a_shim"),
     ),
     "start needs no config": (
-        '[ "$last" = start ] && [ ! -e config.json ] && { echo unix:///run/nobody.sock; exit 0; }',
-        ("start_without_a_config_fails",),
+        f"{BARE} && {{ echo unix:///run/nobody.sock; exit 0; }}",
+        ("a_bundle_without_a_config_is_a_sandboxs",),
     ),
     "delete does nothing": (
         '[ "$last" = delete ] && exit 0',
@@ -68,7 +69,24 @@ FAULTS = {
 async def test_a_fault_of_a_shim_is_found(fault: str, roots: Roots) -> None:
     line, expected = FAULTS[fault]
     others = ("a_container_is_created_then_runs",) if fault != "start talks" else ()
-    real = str(shutil.which("containerd-shim-runc-v2"))
+    await check_fault(str(shutil.which("containerd-shim-runc-v2")), line, roots, expected, others)
+
+
+FAULTS_OF_SANDBOXES = {
+    "a sandbox needs a config": f"{BARE} && {{ echo config.json: is not there >&2; exit 1; }}",
+    "a sandbox's shim is nobody": f"{BARE} && {{ echo unix:///run/nobody.sock; exit 0; }}",
+}
+
+
+@pytest.mark.may_leak("the faults leave what they leave")
+@pytest.mark.parametrize("fault", FAULTS_OF_SANDBOXES)
+async def test_a_fault_of_a_shim_with_sandboxes_is_found(fault: str, roots: Roots) -> None:
+    expected = ("a_bundle_without_a_config_is_a_sandboxs",)
+    await check_fault(OURS, FAULTS_OF_SANDBOXES[fault], roots, expected, ("a_sandbox_lives_and_ends",))
+
+
+async def check_fault(real: str, line: str, roots: Roots, expected: tuple[str, ...], others: tuple[str, ...]) -> None:
+    """Put `line` before a shim: of these checks exactly the `expected` ones fail."""
     script = f'#!/bin/sh\nreal={real}\nfor last; do :; done\n{line}\nexec "$real" "$@"\n'
     binary = roots.base / "containerd-shim-fault-v2"
     binary.write_text(script)

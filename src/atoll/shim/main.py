@@ -85,8 +85,12 @@ def start(flags: Flags, told: Bootstrap, bundle: Path) -> str:
 
 
 def group_of(instance: str, bundle: Path) -> str:
-    """What shares a shim: the containers of a pod by its id, else the container alone."""
-    annotations = container.read_spec(bundle).annotations
+    """What shares a shim: the containers of a pod by its id, else a container alone, or a sandbox without a spec."""
+    try:
+        annotations = container.read_spec(bundle).annotations
+    except errors.NotFound:
+        # containerd's `sandboxer = "shim"` writes none for the sandboxes of its CRI.
+        return instance
     return next((annotations[key] for key in GROUP_ANNOTATIONS if annotations.get(key)), instance)
 
 

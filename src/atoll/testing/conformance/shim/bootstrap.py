@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from atoll import errors
 from atoll.api import containerd_runtime_bootstrap_v1_pb2 as bootstrap_pb2
 from atoll.api import containerd_types_pb2 as types_pb2
+from atoll.runtime.shim import Shim
 from atoll.testing.conformance.check import Broken, Check, NotApplicable, check, equal, refuses, told, true
 from atoll.testing.conformance.shim.subject import ShimTrial
 from atoll.ttrpc import address as addresses
@@ -113,11 +114,31 @@ async def the_socket_is_private(trial: ShimTrial) -> None:
     true("modes of the socket and its folder", "one of them private", kept, [oct(mode) for mode in modes])
 
 
-async def start_without_a_config_fails(trial: ShimTrial) -> None:
-    """Start in a folder without config.json fails, and says why."""
+async def a_bundle_without_a_config_is_a_sandboxs(trial: ShimTrial) -> None:
+    """Start without config.json gives a shim for a sandbox, where it serves those; else it fails, and says why."""
+    _, shim = await trial.launched()
     bundle = trial.bundle(bare=True)
-    error = await refuses("start", trial.run(bundle, "start"), errors.Unknown)
-    true("what it says", "something of config.json", "config.json" in str(error), told(error))
+    if not await _serves_sandboxes(shim):
+        error = await refuses("start", trial.run(bundle, "start"), errors.Unknown)
+        true("what it says", "something of config.json", "config.json" in str(error), told(error))
+        return
+    try:
+        await trial.start(bundle)
+    except errors.Unknown as error:
+        raise Broken("start", "an address, since its shim has the Sandbox service", told(error)) from error
+    served = await _serves_sandboxes(await trial.connect(bundle))
+    true("the Sandbox service of what it started", "served, as elsewhere", served, "it is not")
+
+
+async def _serves_sandboxes(shim: Shim) -> bool:
+    """Asks about a sandbox that was not made."""
+    try:
+        await shim.sandbox.status(shim.id, False)
+    except errors.Unimplemented:
+        return False
+    except errors.AtollError:
+        return True
+    return True
 
 
 async def delete_without_a_container_is_quick(trial: ShimTrial) -> None:
@@ -140,6 +161,6 @@ CHECKS: tuple[Check[ShimTrial], ...] = (
     check(start_is_idempotent, source=START),
     check(a_pod_shares_a_shim, source="containerd's shim protocol, io.kubernetes.cri.sandbox-id"),
     check(the_socket_is_private, source=START),
-    check(start_without_a_config_fails, source=START),
+    check(a_bundle_without_a_config_is_a_sandboxs, source=f"{START}, and the bundles of containerd's shim sandboxer"),
     check(delete_without_a_container_is_quick, source="containerd's shim protocol, delete"),
 )
