@@ -168,6 +168,11 @@ class SingleFlight(Generic[K, T]):
     def __init__(self, owner: TaskOwner) -> None:
         self._owner = owner
         self._flights: dict[K, asyncio.Future[T]] = {}
+        self._asked: dict[K, object] = {}
+
+    def asked(self, key: K, none: object = None) -> object:
+        """What the operation in flight under `key` was started for; `none` where none is."""
+        return self._asked.get(key, none)
 
     def running(self, key: K) -> asyncio.Future[T] | None:
         """A future of the operation in flight under `key`, if there is one; cancelling it stops nothing."""
@@ -178,9 +183,10 @@ class SingleFlight(Generic[K, T]):
         follower.add_done_callback(_retrieve)
         return follower
 
-    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
+    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str, asked: object = None) -> T:
         """Join the operation of `key`, starting it where none runs; its error reaches every caller.
 
+        `asked` is what the work is for, kept while it runs, for a caller that joins nothing but what it wants.
         Raises `Unavailable` where the owner closes before the operation ends.
         """
         flight = self._flights.get(key)
@@ -188,7 +194,7 @@ class SingleFlight(Generic[K, T]):
             flight = asyncio.get_running_loop().create_future()
             flight.add_done_callback(_retrieve)
             task = self._owner.spawn(self._fly(work), name=name)
-            self._flights[key] = flight
+            self._flights[key], self._asked[key] = flight, asked
             task.add_done_callback(functools.partial(self._land, key, flight))
         return await asyncio.shield(flight)
 
@@ -201,7 +207,7 @@ class SingleFlight(Generic[K, T]):
 
     def _land(self, key: K, flight: asyncio.Future[T], task: asyncio.Task[tuple[T | None, Exception | None]]) -> None:
         """Settle the flight; a callback, because a task cancelled before its first step runs nothing of its own."""
-        del self._flights[key]
+        del self._flights[key], self._asked[key]
         if task.cancelled():
             flight.set_exception(errors.Unavailable(f"{task.get_name()}: was stopped before it ended; try again"))
         elif (fault := task.exception()) is not None:

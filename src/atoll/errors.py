@@ -40,6 +40,8 @@ class AtollError(Exception):
         self.message = message
         self.joined: tuple[AtollError, ...] = ()
         """Errors that came with this one, which comes first; they cross the wires with it."""
+        self.details: tuple[tuple[str, bytes], ...] = ()
+        """What a protocol lets an error carry: messages, each with its type URL. They go out and are not read back."""
 
     def __str__(self) -> str:
         return self.message

@@ -181,8 +181,8 @@ def _cut(text: str) -> str:
 
 
 def _details(error: errors.AtollError) -> tuple[tuple[tuple[str, bytes]], ...]:
-    """The trailing metadata of an error that others are joined to, as the last argument of `abort`; else nothing."""
-    if not error.joined:
+    """The trailing metadata of an error that has more to tell, as the last argument of `abort`; else nothing."""
+    if not error.joined and not error.details:
         return ()
     whole = to_status(error).SerializeToString()
     return (((DETAILS_KEY, whole),),) if len(whole) <= MAX_TRAILER_BYTES * 3 // 4 else ()

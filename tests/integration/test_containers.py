@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
@@ -146,6 +147,10 @@ def test_equal_creations_are_one_and_the_name_is_taken_until_the_removal(cri: CR
     assert len(set(map(str, made))) == 1, made
     container = cri.create(pod, config)
     assert container == made[0]
+    kinds = [cri.container_config("sleep", str(number), name="two") for number in range(3)]
+    unequal = in_parallel([lambda kind=kind: cri.create(pod, kind) for kind in kinds])
+    assert [type(one) for one in unequal].count(str) == 1, unequal
+    assert {one.code() for one in unequal if isinstance(one, grpc.RpcError)} == {grpc.StatusCode.ALREADY_EXISTS}
     other = cri.container_config("sleep", "2000", name="one")
     with refused(grpc.StatusCode.ALREADY_EXISTS, "one_", container[:13]):
         cri.create(pod, other)
@@ -341,12 +346,24 @@ def test_an_exec_that_takes_too_long_is_killed_with_its_tree_and_nothing_else(cr
     mark, other = f"10{int(token()[:5], 16)}", f"20{int(token()[:5], 16)}"
     cri.exec(container, "/bin/sh", "-c", f"sleep {other} >/dev/null 2>&1 &")
     begun = time.monotonic()
-    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "timeout"):
-        cri.exec(container, "/bin/sh", "-c", f"sleep {mark} & sleep {mark}", timeout=1)
+    script = f"echo out; echo err >&2; sleep {mark} & sleep {mark}"
+    with pytest.raises(grpc.RpcError, match="timeout 1s exceeded") as caught:
+        cri.exec(container, "/bin/sh", "-c", script, timeout=1)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - begun < 5
+    assert written(caught.value) == (b"out\n", b"err\n")
     assert wait_until(lambda: not processes(mark)), "the exec's tree is alive"
     assert processes(other), "another exec's process was killed"
     assert cri.status(container).state == pb.CONTAINER_RUNNING
+
+
+def written(error: grpc.RpcError) -> tuple[bytes, bytes]:
+    """What an exec that took too long had written, from the details of its status."""
+    whole = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    (detail,) = status_pb2.Status.FromString(whole).details
+    said = pb.ExecSyncResponse()
+    assert detail.Unpack(said)
+    return said.stdout, said.stderr
 
 
 def test_a_background_child_that_keeps_the_pipe_does_not_hold_the_exec_for_ever(cri: CRI, container: str) -> None:

@@ -348,6 +348,15 @@ async def test_cancelling_what_running_gave_stops_nothing(owner: TaskOwner) -> N
     assert await caller == "done"
 
 
+async def test_a_flight_tells_what_it_was_asked_for(owner: TaskOwner) -> None:
+    flights: SingleFlight[str, None] = SingleFlight(owner)
+    caller = asyncio.ensure_future(flights.run("a", turns, name="a", asked="first"))
+    await asyncio.sleep(0)
+    assert (flights.asked("a", "other"), flights.asked("b", "other")) == ("first", "other")
+    await caller
+    assert flights.asked("a") is None
+
+
 async def test_a_latch_keeps_its_first_value() -> None:
     latch: Latch[int] = Latch()
     waiters = [asyncio.ensure_future(latch.wait()) for _ in range(3)]

@@ -21,6 +21,8 @@ def to_status(error: errors.AtollError) -> status_pb2.Status:
     status = status_pb2.Status(code=error.code, message=str(error)[:MAX_TEXT].encode("utf-8", "replace").decode())
     for other in error.joined[:MAX_JOINED]:
         status.details.add().Pack(to_status(other))
+    for url, value in error.details:
+        status.details.add(type_url=url, value=value)
     return status
 
 

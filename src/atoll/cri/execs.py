@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.container.store import Container
 from atoll.cri.selection import find
 from atoll.engine.engine import Engine
-from atoll.engine.execs import Cause, ExecRequest
+from atoll.engine.execs import Cause, ExecRequest, ExecResult
+
+TOLD_BYTES = 1000
+"""Of each stream of an exec that was killed; a client takes 8 KiB of a call's whole trailer."""
+TYPE_URL = "type.googleapis.com/"
 
 
 class Execs:
@@ -20,5 +25,15 @@ class Execs:
         asked = ExecRequest(command=tuple(request.cmd), timeout_s=float(max(request.timeout, 0)))
         result = await self._engine.execs.sync(pod, container, asked)
         if result.cause is Cause.TIMED_OUT:
-            raise errors.DeadlineExceeded(f"exec in {container.id[:13]}: timeout {request.timeout}s exceeded")
+            raise _timed_out(container, request, result)
         return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit.exit_status)
+
+
+def _timed_out(container: Container, request: pb.ExecSyncRequest, result: ExecResult) -> errors.DeadlineExceeded:
+    """The CRI has no answer with a timeout in it, so the end of each stream goes in the details of the status."""
+    error = errors.DeadlineExceeded(f"exec in {container.id[:13]}: timeout {request.timeout}s exceeded")
+    written = pb.ExecSyncResponse(
+        stdout=result.stdout[-TOLD_BYTES:], stderr=result.stderr[-TOLD_BYTES:], exit_code=result.exit.exit_status
+    )
+    error.details = ((TYPE_URL + pb.ExecSyncResponse.DESCRIPTOR.full_name, written.SerializeToString()),)
+    return error

@@ -89,8 +89,8 @@ class Containers:
     async def create(self, pod: Pod, config: ContainerConfig) -> Container:
         """Make a container in a READY pod; CREATED when it returns.
 
-        A request of the same name and attempt in the pod joins the one in flight, or gets the container
-        that is CREATED with the same config. On an error everything is undone.
+        A request of the same name and attempt in the pod with the same config joins the one in flight, or gets
+        the container that is CREATED; with another config it is refused. On an error everything is undone.
         """
         if config.metadata is None or not config.metadata.name:
             raise errors.InvalidArgument("container config: metadata.name is required")
@@ -105,8 +105,13 @@ class Containers:
             if held.metadata.config == config and held.status.get().state is State.CREATED:
                 return held
             raise errors.AlreadyExists(f"container {name}: is there as {holder[:13]}; remove it first")
+        if self._creates.asked(name, config) != config:
+            raise errors.AlreadyExists(f"container {name}: is being made with another configuration; remove it first")
         return await self._creates.run(
-            name, lambda: self._create(pod, name, config), name=f"pod/{pod.id}/create/{config.metadata.name}"
+            name,
+            lambda: self._create(pod, name, config),
+            name=f"pod/{pod.id}/create/{config.metadata.name}",
+            asked=config,
         )
 
     async def _create(self, pod: Pod, name: str, config: ContainerConfig) -> Container:

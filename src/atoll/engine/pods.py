@@ -158,9 +158,10 @@ class Pods:
     async def run(self, config: PodConfig, handler_name: str = "") -> Pod:
         """Run a pod; READY when it returns.
 
-        A request for the same pod (name, namespace, uid, attempt) joins the one in flight, or gets the
-        pod that is READY. On an error everything is undone; what could not be undone is left as a pod in
-        state UNKNOWN, which stop and remove take away, and is retried meanwhile.
+        A request for the same pod (name, namespace, uid, attempt) with the same config joins the one in
+        flight, or gets the pod that is READY; with another it is refused. On an error everything is undone;
+        what could not be undone is left as a pod in state UNKNOWN, which stop and remove take away, and is
+        retried meanwhile.
         """
         name = pod_name(config)
         require_log_directory(config)
@@ -180,7 +181,12 @@ class Pods:
                 return pod
             if not is_same or self._runs.running(name) is None:
                 raise errors.AlreadyExists(f"pod {name}: is there as {holder[:13]}; stop and remove it first")
-        return await self._runs.run(name, lambda: self._run(name, config, chosen, handler), name=f"pod/{name}/run")
+        asked = config, chosen
+        if self._runs.asked(name, asked) != asked:
+            raise errors.AlreadyExists(f"pod {name}: is being made with another configuration; remove it first")
+        return await self._runs.run(
+            name, lambda: self._run(name, config, chosen, handler), name=f"pod/{name}/run", asked=asked
+        )
 
     async def _undo(self, name: str, pod_id: str) -> None:
         """Free a pod of this name whose run a crash cut short, so that nobody can ask for its end."""

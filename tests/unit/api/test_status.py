@@ -36,5 +36,12 @@ def test_details_of_other_types_and_too_many_are_left_out() -> None:
     assert len(to_status(many).details) == MAX_JOINED
 
 
+def test_messages_that_go_with_an_error_are_sent() -> None:
+    error = errors.DeadlineExceeded("late")
+    error.details = (("type.googleapis.com/some.Message", b"\x08\x01"),)
+    (detail,) = to_status(error).details
+    assert (detail.type_url, detail.value) == ("type.googleapis.com/some.Message", b"\x08\x01")
+
+
 def test_a_code_that_nobody_knows_is_unknown() -> None:
     assert type(from_status(status_pb2.Status(code=77, message="?"))) is errors.Unknown
