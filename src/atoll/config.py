@@ -77,6 +77,7 @@ class SandboxSection(Section, frozen=True):
 
 class NetworkSection(Section, frozen=True):
     conf_dir: str = "/etc/cni/net.d"
+    conf_template: str = ""
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     max_conf_num: int = 1
     default_subnet: str = "10.89.0.0/16"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
@@ -359,7 +359,8 @@ def test_an_exec_that_takes_too_long_is_killed_with_its_tree_and_nothing_else(cr
 
 def written(error: grpc.RpcError) -> tuple[bytes, bytes]:
     """What an exec that took too long had written, from the details of its status."""
-    whole = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    whole = next(one.value for one in error.trailing_metadata() or () if one.key == "grpc-status-details-bin")
+    assert isinstance(whole, bytes)
     (detail,) = status_pb2.Status.FromString(whole).details
     said = pb.ExecSyncResponse()
     assert detail.Unpack(said)

@@ -49,6 +49,14 @@ class About:
             answer.info["config"] = msgspec.json.encode(config).decode()
         return answer
 
+    async def UpdateRuntimeConfig(
+        self, request: pb.UpdateRuntimeConfigRequest, context: object
+    ) -> pb.UpdateRuntimeConfigResponse:
+        told = request.runtime_config.network_config.pod_cidr
+        if told:
+            await self._engine.parts.network.tell_pod_ranges(told)
+        return pb.UpdateRuntimeConfigResponse()
+
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: object) -> pb.RuntimeConfigResponse:
         config = self._engine.parts.config
         systemd = config.runtimes[config.default_runtime].systemd_cgroup

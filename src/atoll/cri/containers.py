@@ -82,6 +82,14 @@ class Containers:
         await self._engine.containers.update(pod, container, to_struct(LinuxContainerResources, request.linux))
         return pb.UpdateContainerResourcesResponse()
 
+    async def CheckpointContainer(
+        self, request: pb.CheckpointContainerRequest, context: object
+    ) -> pb.CheckpointContainerResponse:
+        pod, container = find(self._engine, request.container_id)
+        timeout_s = float(max(request.timeout, 0))
+        await self._engine.checkpoints.write(pod, container, request.location, timeout_s)
+        return pb.CheckpointContainerResponse()
+
     async def ReopenContainerLog(
         self, request: pb.ReopenContainerLogRequest, context: object
     ) -> pb.ReopenContainerLogResponse:

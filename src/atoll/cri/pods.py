@@ -10,8 +10,10 @@ from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_struct
 from atoll.cri import views
+from atoll.engine import pod_limits
 from atoll.engine.engine import Engine
 from atoll.engine.pod import Pod
+from atoll.oci.config import LinuxContainerResources
 from atoll.sandbox.config import PodConfig
 
 
@@ -34,6 +36,20 @@ class Pods:
     ) -> pb.RemovePodSandboxResponse:
         await self._engine.pods.remove(request.pod_sandbox_id)
         return pb.RemovePodSandboxResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: object
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        pods = self._engine.pods
+        pod = pods.get(request.pod_sandbox_id)
+        await pod_limits.update(
+            self._engine.parts,
+            pods.controller(pod),
+            pod,
+            overhead=_limits(request.overhead) if request.HasField("overhead") else None,
+            resources=_limits(request.resources) if request.HasField("resources") else None,
+        )
+        return pb.UpdatePodSandboxResourcesResponse()
 
     async def PodSandboxStatus(
         self, request: pb.PodSandboxStatusRequest, context: object
@@ -66,8 +82,13 @@ class Pods:
         )
 
 
+def _limits(asked: pb.LinuxContainerResources) -> LinuxContainerResources:
+    return to_struct(LinuxContainerResources, asked)
+
+
 def _pod_info(pod: Pod) -> dict[str, object]:
     """The verbose answer: what an operator asks next."""
+    limits = pod_limits.resources_now(pod)
     return {
         "pid": pod.instance.pid if pod.instance is not None else 0,
         "state": str(pod.state),
@@ -78,4 +99,6 @@ def _pod_info(pod: Pod) -> dict[str, object]:
         "runtimeType": pod.handler.shim,
         "taskAddress": pod.instance.address if pod.instance is not None else "",
         "config": pod.config,
+        "overhead": limits.overhead,
+        "resources": limits.resources,
     }

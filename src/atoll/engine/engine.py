@@ -13,6 +13,7 @@ from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
 from atoll.engine import hosted_recovery, kinds, leases, recovery
+from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
 from atoll.engine.front import Front

@@ -17,7 +17,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.linux import netns
-from atoll.network import joining, ports, teardown
+from atoll.network import joining, pod_cidr, ports, teardown
 from atoll.network.bandwidth import from_annotations
 from atoll.network.cache import AttachmentCache, AttachmentKey
 from atoll.network.cni import CNI, PLUGIN_TIMEOUT_S, Attach
@@ -52,6 +52,7 @@ class NetworkSettings:
     """Where the network of one daemon lives; `root` is durable, `state` volatile.
 
     `default_network` is whether a bridge network is made where `conf_dir` has no configuration.
+    `conf_template` is filled into `conf_dir` when the ranges of the pods are told (see `pod_cidr`).
     `masquerade_by_range` is whether Atoll masquerades for plugins with `ipMasq` (see `masquerade`).
     `pool_networks` names the networks marked fit for the pool; empty: the default network alone.
     """
@@ -59,6 +60,7 @@ class NetworkSettings:
     root: Path
     state: Path
     conf_dir: Path = Path("/etc/cni/net.d")
+    conf_template: Path | None = None
     bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     max_conf_num: int = 1
     default_network: bool = True
@@ -145,6 +147,18 @@ class Network:
     def configured(self) -> tuple[NetworkConfigList, ...]:
         """Those of the configuration's folder as they are there, none where the default network stands in."""
         return self._configured.networks()
+
+    async def tell_pod_ranges(self, told: str) -> None:
+        """Make a configuration of the template for these ranges, where there is a template and no configuration yet.
+
+        Raises `InvalidArgument` for what are no ranges, `FailedPrecondition` for a template that cannot be used.
+        """
+        ranges = pod_cidr.ranges(told)
+        template = self.settings.conf_template
+        if template is None or self._configured.networks():
+            return
+        written = await self._blocking.run(pod_cidr.write, self.settings.conf_dir, template, ranges)
+        log.info("network: %s is written for the pods' ranges %s", written, told)
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """Give the pod its network; a ready namespace from the pool where there is one and the request allows.
