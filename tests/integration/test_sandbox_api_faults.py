@@ -15,6 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from atoll.api import containerd_events_pb2 as events_pb2
+from atoll.api import containerd_types_pb2 as types
 from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, connected, eventually, refused
 from tests.integration.leaks import wait_until
@@ -162,6 +164,43 @@ def test_a_killed_daemon_finds_its_sandboxes_again(api: SandboxAPI, daemon: Daem
     for made in (running, gone, ended, created):
         api.shutdown(made)
     space.shutdown(elsewhere)
+    is_clean(daemon)
+
+
+def exits(api: SandboxAPI) -> list[tuple[str, int]]:
+    """Sandbox and status of every exit that a new subscriber is told of by itself."""
+    with api.subscribed() as stream:
+        api.publish("/end/of/it")
+        told: list[types.Envelope] = []
+        while (envelope := next(stream)).topic != "/end/of/it":
+            told.append(envelope)
+    found = [events_pb2.SandboxExit.FromString(one.event.value) for one in told if one.topic == "/sandboxes/exit"]
+    return sorted((one.sandbox_id, one.exit_status) for one in found)
+
+
+def test_an_end_that_no_daemon_saw_is_told_once_as_an_event(api: SandboxAPI, daemon: Daemon, roots: Roots) -> None:
+    running, gone, stopped = api.run(), api.run(), api.run()
+    with connected(roots) as cri:
+        pod, stopped_pod = cri.run_pod(), cri.run_pod()
+        cri.stop_pod(stopped_pod)
+        pids = [api.status(one).pid for one in (gone, pod)]
+    api.stop(stopped)
+    assert exits(api) == []
+    daemon.kill()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    daemon.start()
+    assert api.status(running).state == READY
+    assert exits(api) == sorted([(gone, 137), (pod, 137)])
+    daemon.kill()
+    daemon.start()
+    assert (api.status(gone).state, api.wait(pod).exit_status) == (NOTREADY, 137)
+    assert exits(api) == []
+    for made in (running, gone, stopped):
+        api.shutdown(made)
+    with connected(roots) as cri:
+        for made in (pod, stopped_pod):
+            cri.remove_pod(made)
     is_clean(daemon)
 
 

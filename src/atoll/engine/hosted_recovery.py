@@ -81,7 +81,7 @@ async def _ask(sandboxes: Sandboxes, hosted: Hosted) -> bool:
     except errors.NotFound as error:
         # Provably absent: a reboot, or somebody's hand.
         log.warning("%s: is gone: %s", hosted, error)
-        await sandboxes.settle(hosted, unknown_end())
+        await sandboxes.settle(hosted, unknown_end(), late=True)
         return True
     if status.state is State.UNKNOWN:
         hosted.reason = status.reason or "its controller does not know"
@@ -104,7 +104,7 @@ async def _settle(sandboxes: Sandboxes, hosted: Hosted, controller: Controller) 
         end = await controller.wait(hosted.inner_id)
     except errors.NotFound:
         end = unknown_end()
-    await sandboxes.settle(hosted, end)
+    await sandboxes.settle(hosted, end, late=True)
 
 
 def _take_address(hosted: Hosted, address: str, version: int) -> None:

@@ -26,7 +26,7 @@ from atoll.api.codec import to_message
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
-from atoll.engine import kinds, lines, specs
+from atoll.engine import ends, kinds, lines, specs
 from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
@@ -172,6 +172,7 @@ class Pods:
             raise errors.InvalidArgument(f"runtime handler {chosen!r}: is not configured; known are {known}")
         if problem := self._parts.problems.get(chosen):
             raise errors.FailedPrecondition(f"runtime handler {chosen!r}: {problem}")
+        await self._parts.blocking.run(pod_options.require, self._parts, chosen, config)
         while (holder := self._parts.sandboxes.named(name)) is not None and holder in self.unfinished():
             await self._undo(name, holder)
         if holder is not None:
@@ -391,7 +392,13 @@ class Pods:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_ASK_AGAIN_S)
 
-    def _publish(self, kind: EventType, pod: Pod) -> None:
+    def settle_end(self, pod: Pod, end: ExitStatus) -> None:
+        """Take in that a pod ended while no daemon ran; that is told, unless an earlier daemon has."""
+        told = ends.noted(pod.sandbox)
+        if pod.ended.set(told or end) and told is None:
+            self._publish(EventType.STOPPED, pod, late=True)
+
+    def _publish(self, kind: EventType, pod: Pod, *, late: bool = False) -> None:
         self._parts.events.publish(Event(type=kind, pod_id=pod.id, container_id=pod.id, at_ns=time.time_ns()))
         topics, ended = self._parts.topics, pod.ended.value
         if kind is EventType.CREATED:
@@ -399,7 +406,8 @@ class Pods:
         elif kind is EventType.STARTED:
             topics.started(NAMESPACE, pod.id)
         elif kind is EventType.STOPPED and ended is not None:
-            topics.exited(NAMESPACE, pod.id, ended)
+            topics.exited(NAMESPACE, pod.id, ended, late=late)
+            ends.note(self._parts, pod.sandbox, ended)
 
     # --- stop and remove ---
 
@@ -511,9 +519,9 @@ class Pods:
                 debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S, also=(record,))
             for debt in debts:
                 log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
+            self._publish(EventType.DELETED, pod)  # while it can be asked what it was like
             self._pods.pop(pod.id, None)
             self._parts.stories.end(pod.id)
-            self._publish(EventType.DELETED, pod)
             log.info("pod %s removed: %s", pod.id[:13], pod.name)
 
     async def aclose(self) -> None:

@@ -142,7 +142,7 @@ async def _ask_in_time(pods: Pods, pod: Pod) -> bool:
     is_settled = False
     try:
         async with asyncio.timeout(POD_TIMEOUT_S):
-            await _ask(controller, pod)
+            await _ask(pods, controller, pod)
         is_settled = True
     except TimeoutError:
         pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
@@ -208,14 +208,14 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
     )
 
 
-async def _ask(controller: Controller, pod: Pod) -> None:
+async def _ask(pods: Pods, controller: Controller, pod: Pod) -> None:
     try:
         status = await controller.recover(pod.sandbox)
     except errors.NotFound as error:
         # Provably absent: a reboot, or a run that a crash cut short. Stop and remove take the rest away.
         pod.state = PodState.NOTREADY
         pod.reason = str(error)
-        pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC)))
+        pods.settle_end(pod, ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC)))
         return
     pod.state = PodState.UNKNOWN if pod.damage and status.state is PodState.READY else status.state
     pod.reason = "; ".join(filter(None, (pod.damage, status.reason)))
@@ -229,8 +229,8 @@ async def _ask(controller: Controller, pod: Pod) -> None:
         spec=pod.sandbox.spec,
     )
     if status.state is PodState.NOTREADY:
-        exited_at = status.exited_at or datetime.now(UTC)
-        pod.ended.set(ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=exited_at))
+        exit_status = UNKNOWN_EXIT_STATUS if status.exit_status is None else status.exit_status
+        pods.settle_end(pod, ExitStatus(exit_status=exit_status, exited_at=status.exited_at or datetime.now(UTC)))
     if status.address and status.state is PodState.READY:
         await lines.shim_of(pod)
 

@@ -93,6 +93,10 @@ class Sandboxes:
         """Keep the books of one whose creation or start was cut short, until `free_unfinished`."""
         self._unfinished[record.key] = record
 
+    def unfinished(self) -> tuple[str, ...]:
+        """The keys of those that `leave_unfinished` was told of and that are not freed yet."""
+        return tuple(sorted(self._unfinished))
+
     def owners(self) -> frozenset[str]:
         """Whose ledger entries are in order."""
         return frozenset(hosted.key for hosted in self._hosted.values()) | frozenset(self._unfinished)
@@ -360,8 +364,8 @@ class Sandboxes:
             pause = min(2 * pause, LAST_ASK_AGAIN_S)
         await self.settle(hosted, end)
 
-    async def settle(self, hosted: Hosted, end: ExitStatus) -> None:
-        """Tell how the sandbox ended: on disk, then to whoever waits, then as an event. Once."""
+    async def settle(self, hosted: Hosted, end: ExitStatus, *, late: bool = False) -> None:
+        """Tell how the sandbox ended: on disk, then to whoever waits, then as an event. Once. `late`: see `Topics`."""
         if hosted.state.ended is not None or hosted.end.is_set:
             return
         try:
@@ -373,7 +377,7 @@ class Sandboxes:
         hosted.reason = ""
         if hosted.end.set(end):
             log.info("%s: ended with status %d", hosted, end.exit_status)
-            self._parts.topics.exited(hosted.record.namespace, hosted.record.id, end)
+            self._parts.topics.exited(hosted.record.namespace, hosted.record.id, end, late=late)
 
     # --- stop and shutdown ---
 

@@ -4,11 +4,13 @@
     /sandboxes/start    containerd.events.SandboxStart
     /sandboxes/exit     containerd.events.SandboxExit       once, whoever waits, and where nobody does
 
-Clients may publish others. Nothing is kept: who subscribes gets what happens from then on.
+Clients may publish others. Who subscribes gets what happens from then on; and of what ended while no daemon ran, which
+nobody can have been connected to hear, all that was found in the last `LATE_S`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +33,8 @@ START = "/sandboxes/start"
 EXIT = "/sandboxes/exit"
 MAX_TOPIC_LENGTH = 1024
 MAX_FILTERS = 128
+LATE_S = 30.0
+"""How long an end that nobody can have heard of is told to whoever subscribes: clients must find us again first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,8 @@ class Topics:
 
     def __init__(self) -> None:
         self._bus: Bus[Envelope] = Bus()
+        self._late: tuple[Envelope, ...] = ()
+        self._late_until = 0.0
 
     def publish(self, namespace: str, topic: str, event: TypedAny) -> None:
         """Publish with the time of now; raises as `forward`."""
@@ -65,11 +71,21 @@ class Topics:
     def started(self, namespace: str, sandbox_id: str) -> None:
         self.publish(namespace, START, _packed(pb.SandboxStart(sandbox_id=sandbox_id)))
 
-    def exited(self, namespace: str, sandbox_id: str, end: ExitStatus) -> None:
+    def exited(self, namespace: str, sandbox_id: str, end: ExitStatus, *, late: bool = False) -> None:
+        """`late`: while no daemon ran. It is then told to those too who subscribe within `LATE_S`."""
         event = pb.SandboxExit(
             sandbox_id=sandbox_id, exit_status=end.exit_status, exited_at=to_timestamp(end.exited_at)
         )
-        self.publish(namespace, EXIT, _packed(event))
+        envelope = Envelope(at=datetime.now(UTC), namespace=namespace, topic=EXIT, event=_packed(event))
+        self.forward(envelope)
+        if late:
+            self._late = (*self._told_late(), envelope)
+            self._late_until = time.monotonic() + LATE_S
+
+    def _told_late(self) -> tuple[Envelope, ...]:
+        if self._late and time.monotonic() >= self._late_until:
+            self._late = ()
+        return self._late
 
     def open(self, filters: Iterable[str] = ()) -> Subscription[Envelope]:
         """What any of `filters` matches, from now on, in order; its maker closes it.
@@ -79,7 +95,11 @@ class Topics:
         wanted = tuple(filters)
         if len(wanted) > MAX_FILTERS:
             raise errors.InvalidArgument(f"filters: {len(wanted)} are more than {MAX_FILTERS}")
-        return self._bus.open(compile_with(wanted, _lookup))
+        subscription = self._bus.open(compile_with(wanted, _lookup))
+        for envelope in self._told_late():
+            if subscription.wants(envelope):
+                subscription.offer(envelope)
+        return subscription
 
     def close(self) -> None:
         """Tell every reader that the daemon ends."""

@@ -51,7 +51,7 @@ class Unfinished:
         """A finding for each record that was never READY and that nobody is making."""
         return tuple(
             fsck.disagreement(fsck.Problem.UNFINISHED, KIND, one, one, "its run was cut short, nobody was told of it")
-            for one in (*self._pods.unfinished(), *self._hosted_keys())
+            for one in (*self._pods.unfinished(), *self._hosted.unfinished())
         )
 
     async def free_until_done(self) -> None:
@@ -63,7 +63,7 @@ class Unfinished:
             except (errors.AtollError, OSError) as error:
                 log.error("what a crash cut short is not freed yet, will be retried: %s", error)
             else:
-                if not self._pods.unfinished() and not self._hosted_keys():
+                if not self._pods.unfinished() and not self._hosted.unfinished():
                     return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_S)
@@ -100,9 +100,6 @@ class Unfinished:
         async with self._freeing:
             await wait_all([free(pod_id) for pod_id in self._pods.unfinished()])
             await self._hosted.free_unfinished()
-
-    def _hosted_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(self._hosted.owners() - {one.key for one in self._hosted.list()}))
 
     async def _leave_lost_network(self, pod: Pod) -> None:
         within = 3 * TEARDOWN_TIMEOUT_S

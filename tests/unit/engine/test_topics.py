@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_events_pb2 as pb
-from atoll.engine.topics import MAX_FILTERS, Topics
+from atoll.engine.events import Subscription
+from atoll.engine.topics import MAX_FILTERS, Envelope, Topics
 from atoll.sandbox.controller import ExitStatus, TypedAny
 
 
@@ -75,6 +76,24 @@ async def test_our_own_events_say_what_happened() -> None:
     assert [one.topic for one in seen] == ["/sandboxes/create", "/sandboxes/start", "/sandboxes/exit"]
     event = pb.SandboxExit.FromString(seen[2].event.value)
     assert (event.exit_status, event.exited_at.ToDatetime(UTC)) == (3, at)
+
+
+async def test_an_end_without_a_daemon_is_told_to_who_subscribes_later() -> None:
+    topics = Topics()
+    early = topics.open()
+    end = ExitStatus(exit_status=3, exited_at=datetime(2026, 1, 2, tzinfo=UTC))
+    topics.exited("n", "seen", end)
+    topics.exited("n", "late", end, late=True)
+    later, others = topics.open(["event.sandbox_id==late"]), topics.open(["event.sandbox_id==other"])
+    topics.exited("n", "other", end)
+
+    async def seen(subscription: Subscription[Envelope], count: int) -> list[str]:
+        found = [(await anext(subscription)).event.value for _ in range(count)]
+        return [pb.SandboxExit.FromString(value).sandbox_id for value in found]
+
+    assert await seen(early, 3) == ["seen", "late", "other"]
+    assert await seen(later, 1) == ["late"]
+    assert await seen(others, 1) == ["other"]
 
 
 @pytest.mark.parametrize("topic", ["", "/", "a", "a/b", "/a/", "//a", "/a b", "/..", "/" + "x" * 80, "/a" * 600])
