@@ -13,8 +13,9 @@ import grpc
 from atoll.api import cri_runtime_v1_pb2 as pb
 from bench import host
 from bench.containerd_direct import Controller
-from bench.containerd_pair import Leftovers, Outcome, Pair, eventually, is_alive
+from bench.containerd_pair import Leftovers, Pair, is_alive
 from bench.cri import PodRequest
+from bench.cri_subject import Outcome, eventually
 from bench.daemons import PAUSE_IMAGE
 
 ATOLL, CONTAINERD = "atoll", "containerd"

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,9 @@ from bench.places import PATH
 
 E2E = "registry.k8s.io/e2e-test-images"
 STAGING = "gcr.io/k8s-staging-cri-tools"
+DIGESTED = "test-image-digest:latest"
+"""The specs pull it by its digest alone: `Images.digested`."""
+USERS = {"uid": "1002", "username": "www-data", "uid-group": "1003:users", "username-group": "www-data:100"}
 EXECUTABLE = 0o755
 SETUID = 0o4755
 
@@ -82,13 +86,22 @@ def stand_ins() -> tuple[StandIn, ...]:
             config={"Entrypoint": ["/nnp"]},
         ),
         StandIn(names=(f"{STAGING}/test-image-predefined-group:latest",), files=users, config={"User": "1000"}),
-        StandIn(
-            names=(f"{STAGING}/test-image-tag:test", "registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"),
-            # An ID of its own: the specs remove it by its ID, and with it every name that it has.
-            config={"Entrypoint": PAUSE_COMMAND, "Labels": {"for": "pulls"}},
-            pulled=True,
-        ),
+        *_pulled(),
     )
+
+
+def _pulled() -> Iterator[StandIn]:
+    """Each with an ID of its own: the specs remove it by its ID, and with it every name that it has."""
+    same = (
+        (f"{STAGING}/test-image-tags:{n}" for n in (1, 2, 3)),
+        ("registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"),
+    )
+    alone = ("test-image-tag:test", "test-image-tag:all", "test-image-latest:latest", DIGESTED)
+    several = (f"test-image-{n}:latest" for n in (1, 2, 3))
+    for names in (*map(tuple, same), *((f"{STAGING}/{name}",) for name in (*alone, *several))):
+        yield StandIn(names=names, config={"Entrypoint": PAUSE_COMMAND, "Labels": {"for": names[0]}}, pulled=True)
+    for name, user in USERS.items():
+        yield StandIn(names=(f"{STAGING}/test-image-user-{name}:latest",), config={"User": user}, pulled=True)
 
 
 def _server(name: str, port: int) -> StandIn:
@@ -119,6 +132,11 @@ class Images:
     blobs: dict[str, bytes]
     imported: dict[str, bytes]
     pulled: dict[str, bytes]
+
+    @property
+    def digested(self) -> str:
+        """The digest of the image that the specs pull by digest."""
+        return digest_of(self.pulled[f"{STAGING}/{DIGESTED}"])
 
     @classmethod
     def of(cls, images: tuple[StandIn, ...]) -> Images:
@@ -170,14 +188,16 @@ class Images:
 
 
 class Registry(ThreadingHTTPServer):
-    """Gives what is `pulled`, whatever registry it is asked as, on a port of the loopback; a context."""
+    """Gives every image, whatever registry it is asked as, on a port of the loopback; a context."""
 
     daemon_threads = True
 
     def __init__(self, images: Images) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        manifests = {name.partition("/")[2].replace(":", "/manifests/"): data for name, data in images.pulled.items()}
+        given = {**images.imported, **images.pulled}
+        manifests = {name.partition("/")[2].replace(":", "/manifests/"): data for name, data in given.items()}
         self.content = {f"/v2/{path}": (OCI_MANIFEST, data) for path, data in manifests.items()}
+        self.content["/v2/"] = ("application/json", b"{}")  # asked first: is this a registry?
         self.blobs = images.blobs
         self._thread = threading.Thread(target=self.serve_forever)
 

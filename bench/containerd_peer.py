@@ -1,8 +1,9 @@
-"""A stock containerd 2.x whose CRI has three kinds of handlers: its own sandboxer, ours, and our shim under its own.
+"""A stock containerd 2.x whose CRI has four kinds of handlers: its own sandboxer, ours, and our shim under its own.
 
     runc        io.containerd.runc.v2, podsandbox: as it comes
     atoll       sandboxer = "atoll": the proxy plugin that is an Atoll daemon
     atoll-shim  io.containerd.atoll.v1, podsandbox: our shim alone
+    atoll-pod   io.containerd.atoll.v1, sandboxer = "shim": our shim alone, its pods too
 
 Its binaries are the caller's: this repository neither has them nor builds them.
 """
@@ -21,11 +22,12 @@ from types import TracebackType
 from typing import Self
 
 from bench import containerd_images
+from bench.cri_subject import Tools
 from bench.daemons import PAUSE_IMAGE, Atoll, Containerd
 from bench.places import PLUGIN_FOLDERS, Places, wait_until
 
 SHIM = Path(sys.executable).parent / "containerd-shim-atoll-v1"
-HANDLER, PODSANDBOX, OUR_SHIM = "atoll", "runc", "atoll-shim"
+HANDLER, PODSANDBOX, OUR_SHIM, OUR_POD = "atoll", "runc", "atoll-shim", "atoll-pod"
 RUNC, OURS = "io.containerd.runc.v2", "io.containerd.atoll.v1"
 VERSIONS = (2, 3, 4)
 UNSTARTED_S = 20.0
@@ -33,14 +35,12 @@ UNSTARTED_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binaries:
+class Binaries(Tools):
     """Where a containerd 2.x and its tools are."""
 
     containerd: Path
     ctr: Path
     shim: Path
-    crictl: Path | None = None
-    critest: Path | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Binaries:
@@ -94,6 +94,10 @@ class ContainerdPeer(Containerd):
     def command(self) -> list[str]:
         config = str(self.places.base / "config.toml")
         return [str(self.binaries.containerd), "--config", config, "--log-level", self.log_level]
+
+    @property
+    def tools(self) -> Tools:
+        return self.binaries
 
     @property
     def containerd_state(self) -> Path:
@@ -150,6 +154,7 @@ def configuration(peer: ContainerdPeer) -> str:
         f"{runtime}.containerd.runtimes.{OUR_SHIM}": {
             "runtime_type": OURS,
         },
+        f"{runtime}.containerd.runtimes.{OUR_POD}": {"runtime_type": OURS, "sandboxer": "shim"},
         f"{runtime}.cni": {
             "bin_dirs": [folder for folder in PLUGIN_FOLDERS if Path(folder, "bridge").is_file()],
             "conf_dir": str(places.conf_dir),
