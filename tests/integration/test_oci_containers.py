@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -351,6 +352,37 @@ async def test_errors_have_their_kinds(workshop: Workshop) -> None:
         await runtime.delete(request.id)
     await runtime.delete(request.id, force=True)
     assert reap(pid) == 137
+
+
+async def test_start_meets_the_waiting_process_itself(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[str] = []
+    call = OCIRuntime._call
+
+    async def seen(runtime: OCIRuntime, operation: str, *arguments: Any, **options: Any) -> bytes:
+        programs.append(operation)
+        return await call(runtime, operation, *arguments, **options)
+
+    monkeypatch.setattr(OCIRuntime, "_call", seen)
+    runtime = workshop.runtime
+    request = workshop.request("sleep", "60")
+    pid = await workshop.create(request.id, container_spec(request))
+    assert (await runtime.state(request.id)).status == "created"
+    await runtime.start(request.id, has_hooks=False)
+    assert "start" not in programs
+    assert (await runtime.state(request.id)).status == "running"
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0060\x00"
+    with pytest.raises(errors.FailedPrecondition):  # the program is asked, for nothing waits any more
+        await runtime.start(request.id, has_hooks=False)
+    await runtime.delete(request.id, force=True)
+    assert reap(pid) == 137
+
+    dead = workshop.request("sleep", "60")
+    pid = await workshop.create(dead.id, container_spec(dead))
+    os.kill(pid, signal.SIGKILL)
+    assert reap(pid) == 137
+    with pytest.raises(errors.AtollError):
+        await runtime.start(dead.id, has_hooks=False)
+    await runtime.delete(dead.id, force=True)
 
 
 async def test_cancelled_create_leaves_nothing(workshop: Workshop) -> None:

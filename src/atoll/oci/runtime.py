@@ -23,7 +23,7 @@ import msgspec
 from atoll import errors
 from atoll.concurrency import run_to_completion
 from atoll.linux.process import Spawner
-from atoll.oci import features, spec
+from atoll.oci import execfifo, features, spec
 from atoll.oci.failures import last_error, translate
 
 CREATE_TIMEOUT_S = 120.0
@@ -161,8 +161,21 @@ class OCIRuntime:
                 raise
             return returncode
 
-    async def start(self, container: str) -> None:
-        """Execute the command of a created container. Raises `FailedPrecondition` in any other state, `NotFound`."""
+    async def start(self, container: str, *, has_hooks: bool = True) -> None:
+        """Execute the command of a created container. Raises `FailedPrecondition` in any other state, `NotFound`.
+
+        `has_hooks`: whether its spec may have poststart hooks, which only the program runs.
+        """
+        _require_id(container)
+        if not has_hooks:
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    if await execfifo.let_go(self.name, self.root / container):
+                        return
+            except TimeoutError:
+                raise errors.DeadlineExceeded(
+                    f"container {container}: its process did not go on to its command within {START_TIMEOUT_S:g} s"
+                ) from None
         await self._call("start", container, timeout_s=START_TIMEOUT_S)
 
     async def delete(self, container: str, *, force: bool = False) -> None:
@@ -299,8 +312,7 @@ class OCIRuntime:
         pass_fds: tuple[int, ...] = (),
     ) -> bytes:
         """Run `operation` on `container`; the output is the program's where it makes no process, else empty."""
-        if not _ID.fullmatch(container) or container in (".", ".."):
-            raise errors.InvalidArgument(f"container id {container!r}: letters, digits and _+.- only, at most 255")
+        _require_id(container)
         own_output = operation not in ("create", "exec", "restore")
         with _memory_file("output") as output, _memory_file("log") as log:
             argv = [*self._globals, "--log", f"/proc/self/fd/{log}", "--log-format", "json"]
@@ -341,6 +353,11 @@ class OCIRuntime:
             raise errors.FailedPrecondition(
                 f"{self.binary}: cannot be run ({error.strerror}); install it or name another runtime in the config"
             ) from error
+
+
+def _require_id(container: str) -> None:
+    if not _ID.fullmatch(container) or container in (".", ".."):
+        raise errors.InvalidArgument(f"container id {container!r}: letters, digits and _+.- only, at most 255")
 
 
 @contextlib.contextmanager

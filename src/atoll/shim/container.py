@@ -23,11 +23,11 @@ from atoll import errors
 from atoll.api import containerd_events_pb2 as events_pb2
 from atoll.linux import freezer
 from atoll.oci import runtime as oci
-from atoll.shim import cgroups, records, rules, wire
+from atoll.shim import cgroups, mapped, records, rules, wire
 from atoll.shim.process import Exec, Process
 from atoll.shim.reaper import Exit
 from atoll.shim.records import ExitRecord, TaskRecord
-from atoll.shim.rootfs import RootMount, mount_root, unmount_root
+from atoll.shim.rootfs import RootMount, unmount_root
 from atoll.shim.rules import Phase
 from atoll.shim.shim import Shim
 from atoll.shim.stdio.request import StdioRequest
@@ -51,11 +51,17 @@ class _Linux(msgspec.Struct, frozen=True, rename="camel"):
     namespaces: tuple[_Namespace, ...] = ()
 
 
+class _Hooks(msgspec.Struct, frozen=True):
+    poststart: tuple[msgspec.Raw, ...] | None = None
+
+
 class BundleSpec(msgspec.Struct, frozen=True):
     """What the shim itself reads of a config.json."""
 
     linux: _Linux = _Linux()
+    mounts: tuple[mapped.SpecMount, ...] = ()
     annotations: dict[str, str] = {}
+    hooks: _Hooks | None = None
     oci_version: str = msgspec.field(name="ociVersion", default=OLD_VERSION)
 
     @property
@@ -115,6 +121,7 @@ class Container:
         self.cgroups: tuple[Path, ...] = ()
         self._shim = shim
         self._owns_pids = True
+        self._has_hooks = True
         self._oom_before = 0
         # Orders create, start, pause, resume, update, checkpoint and delete.
         self._lock = asyncio.Lock()
@@ -131,9 +138,10 @@ class Container:
         """
         spec = read_spec(self.bundle)
         self._owns_pids = spec.owns_pids
+        self._has_hooks = spec.hooks is not None and bool(spec.hooks.poststart)
         async with self.init.starting:
             try:
-                mount_root(self.options.rootfs, self.bundle / "rootfs")
+                await mapped.mount_all(self._shim.holders, self.bundle, self.options.rootfs, spec.mounts)
                 self._record(record)
                 if Path(record.binary).name == "crun" and not spec.oci_version.startswith("1.0."):
                     lower_version(self.bundle)
@@ -218,7 +226,7 @@ class Container:
             if self.options.restore_from is not None:
                 await self._restore(self.options.restore_from)
             else:
-                await self.runtime.start(self.id)
+                await self.runtime.start(self.id, has_hooks=self._has_hooks)
             init.enter(Phase.RUNNING)
             self._publish("/tasks/start", events_pb2.TaskStart(container_id=self.id, pid=init.pid))
         return init.pid
