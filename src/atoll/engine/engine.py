@@ -52,6 +52,7 @@ class Engine:
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
+        self.checkpoints = Checkpoints(parts)
         self.sandboxes = Sandboxes(parts)
         self.front = Front(parts, self.sandboxes, self.pods)
         self.unfinished = Unfinished(parts, self.pods, self.containers, self.sandboxes)
