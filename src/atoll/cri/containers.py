@@ -1,4 +1,4 @@
-"""The RPCs of containers: create, start, stop, remove, list, status, update, logs."""
+"""The RPCs of containers: create, start, stop, remove, status, update, logs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_struct
 from atoll.container.config import ContainerConfig
 from atoll.cri import views
-from atoll.cri.selection import find, selected
+from atoll.cri.selection import find
 from atoll.engine.engine import Engine
 from atoll.oci.config import LinuxContainerResources
 
@@ -45,20 +45,6 @@ class Containers:
             return pb.RemoveContainerResponse()
         await self._engine.containers.remove(self._engine.pod_of(container), container.id)
         return pb.RemoveContainerResponse()
-
-    async def ListContainers(self, request: pb.ListContainersRequest, context: object) -> pb.ListContainersResponse:
-        wanted = request.filter
-        return pb.ListContainersResponse(
-            containers=[
-                views.container_item(container)
-                for container in selected(self._engine, wanted.id, wanted.pod_sandbox_id)
-                if (
-                    not wanted.HasField("state")
-                    or views.CONTAINER_STATES[container.status.get().state] == wanted.state.state
-                )
-                and views.has_labels(container.record.labels, wanted.label_selector)
-            ]
-        )
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: object) -> pb.ContainerStatusResponse:
         container = self._engine.containers.get(request.container_id)

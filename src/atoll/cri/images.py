@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 
 import msgspec
 
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as pb
-from atoll.cri import views
+from atoll.cri import lists, views
+from atoll.cri.encoded import Encoded
 from atoll.engine.engine import Engine
 from atoll.image.config import Auth
 
@@ -21,6 +23,10 @@ class ImageService:
     async def ListImages(self, request: pb.ListImagesRequest, context: object) -> pb.ListImagesResponse:
         images = self._images.list(request.filter.image.image)
         return pb.ListImagesResponse(images=[views.image_item(image) for image in images])
+
+    async def StreamImages(self, request: pb.StreamImagesRequest, context: object) -> AsyncGenerator[Encoded]:
+        for batch in lists.images(views.image_item(image) for image in self._images.list(request.filter.image.image)):
+            yield batch
 
     async def ImageStatus(self, request: pb.ImageStatusRequest, context: object) -> pb.ImageStatusResponse:
         image = self._images.find(request.image.image)

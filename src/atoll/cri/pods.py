@@ -1,4 +1,4 @@
-"""The RPCs of pods: run, stop, remove, status, list."""
+"""The RPCs of pods: run, stop, remove, status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 
 import msgspec
 
-from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_struct
 from atoll.cri import views
@@ -63,23 +62,6 @@ class Pods:
         if request.verbose:
             answer.info["info"] = msgspec.json.encode(_pod_info(pod)).decode()
         return answer
-
-    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: object) -> pb.ListPodSandboxResponse:
-        wanted = request.filter
-        pods = self._engine.pods.list()
-        if wanted.id:
-            try:
-                pods = (self._engine.pods.get(wanted.id),)
-            except (errors.NotFound, errors.InvalidArgument):
-                pods = ()
-        return pb.ListPodSandboxResponse(
-            items=[
-                views.pod_item(pod)
-                for pod in pods
-                if (not wanted.HasField("state") or views.pod_state(pod) == wanted.state.state)
-                and views.has_labels(pod.config.labels, wanted.label_selector)
-            ]
-        )
 
 
 def _limits(asked: pb.LinuxContainerResources) -> LinuxContainerResources:

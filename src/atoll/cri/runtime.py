@@ -5,7 +5,10 @@ from __future__ import annotations
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.cri.about import About
 from atoll.cri.containers import Containers
+from atoll.cri.events import Events
 from atoll.cri.execs import Execs
+from atoll.cri.lists import Lists
+from atoll.cri.metrics import Metrics
 from atoll.cri.pods import Pods
 from atoll.cri.stats import Statistics
 from atoll.engine.engine import Engine
@@ -20,7 +23,17 @@ class RuntimeService:
     """
 
     def __init__(self, engine: Engine, *more: object) -> None:
-        parts = (About(engine), Pods(engine), Containers(engine), Execs(engine), Statistics(engine), *more)
+        parts = (
+            About(engine),
+            Pods(engine),
+            Containers(engine),
+            Lists(engine),
+            Execs(engine),
+            Statistics(engine),
+            Metrics(engine),
+            Events(engine),
+            *more,
+        )
         for name in METHODS:
             found = [part for part in parts if hasattr(part, name)]
             if len(found) > 1:

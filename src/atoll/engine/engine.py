@@ -23,6 +23,7 @@ from atoll.engine.pods import Pods
 from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
 from atoll.engine.unfinished import Unfinished
+from atoll.engine.usage import Usages
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Finding, Findings
@@ -52,6 +53,7 @@ class Engine:
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
+        self.usages = Usages(parts, self.pods, self.containers)
         self.checkpoints = Checkpoints(parts)
         self.sandboxes = Sandboxes(parts)
         self.front = Front(parts, self.sandboxes, self.pods)
@@ -160,6 +162,7 @@ class Engine:
         """End the calls that may last for ever, so that no end of the daemon waits for them: they are asked again."""
         self.sandboxes.release_waiters()
         self.parts.topics.close()
+        self.parts.events.close()
 
     async def aclose(self) -> None:
         """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""

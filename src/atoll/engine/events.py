@@ -1,6 +1,6 @@
 """What happened to pods and containers, told to whoever listens.
 
-Each subscriber of a `Bus` has a queue of `MAX_BACKLOG` events; one that does not keep up is ended with
+Each subscriber of a `Bus` has a queue of bounded length; one that does not keep up is ended with
 `ResourceExhausted` and slows nobody.
 """
 
@@ -39,21 +39,22 @@ class Event:
 class Subscription(Generic[E]):
     """The wanted events from its making on, in order; close it. Made by `Bus.open`."""
 
-    def __init__(self, bus: Bus[E], wants: Callable[[E], bool]) -> None:
+    def __init__(self, bus: Bus[E], wants: Callable[[E], bool], backlog: int) -> None:
         self.wants = wants
         self._bus = bus
-        self._queue: asyncio.Queue[E | None] = asyncio.Queue(MAX_BACKLOG + 1)
+        self._backlog = backlog
+        self._queue: asyncio.Queue[E | None] = asyncio.Queue(backlog + 1)
         self._is_overrun = False
 
     def offer(self, event: E) -> None:
         """Queue an event, unless it or an earlier one had to be left out."""
-        self._is_overrun = self._is_overrun or self._queue.qsize() >= MAX_BACKLOG
+        self._is_overrun = self._is_overrun or self._queue.qsize() >= self._backlog
         if not self._is_overrun:
             self._queue.put_nowait(event)
 
     def end(self) -> None:
         """Have the reader told, behind what is queued, that no more will come."""
-        if self._queue.qsize() <= MAX_BACKLOG:
+        if self._queue.qsize() <= self._backlog:
             self._queue.put_nowait(None)
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Subscription(Generic[E]):
         """Raises `ResourceExhausted` where one had to be left out, `Unavailable` where the daemon ends."""
         if self._is_overrun and self._queue.empty():
             raise errors.ResourceExhausted(
-                f"events: the reader is more than {MAX_BACKLOG} events late; subscribe again and list"
+                f"events: the reader is more than {self._backlog} events late; subscribe again and list"
             )
         event = await self._queue.get()
         if event is None:
@@ -82,17 +83,36 @@ def _everything(_event: object) -> bool:
 class Bus(Generic[E]):
     """Fans events out; publishing never waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, backlog: int = MAX_BACKLOG) -> None:
+        """`backlog` is how many events wait for a subscriber at most."""
+        self._backlog = backlog
         self._subscribers: set[Subscription[E]] = set()
+        self._taps: list[Callable[[E], None]] = []
+        self._at_close: list[Callable[[], None]] = []
+
+    def tap(self, told: Callable[[E], None]) -> None:
+        """Have `told` called with every event from now on, at once: before its publisher goes on. It must not raise."""
+        self._taps.append(told)
+
+    def on_close(self, told: Callable[[], None]) -> None:
+        """Have `told` called when the daemon ends."""
+        self._at_close.append(told)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anybody has subscribed."""
+        return bool(self._subscribers)
 
     def publish(self, event: E) -> None:
+        for told in self._taps:
+            told(event)
         for subscriber in self._subscribers:
             if subscriber.wants(event):
                 subscriber.offer(event)
 
     def open(self, wants: Callable[[E], bool] = _everything) -> Subscription[E]:
         """A subscription, which its maker closes."""
-        subscription = Subscription(self, wants)
+        subscription = Subscription(self, wants, self._backlog)
         self._subscribers.add(subscription)
         return subscription
 
@@ -111,6 +131,8 @@ class Bus(Generic[E]):
 
     def close(self) -> None:
         """Tell every reader that the daemon ends."""
+        for told in self._at_close:
+            told()
         for subscriber in self._subscribers:
             subscriber.end()
 

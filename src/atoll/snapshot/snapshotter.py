@@ -25,6 +25,8 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner, run_to_completion
 from atoll.database import Connection, Database
+from atoll.linux import idmap
+from atoll.linux.userns import IDMap
 from atoll.snapshot import records
 from atoll.snapshot.disk import Disk, measure, sync
 from atoll.snapshot.mount import Mount
@@ -119,6 +121,10 @@ class Snapshotter:
             log.error("snapshot %s: its record is there, its folder is not; pull its image again", name)
         return Recovery(swept=swept, missing=tuple(sorted(self._missing)))
 
+    async def no_users(self, kernel: tuple[int, ...]) -> str:
+        """Why snapshots cannot be mounted with the ids of a user namespace, on this kernel; empty where they can."""
+        return await self._blocking.run(idmap.problem, self._disk.folder, kernel)
+
     def _folders(self) -> set[int]:
         self._disk.make()
         return self._disk.numbers()
@@ -159,36 +165,48 @@ class Snapshotter:
 
     async def usage(self, key: str) -> Usage:
         """What `key`'s own files take; of a committed snapshot from its record, otherwise counted now."""
+        return await self._blocking.run(self.measured, key)
+
+    def measured(self, key: str) -> Usage:
+        """As `usage`; blocks for as long as counting takes."""
         snapshot = self.stat(key)
         if snapshot.kind == Kind.COMMITTED:
             return snapshot.usage
-        return await self._blocking.run(measure, self._disk.fs(snapshot.number))
+        return measure(self._disk.fs(snapshot.number))
 
     # --- active snapshots and views ---
 
-    async def prepare(self, key: str, parent: str | None, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
-        """Make the active snapshot `key` upon `parent`; durable when it returns.
+    async def prepare(
+        self, key: str, parent: str | None, labels: Mapping[str, str] | None = None, *, users: IDMap | None = None
+    ) -> tuple[Mount, ...]:
+        """Make the active snapshot `key` upon `parent`; durable when it returns. `users` as `preparing`.
 
         Raises `AlreadyExists`, `NotFound` (the parent), `DataLoss` (the parent's folder is lost).
         """
-        return await run_to_completion(self._prepare(key, parent, labels, Kind.ACTIVE), within=SETTLE_TIMEOUT_S)
+        return await run_to_completion(self._prepare(key, parent, labels, Kind.ACTIVE, users), within=SETTLE_TIMEOUT_S)
 
     async def view(self, key: str, parent: str, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Make the read-only snapshot `key` of `parent`; as `prepare` otherwise."""
         return await run_to_completion(self._prepare(key, parent, labels, Kind.VIEW), within=SETTLE_TIMEOUT_S)
 
     async def _prepare(
-        self, key: str, parent: str | None, labels: Mapping[str, str] | None, kind: Kind
+        self, key: str, parent: str | None, labels: Mapping[str, str] | None, kind: Kind, users: IDMap | None = None
     ) -> tuple[Mount, ...]:
-        async with self.preparing(key, parent, labels, kind=kind) as plan:
+        async with self.preparing(key, parent, labels, kind=kind, users=users) as plan:
             await self._db.write(plan.record)
         return plan.mounts
 
     @asynccontextmanager
     async def preparing(
-        self, key: str, parent: str | None, labels: Mapping[str, str] | None = None, *, kind: Kind = Kind.ACTIVE
+        self,
+        key: str,
+        parent: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        kind: Kind = Kind.ACTIVE,
+        users: IDMap | None = None,
     ) -> AsyncGenerator[Preparation]:
-        """`prepare` as a part of the caller's transaction.
+        """`prepare` as a part of the caller's transaction. Its root is for the owner that it has among `users`.
 
             async with snapshotter.preparing(key, parent) as plan:
                 await db.write(lambda connection: (plan.record(connection), ...))
@@ -205,7 +223,7 @@ class Snapshotter:
         work = kind == Kind.ACTIVE and parent is not None
         plan = Preparation(snapshot=snapshot, mounts=self._mounts(snapshot), recorded=threading.Event())
         try:
-            create = self._blocking.run(self._create, snapshot.number, like, work)
+            create = self._blocking.run(self._create, snapshot.number, like, work, users)
             await run_to_completion(create, within=SETTLE_TIMEOUT_S)
             yield plan
         except BaseException:
@@ -216,9 +234,9 @@ class Snapshotter:
         else:
             await run_to_completion(self._settle(snapshot), within=SETTLE_TIMEOUT_S)
 
-    def _create(self, number: int, like: int | None, work: bool) -> None:
+    def _create(self, number: int, like: int | None, work: bool, users: IDMap | None = None) -> None:
         try:
-            self._disk.create(number, like=like, work=work)
+            self._disk.create(number, like=like, work=work, users=users)
         except FileNotFoundError as error:
             raise errors.NotFound(f"{error.filename}: the parent was removed meanwhile") from error
         except OSError as error:

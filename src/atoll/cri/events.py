@@ -1,0 +1,67 @@
+"""GetContainerEvents: what happens to pods and containers, each event with what they were like then.
+
+An event is made into its message once, at the moment that it tells of, whoever reads it and when; where nobody reads,
+none is made. A reader has all of them in order from its first answer on, or is told that it has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from atoll import rpc
+from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.cri import views
+from atoll.cri.encoded import Encoded
+from atoll.engine.engine import Engine
+from atoll.engine.events import Bus, Event, EventType
+
+TYPES = {
+    EventType.CREATED: pb.CONTAINER_CREATED_EVENT,
+    EventType.STARTED: pb.CONTAINER_STARTED_EVENT,
+    EventType.STOPPED: pb.CONTAINER_STOPPED_EVENT,
+    EventType.DELETED: pb.CONTAINER_DELETED_EVENT,
+}
+MAX_BACKLOG = 1024
+"""Of messages of some kilobytes each; they are the same ones for every reader."""
+
+
+class Events:
+    """The RPC of events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._bus: Bus[Encoded] = Bus(MAX_BACKLOG)
+        engine.parts.events.tap(self._tell)
+        engine.parts.events.on_close(self._bus.close)
+
+    def _tell(self, event: Event) -> None:
+        if self._bus.is_read:
+            self._bus.publish(Encoded(self._message(event).SerializeToString()))
+
+    def _message(self, event: Event) -> pb.ContainerEventResponse:
+        """With the pod, even one that is being removed, and those of its containers that are there."""
+        message = pb.ContainerEventResponse(
+            container_id=event.container_id, container_event_type=TYPES[event.type], created_at=event.at_ns
+        )
+        pod = self._engine.pods.find(event.pod_id)
+        if pod is not None:
+            message.pod_sandbox_status.CopyFrom(views.pod_status(pod))
+        find = self._engine.parts.images.find
+        message.containers_statuses.extend(
+            views.container_status(container, find) for container in self._engine.containers.list(event.pod_id)
+        )
+        return message
+
+    async def GetContainerEvents(self, request: pb.GetEventsRequest, context: rpc.Context) -> AsyncGenerator[Encoded]:
+        """Who has got the initial metadata misses nothing from then on.
+
+        Ends with `ResourceExhausted` for a reader that is `MAX_BACKLOG` events late, of which others notice nothing,
+        and with `Unavailable` where the daemon ends.
+        """
+        subscription = self._bus.open()
+        try:
+            await context.send_initial_metadata(())
+            async for message in subscription:
+                yield message
+        finally:
+            subscription.close()
