@@ -6,12 +6,13 @@ and CPU shares.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -151,6 +152,11 @@ class Cri:
     def container_status(self, container: str) -> pb.ContainerStatus:
         request = pb.ContainerStatusRequest(container_id=container)
         return self.call("ContainerStatus", request, pb.ContainerStatusResponse).status
+
+    def container_info(self, container: str) -> dict[str, Any]:
+        """What the runtime tells about it besides the protocol, as JSON."""
+        asked = pb.ContainerStatusRequest(container_id=container, verbose=True)
+        return json.loads(self.call("ContainerStatus", asked, pb.ContainerStatusResponse).info["info"])
 
     def remove_all(self) -> None:
         """Stop and remove every pod that the daemon knows."""

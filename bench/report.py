@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import sandbox_api, timing
+from bench import programs, sandbox_api, timing
 from bench.costs import STAGES, Calls, Memory
 from bench.sandbox_api import Sandboxes
 from bench.timing import Samples, Throughput
@@ -63,6 +63,8 @@ def markdown(result: Result) -> str:
     parts = [_heading(result)]
     if "main" in result.latencies:
         parts.append(_latency_table(result.latencies["main"], "Latency, ms", ROWS))
+    if "programs" in result.latencies:
+        parts.append(programs.table(result.latencies["programs"]))
     for name, title in (("pool", "With the pool of ready networks, ms"), ("host", "Pods on the host's network, ms")):
         if name in result.latencies:
             parts.append(

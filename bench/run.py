@@ -18,14 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import costs, host, places, report, sandbox_api, timing
+from bench import costs, host, places, programs, report, sandbox_api, timing
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
 from bench.report import PAGE, Result
 from bench.timing import Contestant
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("latency", "pool", "host", "sandbox", "throughput", "memory", "cpu", "calls")
+PARTS = ("latency", "programs", "pool", "host", "sandbox", "throughput", "memory", "cpu", "calls")
 POOL_SIZE = 4
 TRACED_PODS = 5
 
@@ -72,6 +72,9 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
         if "latency" in wanted:
             _say("latency")
             result.latencies["main"] = timing.latencies(all_, n=options.n, warm_up=options.warm_up)
+        if "programs" in wanted:
+            _say("the OCI runtimes alone")
+            result.latencies["programs"] = programs.measure(own[0], runtimes, n=options.n, warm_up=options.warm_up)
         if "host" in wanted:
             _say("pods on the host's network")
             on_host = [
