@@ -21,6 +21,15 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 pool_size = 4                       # ready namespaces kept for networks that are fit for it
 pool_networks = []                  # their names; none: the default network alone
 
+[streaming]                         # the server behind exec, attach and port-forward
+address = "127.0.0.1"
+port = 0                            # 0: one that the kernel chooses, at the first session
+
+[nri]                               # plugins that watch pods and adjust containers
+enable = false
+socket_path = "/var/run/nri/nri.sock"
+plugin_path = "/opt/nri/plugins"
+
 [images.registries."127.0.0.1:5000"]
 plain_http = true
 """
@@ -28,6 +37,7 @@ plain_http = true
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -44,6 +54,8 @@ WITHOUT_SANDBOXES = ("io.containerd.runc.v1", "io.containerd.runc.v2")
 """Shims that serve tasks only."""
 MAX_PODS_PER_SHIM = 1024
 MAX_UNSTARTED_S = 86400.0
+MAX_PLUGIN_TIMEOUT_S = 60.0
+MAX_IDLE_S = 31536000.0
 MAX_SOCKET_PATH = 107
 """Longest path of a unix socket, sun_path less its NUL; unix(7)."""
 
@@ -100,6 +112,35 @@ class ImageSection(Section, frozen=True):
     max_concurrent_unpacks: int = 2
 
 
+class StreamingSection(Section, frozen=True):
+    """The server behind Exec, Attach and PortForward of the CRI.
+
+    Port 0 is one that the kernel chooses, at the first session. The files of TLS are both there or neither.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    idle_timeout_s: float = 4 * 3600.0
+    creation_timeout_s: float = 30.0
+    max_connections: int = 512
+
+
+class NriSection(Section, frozen=True):
+    """Plugins of the Node Resource Interface: installed ones, ones that connect, and those of version 0.1."""
+
+    enable: bool = False
+    socket_path: str = "/var/run/nri/nri.sock"
+    disable_connections: bool = False
+    plugin_path: str = "/opt/nri/plugins"
+    plugin_config_path: str = "/etc/nri/conf.d"
+    plugin_registration_timeout_s: float = 5.0
+    plugin_request_timeout_s: float = 2.0
+    legacy_config: str = "/etc/nri/conf.json"
+    legacy_plugin_path: str = "/opt/nri/bin"
+
+
 class Config(Section, frozen=True):
     root: str = "/var/lib/atoll"
     state: str = "/run/atoll"
@@ -110,6 +151,8 @@ class Config(Section, frozen=True):
     sandboxes: SandboxSection = SandboxSection()
     network: NetworkSection = NetworkSection()
     images: ImageSection = ImageSection()
+    nri: NriSection = NriSection()
+    streaming: StreamingSection = StreamingSection()
     cgroup_parent: str = "/atoll"
     max_container_log_line_bytes: int = 16384
     idle_exit_s: float = 0.0
@@ -160,6 +203,8 @@ def check(config: Config, source: str) -> Config:
         )
     _check_handlers(config, source)
     _check_sandboxes(config.sandboxes, source)
+    _check_nri(config.nri, source)
+    _check_streaming(config.streaming, source)
     for name, path in (("root", config.root), ("state", config.state), ("socket", str(config.socket_path))):
         if not path.startswith("/"):
             raise errors.InvalidArgument(f"{source}: {name} = {path!r}: must be an absolute path")
@@ -207,6 +252,42 @@ def _check_sandboxes(section: SandboxSection, source: str) -> None:
     ):
         if path and not path.startswith("/"):
             raise errors.InvalidArgument(f"{source}: [sandboxes] {name} = {path!r}: must be an absolute path, or empty")
+
+
+def _check_streaming(section: StreamingSection, source: str) -> None:
+    try:
+        ipaddress.ip_address(section.address)
+    except ValueError:
+        raise errors.InvalidArgument(
+            f"{source}: [streaming] address {section.address!r}: must be an IP address, as in 127.0.0.1"
+        ) from None
+    for name, value, least, most in (
+        ("port", section.port, 0, 65535),
+        ("idle_timeout_s", section.idle_timeout_s, 1.0, MAX_IDLE_S),
+        ("creation_timeout_s", section.creation_timeout_s, 0.1, 3600.0),
+        ("max_connections", section.max_connections, 1, 65536),
+    ):
+        if not least <= value <= most:
+            raise errors.InvalidArgument(f"{source}: [streaming] {name} = {value:g}: must be {least:g} to {most:g}")
+    if bool(section.tls_cert) != bool(section.tls_key):
+        raise errors.InvalidArgument(f"{source}: [streaming] tls_cert and tls_key: belong together")
+
+
+def _check_nri(section: NriSection, source: str) -> None:
+    for name in ("socket_path", "plugin_path", "plugin_config_path", "legacy_config", "legacy_plugin_path"):
+        path: str = getattr(section, name)
+        if not path.startswith("/"):
+            raise errors.InvalidArgument(f"{source}: [nri] {name} = {path!r}: must be an absolute path")
+    if len(section.socket_path) > MAX_SOCKET_PATH:
+        raise errors.InvalidArgument(
+            f"{source}: [nri] socket_path {section.socket_path}: is longer than {MAX_SOCKET_PATH} bytes"
+        )
+    for name in ("plugin_registration_timeout_s", "plugin_request_timeout_s"):
+        value: float = getattr(section, name)
+        if not 0.1 <= value <= MAX_PLUGIN_TIMEOUT_S:
+            raise errors.InvalidArgument(
+                f"{source}: [nri] {name} = {value:g}: must be 0.1 to {MAX_PLUGIN_TIMEOUT_S:g}"
+            )
 
 
 _WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<given>[^`]+)`")
@@ -265,6 +346,10 @@ def _known(path: str) -> list[str]:
         section = NetworkSection
     elif parts and parts[0] == "sandboxes":
         section = SandboxSection
+    elif parts and parts[0] == "nri":
+        section = NriSection
+    elif parts and parts[0] == "streaming":
+        section = StreamingSection
     elif parts and parts[0] == "runtimes":
         section = RuntimeHandler
     elif parts[:2] == ["images", "registries"]:

@@ -31,6 +31,8 @@ from atoll.concurrency import TaskOwner
 from atoll.config import Config
 from atoll.cri.images import ImageService
 from atoll.cri.runtime import RuntimeService
+from atoll.cri.streaming import Streaming
+from atoll.daemon import activation
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
 from atoll.engine.engine import Engine
@@ -40,6 +42,7 @@ from atoll.services.events import EventsService
 from atoll.services.runtime import RuntimeService as AtollService
 from atoll.services.sandbox_store import StoreService
 from atoll.services.version import VersionService
+from atoll.streaming.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +73,10 @@ def serve(config: Config, *, config_file: str = "", private: bool = False) -> in
     `FailedPrecondition` where another daemon has the root, the state folder or the socket.
     """
     logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
+    handed = activation.take(os.environ, config.socket_path)
     owner = ownership.owner_of(config, file=config_file, pid=os.getpid(), private=private, socket=config.socket_path)
     with _lock(Path(config.root), "root", 0o700, owner), _lock(Path(config.state), "state", 0o711, owner):
-        asyncio.run(_serve(config, owner))
+        asyncio.run(_serve(config, owner, handed))
     return 0
 
 
@@ -123,7 +127,7 @@ def _acquire(fd: int, folder: Path, what: str, owner: Owner) -> None:
         waited += POLL_S
 
 
-async def _serve(config: Config, owner: Owner) -> None:
+async def _serve(config: Config, owner: Owner, handed: activation.Handed | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -132,7 +136,12 @@ async def _serve(config: Config, owner: Owner) -> None:
         idle = Idle(stop, config.idle_exit_s, engine)
         _raise_descriptor_limit()
         controllers = ControllerService(engine.front.find)
-        server, bound = await _listen(config, engine, idle, controllers)
+        streaming = Server(config.streaming)
+        if config.streaming.port:
+            await streaming.start()
+        server, bound = await _listen(config, engine, idle, controllers, streaming, handed)
+        if handed is not None:
+            handed.turn_away(tasks)
         try:
             ownership.own_socket(config.socket_path, owner)
             log.info("atoll listens on %s", config.socket_path)
@@ -141,8 +150,11 @@ async def _serve(config: Config, owner: Owner) -> None:
             await stop.wait()
         finally:
             log.info("atoll stops; pods go on")
+            if handed is not None:
+                handed.put_back(bound)
             engine.release_waiters()
             await server.stop(GRACE_S)
+            await streaming.aclose()
             await controllers.aclose()
             rpc.unlink_own(config.socket_path, bound)
             if owner.private and idle.ran_out:
@@ -164,13 +176,18 @@ async def _recover(engine: Engine) -> None:
 
 
 async def _listen(
-    config: Config, engine: Engine, idle: Idle, controllers: ControllerService
+    config: Config,
+    engine: Engine,
+    idle: Idle,
+    controllers: ControllerService,
+    streaming: Server,
+    handed: activation.Handed | None,
 ) -> tuple[grpc.aio.Server, rpc.FileId]:
     server = rpc.make_server()
     cri = cri_runtime_v1_pb2.DESCRIPTOR.services_by_name
     own = atoll_v1_pb2.DESCRIPTOR.services_by_name
     services: dict[ServiceDescriptor, object] = {
-        cri["RuntimeService"]: RuntimeService(engine),
+        cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine),
         **controllers.services(),
@@ -179,6 +196,8 @@ async def _listen(
         version_pb2.DESCRIPTOR.services_by_name["Version"]: VersionService(),
     }
     rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED, readiness=engine)
-    bound = rpc.bind(server, config.socket_path)
+    if handed is not None:
+        handed.put_aside()
+    bound = rpc.bind(server, config.socket_path, over=handed is not None)
     await server.start()
     return server, bound

@@ -243,7 +243,7 @@ class _OnceInput:
         self._close_later = close_later
         self._is_closed = False
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         await self._inner.write(data)
 
     async def close(self) -> None:

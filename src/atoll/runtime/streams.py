@@ -51,7 +51,7 @@ class ByteReader(Protocol):
 class ByteWriter(Protocol):
     """Input of a process."""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Return once the shim has room for it; `FailedPrecondition` where the process takes no more input."""
         ...
 
@@ -124,7 +124,7 @@ class InputStream:
         self._closed = False
         self._writing = asyncio.Lock()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         async with self._writing:
             while view:
@@ -306,7 +306,7 @@ class FifoWriter:
             os.close(self._reader)
             self._reader = None
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         loop = asyncio.get_running_loop()
         view = memoryview(data)
         async with self._writing:

@@ -82,7 +82,7 @@ class Stdin:
         self._writer = writer
         self._is_sink = False
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._is_sink:
             await self._unless_closed(self._writer.write(data))
 

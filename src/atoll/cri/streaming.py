@@ -1,0 +1,279 @@
+"""Exec, Attach and PortForward of the CRI: a URL of the streaming server for each, and what is done behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from atoll import errors
+from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.concurrency import TaskOwner
+from atoll.container.status import State
+from atoll.container.store import Container
+from atoll.cri.selection import find
+from atoll.engine.engine import Engine
+from atoll.engine.execs import Exec, ExecRequest
+from atoll.linux import netns
+from atoll.runtime.streams import ByteReader, ByteWriter
+from atoll.sandbox.controller import State as PodState
+from atoll.services.process import EXIT_DRAIN_S, Stdin, fed
+from atoll.streaming.command import Options, Outlet, Streams
+from atoll.streaming.flow import Gone, Inflow
+from atoll.streaming.forward import MAX_PORTS
+from atoll.streaming.server import Command, Forward, Server
+from atoll.streaming.status import End
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_RESIZE_BYTES = 4096
+LOCALHOST = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+"""What a port of a pod is looked for on, in this order."""
+
+
+class Streaming:
+    """RPCs whose answer is the URL of a stream."""
+
+    def __init__(self, engine: Engine, server: Server) -> None:
+        self._engine = engine
+        self._server = server
+
+    async def Exec(self, request: pb.ExecRequest, context: object) -> pb.ExecResponse:
+        options = _options(request)
+        if not request.cmd:
+            raise errors.InvalidArgument("exec: the command is empty")
+        container = self._running(request.container_id)
+        handler = functools.partial(self._exec, container, tuple(request.cmd), options)
+        command = Command(options=options, handler=handler)
+        return pb.ExecResponse(url=await self._server.url("exec", command))
+
+    async def Attach(self, request: pb.AttachRequest, context: object) -> pb.AttachResponse:
+        options = _options(request)
+        container = self._running(request.container_id)
+        command = Command(options=options, handler=functools.partial(self._attach, container))
+        return pb.AttachResponse(url=await self._server.url("attach", command))
+
+    async def PortForward(self, request: pb.PortForwardRequest, context: object) -> pb.PortForwardResponse:
+        pod = self._engine.pods.get(request.pod_sandbox_id)
+        if pod.state is not PodState.READY:
+            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, no port of it can be forwarded")
+        ports = tuple(request.port)
+        if len(ports) > MAX_PORTS or any(not 0 < port < 65536 for port in ports):
+            raise errors.InvalidArgument(f"port forward: the ports must be 1 to 65535, and at most {MAX_PORTS}")
+        forward = Forward(dial=functools.partial(self._dial, pod.id), ports=ports)
+        return pb.PortForwardResponse(url=await self._server.url("portforward", forward))
+
+    def _running(self, container_id: str) -> Container:
+        _, container = find(self._engine, container_id)
+        if container.status.get().state is not State.RUNNING:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: is not running")
+        return container
+
+    # --- exec and attach ---
+
+    async def _exec(self, container: Container, command: tuple[str, ...], options: Options, streams: Streams) -> End:
+        try:
+            pod, container = find(self._engine, container.id)
+            request = ExecRequest(command=command, tty=options.tty, stdin=options.stdin)
+            async with self._engine.execs.open(pod, container, request) as running:
+                return End(exit_code=await _until_end(running, streams))
+        except errors.AtollError as error:
+            return End(fault=f"error executing command in container: {error}")
+
+    async def _attach(self, container: Container, streams: Streams) -> End:
+        try:
+            pod, container = find(self._engine, container.id)
+            config = container.metadata.config
+            has_stdin = config is not None and config.stdin and streams.stdin is not None
+            io = await self._engine.execs.attach(pod, container, stdin=has_stdin)
+            resize = functools.partial(self._engine.execs.resize, pod, container)
+            try:
+                async with TaskOwner(f"attach/{container.id}") as tasks:
+                    _feed(tasks, streams.stdin, io.stdin)
+                    _resize(tasks, streams.resize, resize)
+                    output = Output((io.stdout, streams.stdout), (io.stderr, streams.stderr))
+                    copying = tasks.spawn(output.run(), name="attach/output")
+                    ending = tasks.spawn(container.stopped.wait(), name="attach/end")
+                    await asyncio.wait({ending, copying}, return_when=asyncio.FIRST_COMPLETED)
+                    await output.drained(copying)
+            finally:
+                io.close()
+        except errors.AtollError as error:
+            return End(fault=f"error attaching to container: {error}")
+        return End()
+
+    # --- port forward ---
+
+    async def _dial(self, pod_id: str, port: int) -> socket.socket:
+        """A connection to a port on the pod's localhost, of IPv4 or else of IPv6."""
+        pod = self._engine.pods.get(pod_id)
+        pod.require_open("no port of it can be forwarded")
+        if not pod.netns_path and not pod.config.host_network:
+            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: has no network namespace that we know of")
+        try:
+            sockets = await self._engine.parts.blocking.run(_sockets, pod.netns_path)
+        except OSError as error:
+            raise errors.Unavailable(f"pod {pod.id[:13]}: {pod.netns_path}: {error.strerror}") from error
+        loop = asyncio.get_running_loop()
+        faults: list[str] = []
+        try:
+            for connection, (_, host) in zip(tuple(sockets), LOCALHOST, strict=False):
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                        await loop.sock_connect(connection, (host, port))
+                except OSError as error:  # TimeoutError is one
+                    faults.append(f"{host}: {os.strerror(error.errno).lower() if error.errno else 'no answer'}")
+                else:
+                    sockets.remove(connection)
+                    return connection
+        finally:
+            for connection in sockets:
+                connection.close()
+        raise errors.Unavailable(f"pod {pod.id[:13]}: nothing answers on port {port}: {', '.join(faults)}")
+
+
+def _options(request: pb.ExecRequest | pb.AttachRequest) -> Options:
+    if not request.container_id:
+        raise errors.InvalidArgument("container_id: is required")
+    if request.tty and request.stderr:
+        raise errors.InvalidArgument("tty and stderr: a terminal has one output, ask for stdout alone")
+    if not (request.stdin or request.stdout or request.stderr):
+        raise errors.InvalidArgument("one of stdin, stdout and stderr must be asked for")
+    return Options(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
+
+
+async def _until_end(running: Exec, streams: Streams) -> int:
+    """Move the streams of a process until its end; its exit code, once all output was sent."""
+    async with TaskOwner(f"exec/{running.id}") as tasks:
+        _feed(tasks, streams.stdin, running.io.stdin)
+        _resize(tasks, streams.resize, running.resize)
+        output = Output((running.io.stdout, streams.stdout), (running.io.stderr, streams.stderr))
+        copying = tasks.spawn(output.run(), name="exec/output")
+        end = await running.wait()
+        await output.drained(copying)
+    return end.exit_status
+
+
+class Output:
+    """The output of a process on its way to a client. What the client does not take, or did not ask for, is dropped."""
+
+    def __init__(self, *pairs: tuple[ByteReader | None, Outlet | None]) -> None:
+        self._pairs = [(reader, outlet) for reader, outlet in pairs if reader is not None]
+        self._moved = 0
+        self._sending = 0
+        self._fault: errors.AtollError | None = None
+
+    async def run(self) -> None:
+        """Copy until every stream has ended."""
+        async with asyncio.TaskGroup() as group:
+            for reader, outlet in self._pairs:
+                group.create_task(self._copy(reader, outlet), name="output/stream")
+
+    async def drained(self, copying: asyncio.Task[None]) -> None:
+        """After the process's end: wait until all was sent, or nothing comes for a while from what it left behind.
+
+        Raises what reading raised.
+        """
+        moved = -1
+        while not copying.done() and (self._moved != moved or self._sending):
+            moved = self._moved
+            await asyncio.wait({copying}, timeout=EXIT_DRAIN_S)
+        if self._fault is not None:
+            raise self._fault
+
+    async def _copy(self, reader: ByteReader, outlet: Outlet | None) -> None:
+        try:
+            async for chunk in reader:
+                self._moved += 1
+                if outlet is None:
+                    continue
+                self._sending += 1
+                try:
+                    await outlet.write(chunk)
+                except Gone:
+                    outlet = None
+                finally:
+                    self._sending -= 1
+        except errors.AtollError as error:
+            self._fault = error
+
+
+def _feed(tasks: TaskOwner, inflow: Inflow | None, writer: ByteWriter | None) -> None:
+    """Pass a client's input on; what no process takes is dropped."""
+    if inflow is None:
+        return
+    if writer is None:
+        inflow.discard()
+    else:
+        tasks.spawn(fed(_feeding(inflow, Stdin(writer))), name="input")
+
+
+async def _feeding(inflow: Inflow, stdin: Stdin) -> None:
+    with contextlib.suppress(Gone):  # the client has left: whoever waits for the end knows
+        while chunk := await inflow.read():
+            await stdin.write(chunk)
+        await stdin.close()
+
+
+Resize = Callable[[int, int], Awaitable[None]]
+
+
+class _Size(msgspec.Struct, frozen=True):
+    """What a client says of its terminal, in cells."""
+
+    width: int = msgspec.field(name="Width", default=0)
+    height: int = msgspec.field(name="Height", default=0)
+
+
+def _resize(tasks: TaskOwner, inflow: Inflow | None, resize: Resize) -> None:
+    if inflow is not None:
+        tasks.spawn(fed(_resizing(inflow, resize)), name="resize")
+
+
+async def _resizing(inflow: Inflow, resize: Resize) -> None:
+    """Sizes come as JSON objects behind each other; a client whose objects are none is not heard any more."""
+    text = b""
+    with contextlib.suppress(Gone):
+        while chunk := await inflow.read():
+            text += chunk
+            while (end := text.find(b"}") + 1) and len(text) <= MAX_RESIZE_BYTES:
+                document, text = text[:end], text[end:]
+                try:
+                    size = msgspec.json.decode(document, type=_Size)
+                except msgspec.DecodeError as error:
+                    log.info("streaming: a client's size of its terminal cannot be read: %s", error)
+                    inflow.discard()
+                    return
+                if 0 < size.width < 65536 and 0 < size.height < 65536:
+                    with contextlib.suppress(errors.NotFound):  # it has ended, which its exit says
+                        await resize(size.width, size.height)
+            if len(text) > MAX_RESIZE_BYTES:
+                inflow.discard()
+                return
+
+
+def _sockets(path: str) -> list[socket.socket]:
+    """Sockets for `LOCALHOST`, not blocking, in the namespace at `path`, the host's where it is empty."""
+
+    def make() -> list[socket.socket]:
+        made: list[socket.socket] = []
+        for family, _ in LOCALHOST:
+            try:
+                one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            except OSError:
+                if made:  # a kernel without IPv6
+                    return made
+                raise
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.append(one)
+        return made
+
+    return netns.inside(Path(path), make) if path else make()

@@ -1,0 +1,92 @@
+"""What has come in on a stream and waits for its reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+
+Chunk: TypeAlias = bytes | bytearray | memoryview
+
+
+class Gone(Exception):
+    """The other end has left: the stream was reset, or its connection ended."""
+
+
+class Inflow:
+    """Bytes of one stream in their order; one reader.
+
+    It takes whatever it is given: `changed` tells the owner by how much the amount that waits grew or fell, and the
+    owner keeps the sender back.
+    """
+
+    __slots__ = ("_changed", "_chunks", "_discards", "_ended", "_gone", "_waiter", "size")
+
+    def __init__(self, changed: Callable[[int], None]) -> None:
+        self._changed = changed
+        self._chunks: deque[Chunk] = deque()
+        self._ended = False
+        self._gone = False
+        self._discards = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.size = 0
+
+    def feed(self, chunk: Chunk) -> None:
+        """Add what came; after `discard` it is dropped, but still told."""
+        if not chunk or self._ended or self._gone:
+            return
+        size = len(chunk)
+        self._changed(size)
+        if self._discards:
+            self._changed(-size)
+            return
+        self._chunks.append(chunk)
+        self.size += size
+        self._wake()
+
+    def end(self) -> None:
+        """Nothing follows; idempotent."""
+        self._ended = True
+        self._wake()
+
+    def fail(self) -> None:
+        """The sender has gone: what it sent is still read, then `Gone` is raised; idempotent."""
+        self._gone = True
+        self._wake()
+
+    def discard(self) -> None:
+        """Drop what waits and all that follows: nobody reads it."""
+        self._discards = True
+        self._chunks.clear()
+        size, self.size = self.size, 0
+        if size:
+            self._changed(-size)
+        self._wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come in."""
+        return self._ended or self._gone
+
+    async def read(self) -> Chunk:
+        """The next bytes, never none before the end, which is empty. Raises `Gone` after the last byte."""
+        while not self._chunks:
+            if self._ended:
+                return b""
+            if self._gone:
+                raise Gone
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        chunk = self._chunks.popleft()
+        size = len(chunk)
+        self.size -= size
+        self._changed(-size)
+        return chunk
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
