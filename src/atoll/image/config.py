@@ -8,6 +8,9 @@ from pathlib import Path
 
 from atoll import errors
 
+ALL_OTHERS = "*"
+"""Names, among the registries, every one that has no entry of its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
@@ -63,13 +66,20 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSettings:
-    """All that `ImageStore` is told; `registries` is keyed by domain (`docker.io`, `localhost:5000`).
+    """All that `ImageStore` is told; `registries` is keyed by domain: `docker.io`, `localhost:5000`, or `*`.
 
-    `platform_*` choose from an index; empty means the host's.
+    `auth_file` has credentials in docker's form (`auths`), read at each pull. An image with a name of `pinned` is
+    pinned. `architecture` and `variant` choose from an index; empty means the host's.
     """
 
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict[str, RegistryConfig])
+    auth_file: Path | None = None
+    pinned: frozenset[str] = frozenset()
     limits: ImageLimits = field(default_factory=ImageLimits)
     skopeo: str = "skopeo"
     architecture: str = ""
     variant: str = ""
+
+    def registry(self, domain: str) -> RegistryConfig:
+        """How to reach a registry: by its own entry, else by that of all others."""
+        return self.registries.get(domain) or self.registries.get(ALL_OTHERS) or RegistryConfig()

@@ -17,6 +17,8 @@ class ImageIndex:
     """Images by ID and by canonical name, as the database has them."""
 
     def __init__(self) -> None:
+        self._pins: set[str] = set()
+        self._pinned_names: frozenset[str] = frozenset()
         self._images: dict[str, Image] = {}
         self._stored: dict[str, records.Stored] = {}
         self._names: dict[str, str] = {}
@@ -34,7 +36,9 @@ class ImageIndex:
         """Enter an image, or the newer facts about it, and move `names` to it."""
         known = self._images.get(stored.id)
         self._stored[stored.id] = stored
-        self._images[stored.id] = _image(stored, (), pinned=pinned or (known is not None and known.pinned))
+        if pinned:
+            self._pins.add(stored.id)
+        self._images[stored.id] = _image(stored, (), pinned=stored.id in self._pins)
         if known is not None:
             names = {*names, *known.repo_tags, *known.repo_digests}
         return self.name(stored.id, names)
@@ -59,12 +63,19 @@ class ImageIndex:
         """Drop an image with its names."""
         self._images.pop(image_id, None)
         self._stored.pop(image_id, None)
+        self._pins.discard(image_id)
         for name in [name for name, owner in self._names.items() if owner == image_id]:
             del self._names[name]
 
     def pin(self, image_id: str, pinned: bool) -> None:
-        names = self._names_of(image_id)
-        self._images[image_id] = _image(self._stored[image_id], names, pinned=pinned)
+        (self._pins.add if pinned else self._pins.discard)(image_id)
+        self._refresh(image_id)
+
+    def pin_names(self, names: frozenset[str]) -> None:
+        """Whatever has one of these canonical names is pinned from now on, and nothing else by its name."""
+        self._pinned_names = names
+        for image_id in self._images:
+            self._refresh(image_id)
 
     def find(self, text: str) -> tuple[Image, str | None] | None:
         """The image that `text` names, and the canonical name that it was found by (None for an ID).
@@ -102,8 +113,9 @@ class ImageIndex:
         return tuple(name for name, owner in self._names.items() if owner == image_id)
 
     def _refresh(self, image_id: str) -> None:
-        image = self._images[image_id]
-        self._images[image_id] = _image(self._stored[image_id], self._names_of(image_id), pinned=image.pinned)
+        names = self._names_of(image_id)
+        pinned = image_id in self._pins or not self._pinned_names.isdisjoint(names)
+        self._images[image_id] = _image(self._stored[image_id], names, pinned=pinned)
 
 
 def _lookup_name(reference: Reference) -> str:

@@ -89,7 +89,10 @@ class Puller:
         self._flights: dict[tuple[str, Auth | None], _Flight] = {}
         self._settle = settle
         self._drop = drop
-        self._limits = settings.limits
+
+    def configure(self, settings: ImageSettings) -> None:
+        """Registries and limits for the pulls that begin from now on."""
+        self._settings = settings
 
     async def pull(self, reference: Reference, auth: Auth | None, on_progress: OnProgress | None) -> str:
         """Join or start the pull of `reference`; the ID of the image."""
@@ -145,7 +148,7 @@ class Puller:
         async with self._skopeo(reference, auth) as skopeo:
             documents = await self._documents(skopeo, reference)
             data = documents[-1]
-            limits = self._limits
+            limits = self._settings.limits
             manifest = parse_manifest(
                 data,
                 str(reference),
@@ -174,7 +177,7 @@ class Puller:
         wanted = reference
         for _ in range(3):
             data = await skopeo.manifest(self._pool, wanted)
-            if len(data) > self._limits.max_manifest_bytes:
+            if len(data) > self._settings.limits.max_manifest_bytes:
                 raise errors.InvalidArgument(f"{wanted}: a manifest of {len(data)} bytes")
             if wanted.digest is not None and digest_of(data) != wanted.digest:
                 raise errors.DataLoss(f"{wanted}: the registry sent a manifest with the digest {digest_of(data)}")
@@ -185,7 +188,7 @@ class Puller:
             chosen = choose(
                 index, str(wanted), architecture=self._settings.architecture, variant=self._settings.variant
             )
-            wanted = reference.with_digest(valid(chosen, str(wanted), self._limits.max_manifest_bytes).digest)
+            wanted = reference.with_digest(valid(chosen, str(wanted), self._settings.limits.max_manifest_bytes).digest)
         raise errors.InvalidArgument(f"{reference}: indexes of indexes, more than 3 deep")
 
     async def _fetch(self, skopeo: Skopeo, reference: Reference, blobs: dict[str, Descriptor], flight: _Flight) -> None:
@@ -197,7 +200,7 @@ class Puller:
             return
         waiting = deque(sorted(missing, key=lambda blob: -blob.size))
         async with asyncio.TaskGroup() as group:
-            for number in range(min(self._limits.downloads, len(missing))):
+            for number in range(min(self._settings.limits.downloads, len(missing))):
                 work = self._fetch_some(skopeo, reference, waiting, flight)
                 group.create_task(work, name=f"image/{reference}/fetch/{number}")
 
@@ -223,7 +226,9 @@ class Puller:
         return {digest for digest, blob in blobs.items() if self._content.has(digest, blob.size)}
 
     async def _ingest(self, reference: Reference, documents: list[bytes], manifest: Manifest, flight: _Flight) -> str:
-        config = await self._pool.run(self._content.read, manifest.config.digest, self._limits.max_config_bytes)
+        config = await self._pool.run(
+            self._content.read, manifest.config.digest, self._settings.limits.max_config_bytes
+        )
         parsed = parse_config(config, manifest)
         for document in documents:
             await self._pool.run(self._content.put, document)

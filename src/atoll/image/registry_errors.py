@@ -39,6 +39,9 @@ _UNAVAILABLE = (
 )
 
 
+_MIRRORS = re.compile(r"\(Mirrors also failed: \[(.*)\]\): (.*)$", re.DOTALL)
+
+
 def complaint(stderr: str) -> str:
     """The last message that skopeo logged, without its frame."""
     messages = _MESSAGE.findall(stderr)
@@ -47,10 +50,20 @@ def complaint(stderr: str) -> str:
 
 
 def translate(text: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
-    """The error for what skopeo said about `reference`."""
+    """The error for what skopeo said about `reference`: its kind by the registry itself; mirrors are quoted."""
+    said = text if len(text) <= _MAX_CHARACTERS else "... " + text[-_MAX_CHARACTERS:]
+    mirrored = _MIRRORS.search(text)
+    if mirrored is not None:
+        text = mirrored[2]
+    error = _translate(text, said, reference, has_auth=has_auth)
+    if mirrored is None or said in str(error):
+        return error
+    return type(error)(f"{error}; its mirrors: {mirrored[1][:_MAX_CHARACTERS]}")
+
+
+def _translate(text: str, said: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
     lower = text.lower()
     domain = reference.domain
-    said = text if len(text) <= _MAX_CHARACTERS else "... " + text[-_MAX_CHARACTERS:]
 
     def has(marks: tuple[str, ...]) -> bool:
         return any(re.search(rf"(?<![0-9a-f]){re.escape(mark)}(?![0-9a-f])", lower) for mark in marks)

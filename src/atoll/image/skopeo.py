@@ -16,7 +16,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -56,10 +56,9 @@ class Skopeo:
         self._reference = reference
         self._has_auth = auth is not None
         self._auth = auth
-        registries = settings.registries
-        mirrors = registries.get(reference.domain, RegistryConfig()).mirrors
-        self._mirrors = {mirror.partition("/")[0]: mirror for mirror in mirrors}
-        self._known = {host: registries.get(host, RegistryConfig()) for host in (reference.domain, *self._mirrors)}
+        self._mirrors = settings.registry(reference.domain).mirrors
+        hosts = (reference.domain, *(host_of(mirror) for mirror in self._mirrors))
+        self._known = {host: settings.registry(host) for host in hosts}
 
     async def prepare(self, pool: Workers) -> None:
         """Find out what each registry speaks where that matters, and write the files that skopeo reads."""
@@ -69,12 +68,14 @@ class Skopeo:
     def _write_settings(self, lax: set[str]) -> None:
         """Blocks. `lax` are the hosts for which skopeo may skip the certificate's check or speak http."""
         domain, known = self._reference.domain, self._known
-        auths = {host: config.auth for host, config in known.items() if config.auth is not None}
+        auths = _read_auths(self._settings.auth_file) if self._settings.auth_file is not None else {}
+        auths |= {host: _auth_entry(config.auth) for host, config in known.items() if config.auth is not None}
         if self._auth is not None:
-            auths[domain] = self._auth
-        self._has_auth = domain in auths
-        encoded = {host: _auth_entry(auth) for host, auth in auths.items()}
-        _private(self._folder / "auth.json", json.dumps({"auths": encoded}))
+            # An entry for a part of the registry would win over this one.
+            auths = {place: entry for place, entry in auths.items() if host_of(place) != domain}
+            auths[domain] = _auth_entry(self._auth)
+        self._has_auth = any(host_of(place) == domain for place in auths)
+        _private(self._folder / "auth.json", json.dumps({"auths": auths}))
         _private(self._folder / "registries.conf", _registries_conf(domain, self._mirrors, lax))
         certificates = self._folder / "certs"
         certificates.mkdir(mode=0o700)
@@ -282,13 +283,35 @@ async def _may_be_lax(host: str, config: RegistryConfig) -> bool:
     return tls is True if config.skip_verify else tls is False
 
 
-def _registries_conf(domain: str, mirrors: Mapping[str, str], lax: set[str]) -> str:
+def host_of(place: str) -> str:
+    """The `host[:port]` of a mirror, or of a key of an auth file, which may be a URL."""
+    return place.removeprefix("https://").removeprefix("http://").partition("/")[0]
+
+
+class _AuthFile(msgspec.Struct, frozen=True, kw_only=True):
+    auths: dict[str, dict[str, msgspec.Raw]] = {}
+
+
+def _read_auths(path: Path) -> dict[str, dict[str, object]]:
+    """The entries of a file such as `skopeo login --authfile` writes; credential helpers are not asked."""
+    try:
+        decoded = msgspec.json.decode(path.read_bytes(), type=_AuthFile)
+    except OSError as error:
+        raise errors.FailedPrecondition(f"{path}: cannot be read: {error.strerror}; it is the auth_file") from error
+    except msgspec.DecodeError:  # without its text, which may quote the file
+        raise errors.FailedPrecondition(f"{path}: is no auth file, which is JSON with auths") from None
+    return {
+        place: {key: msgspec.json.decode(raw) for key, raw in entry.items()} for place, entry in decoded.auths.items()
+    }
+
+
+def _registries_conf(domain: str, mirrors: Sequence[str], lax: set[str]) -> str:
     """containers-registries.conf(5); a JSON string is a TOML basic string."""
     lines = ["unqualified-search-registries = []", "[[registry]]", f"location = {json.dumps(domain)}"]
     lines.append(f"insecure = {json.dumps(domain in lax)}")
-    for host, mirror in mirrors.items():
+    for mirror in mirrors:
         lines += ["[[registry.mirror]]", f"location = {json.dumps(mirror)}"]
-        lines.append(f"insecure = {json.dumps(host in lax)}")
+        lines.append(f"insecure = {json.dumps(host_of(mirror) in lax)}")
     return "\n".join(lines) + "\n"
 
 

@@ -111,6 +111,15 @@ class ImageStore:
             drop=self._drop,
         )
 
+        self.configure(settings)
+
+    def configure(self, settings: ImageSettings) -> None:
+        """Registries, credentials, limits and pinned names from now on; how many work at a time stays as it began."""
+        self._settings = settings
+        self._puller.configure(settings)
+        self._unpacker.limits = settings.limits
+        self._index.pin_names(frozenset(_canonical(name) for name in settings.pinned))
+
     async def recover(self) -> ImageRecovery:
         """Read the records; an image whose snapshots are lost is reported and not served until pulled again."""
         await self._blocking.run(self._content.make)
@@ -383,6 +392,11 @@ class ImageStore:
         rubbish = {d: size for d, size in present.items() if d not in needed and d not in self._leases}
         await self._pool.run(self._content.remove, list(rubbish))
         return rubbish
+
+
+def _canonical(name: str) -> str:
+    reference = Reference.parse(name)
+    return str(reference if reference.digest is None else reference.with_digest(reference.digest))
 
 
 def _going(image: Image, name: str | None) -> set[str]:

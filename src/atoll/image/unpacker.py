@@ -46,7 +46,7 @@ class Unpacker:
     """Unpacks blobs, at most `limits.unpacks` at a time."""
 
     def __init__(self, limits: ImageLimits, pool: Blocking) -> None:
-        self._limits = limits
+        self.limits = limits
         self._pool = pool
         self._slots = asyncio.Semaphore(limits.unpacks)
 
@@ -70,10 +70,10 @@ class Unpacker:
 
     def _command(self, target: Path, plain: bool) -> list[str]:
         limits = {
-            "max_bytes": self._limits.max_layer_bytes,
-            "max_ratio": self._limits.max_layer_ratio,
-            "free_bytes": self._limits.layer_free_bytes,
-            "max_entries": self._limits.max_layer_entries,
+            "max_bytes": self.limits.max_layer_bytes,
+            "max_ratio": self.limits.max_layer_ratio,
+            "free_bytes": self.limits.layer_free_bytes,
+            "max_entries": self.limits.max_layer_entries,
             "plain": plain,
         }
         module = ["-P", "-X", "utf8", "-m", "atoll.image.unpack"]
@@ -92,9 +92,9 @@ class Unpacker:
                 if now != position:
                     position, since = now, clock()
                     on_bytes(now)
-                elif clock() - since > self._limits.stall_timeout_s:
+                elif clock() - since > self.limits.stall_timeout_s:
                     raise errors.DeadlineExceeded(
-                        f"{what}: the unpack process read nothing for {self._limits.stall_timeout_s:g} s"
+                        f"{what}: the unpack process read nothing for {self.limits.stall_timeout_s:g} s"
                     ) from None
 
 
