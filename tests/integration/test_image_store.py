@@ -375,14 +375,14 @@ async def test_collect_beside_imports_and_containers(store: Stack, layout: Path)
         sweeper.cancel()
     (one,) = store.images.list()
     sizes = [(store.root / "content/blobs/sha256" / name).stat().st_size for name in store.blobs()]
-    assert store.images.usage().content_bytes == sum(sizes)
+    assert store.images.usage().blobs.bytes == sum(sizes)
     assert store.snapshots.has(one.chain_ids[-1])
 
 
 async def test_usage_tells_what_the_disk_holds(store: Stack, layout: Path) -> None:
     one = await imported(store, layout)
     usage = store.images.usage()
-    assert usage.content_bytes == one.size
+    assert usage.blobs.bytes == one.size
     assert (usage.snapshots.inodes, usage.snapshots.bytes) == (4, 2 * 4096)
 
 

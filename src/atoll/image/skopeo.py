@@ -29,13 +29,14 @@ from atoll.image.content import Content
 from atoll.image.endpoint import speaks_tls
 from atoll.image.model import Descriptor
 from atoll.image.process import Program, running
-from atoll.image.reference import Reference
+from atoll.image.reference import DEFAULT_DOMAIN, Reference
 from atoll.image.registry_errors import complaint, translate
 from atoll.image.workers import Workers
 
 _CHUNK = 1 << 20
 _MAX_REPLY_BYTES = 32 << 10
 _PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_DIR", "PATH")
+_DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")
 _POLICY = Path("/etc/containers/policy.json")
 _REPORT_S = 0.1
 
@@ -285,7 +286,8 @@ async def _may_be_lax(host: str, config: RegistryConfig) -> bool:
 
 def host_of(place: str) -> str:
     """The `host[:port]` of a mirror, or of a key of an auth file, which may be a URL."""
-    return place.removeprefix("https://").removeprefix("http://").partition("/")[0]
+    host = place.removeprefix("https://").removeprefix("http://").partition("/")[0]
+    return DEFAULT_DOMAIN if host in _DOCKER_HUB else host
 
 
 class _AuthFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,7 +67,7 @@ class ImageUsage:
     """What images take: compressed blobs, and the committed snapshots made from them."""
 
     root: Path
-    content_bytes: int
+    blobs: Usage
     snapshots: Usage
 
 
@@ -164,7 +164,15 @@ class ImageStore:
         """What the store takes, from the records."""
         committed = (one.usage for one in self._snapshotter.walk(Kind.COMMITTED))
         content = {digest: size for image in self._index for digest, size in self._index.stored(image.id).blobs.items()}
-        return ImageUsage(root=self._root, content_bytes=sum(content.values()), snapshots=sum(committed, start=NOTHING))
+        blobs = Usage(bytes=sum(content.values()), inodes=len(content))
+        return ImageUsage(root=self._root, blobs=blobs, snapshots=sum(committed, start=NOTHING))
+
+    async def document(self, image: Image) -> bytes:
+        """The image's config as its registry has it; raises `DataLoss` where the disk has lost it."""
+        try:
+            return await self._pool.run(self._content.read, image.id, self._settings.limits.max_config_bytes)
+        except errors.NotFound as error:
+            raise errors.DataLoss(f"image {image.id}: its config is lost; pull it again") from error
 
     # --- ways in ---
 
