@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,8 +93,12 @@ def pairs(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@functools.lru_cache(maxsize=64)
 def parse_pressure(content: str) -> Pressure:
-    """A `*.pressure` file; a line that is not there, or of another form, is None."""
+    """A `*.pressure` file; a line that is not there, or of another form, is None.
+
+    Those of idle cgroups say the same, so the last ones are remembered.
+    """
     lines: dict[str, PressureLine] = {}
     for line in content.splitlines():
         kind, *words = line.split() or [""]

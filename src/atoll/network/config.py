@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Spec versions that Atoll speaks, oldest first."""
 SUFFIXES = (".conf", ".conflist", ".json")
 CONFIG_LIMIT_BYTES = 1 << 20
+TICK_NS = 20_000_000
+"""A file may change again within a tick of the file system's clock, and look the same."""
 PLUGINS_LIMIT = 64
 
 
@@ -149,6 +152,10 @@ def _true(said: bool | str) -> bool:
     return said if isinstance(said, bool) else said.lower() == "true"
 
 
+Look = tuple[tuple[str, int, int, int], ...]
+"""Of each file its name, time in ns, size and inode."""
+
+
 class ConfigFolder:
     """The networks of a folder, read again only when a file there has changed.
 
@@ -159,7 +166,7 @@ class ConfigFolder:
         """`limit` is the most networks a pod joins; 0 is no limit."""
         self.folder = folder
         self._limit = limit
-        self._seen: tuple[tuple[str, int, int, int], ...] | None = None
+        self._seen: Look | None = None
         self._networks: tuple[NetworkConfigList, ...] = ()
         self._error: errors.AtollError | None = None
 
@@ -167,7 +174,7 @@ class ConfigFolder:
         """The networks in order; empty where there is no file. `InvalidArgument` names a broken file."""
         seen = self._look()
         if seen != self._seen:
-            self._seen, self._networks, self._error = seen, (), None
+            self._seen, self._networks, self._error = seen if _settled(seen) else None, (), None
             try:
                 self._networks = self._read([name for name, *_ in seen])
             except errors.AtollError as error:
@@ -176,7 +183,7 @@ class ConfigFolder:
             raise self._error.with_traceback(None)
         return self._networks
 
-    def _look(self) -> tuple[tuple[str, int, int, int], ...]:
+    def _look(self) -> Look:
         found: list[tuple[str, int, int, int]] = []
         try:
             with os.scandir(self.folder) as entries:
@@ -206,3 +213,9 @@ class ConfigFolder:
                 raise errors.InvalidArgument(f"{path}: the network name {network.name} is taken by another file")
             networks.append(network)
         return tuple(networks)
+
+
+def _settled(seen: Look) -> bool:
+    """Whether the next change of any file shows in what a look sees."""
+    now = time.time_ns()
+    return all(now - at > TICK_NS for _, at, _, _ in seen)

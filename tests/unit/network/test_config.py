@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,11 @@ def test_a_change_is_seen_at_the_next_look(tmp_path: Path) -> None:
     folder = config.ConfigFolder(tmp_path)
     path = tmp_path / "10-a.conflist"
     path.write_bytes(conflist(name="before"))
+    os.utime(path, ns=(1, 1))
     first = folder.networks()
     assert folder.networks() is first
     path.write_bytes(conflist(name="behind"))
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(2, 2))
     assert [network.name for network in folder.networks()] == ["behind"]
     path.write_bytes(b"{")
     for _ in range(2):
@@ -106,6 +108,18 @@ def test_a_change_is_seen_at_the_next_look(tmp_path: Path) -> None:
             folder.networks()
     path.unlink()
     assert folder.networks() == ()
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen_too(tmp_path: Path) -> None:
+    folder = config.ConfigFolder(tmp_path)
+    path = tmp_path / "10-a.conflist"
+    path.write_bytes(conflist(name="before"))
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+    assert [network.name for network in folder.networks()] == ["before"]
+    path.write_bytes(conflist(name="behind"))
+    os.utime(path, ns=(now, now))
+    assert [network.name for network in folder.networks()] == ["behind"]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
