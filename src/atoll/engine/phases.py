@@ -12,6 +12,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from atoll import faults
+
 MAX_STORIES = 64
 MAX_ENDED = 128
 
@@ -37,12 +39,15 @@ class Story:
 
     @contextmanager
     def step(self, name: str, waits_on: str = "") -> Generator[Phase]:
-        """Record what runs inside as the phase `name`, its error included."""
+        """Record what runs inside as the phase `name`, its error included. Also a point of `atoll.faults`."""
         phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on)
         self.phases.append(phase)
         begun = time.monotonic_ns()
+        point = f"{self.operation}/{name}"
         try:
+            faults.reached(point)
             yield phase
+            faults.reached(point + faults.DONE)
         except BaseException as error:
             phase.error = str(error) or type(error).__name__
             raise

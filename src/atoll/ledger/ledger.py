@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from weakref import WeakValueDictionary
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import TaskOwner, run_to_completion, settle, wait_all
 from atoll.database import Database, Plan, Quarantined
 from atoll.identifiers import require_identifier
@@ -279,7 +279,7 @@ class Ledger:
         if limit <= 0:
             return "the time for clean-up ran out before its turn"
         name = f"sandbox/{entry.owner}/release/{entry.kind}"
-        outcome = await settle(kind.release(entry), within=limit, name=name)
+        outcome = await settle(_release(kind, entry), within=limit, name=name)
         if outcome is None:
             return ""
         if not isinstance(outcome, errors.AtollError | OSError):
@@ -386,6 +386,12 @@ class Ledger:
                 log.warning("sandbox %s: still not released (%d tries): %s", owner, debt.entry.attempts, debt)
 
         await wait_all([pay(owner) for owner in owners])
+
+
+async def _release(kind: Kind, entry: Entry) -> None:
+    faults.reached(f"release/{entry.kind}")
+    await kind.release(entry)
+    faults.reached(f"release/{entry.kind}{faults.DONE}")
 
 
 def read_boot_id() -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.linux import syscalls
 from atoll.shim import host, logfile, server
 from atoll.shim.fork import Child, HostProcess, Part, fork_shim, listen
@@ -170,7 +170,9 @@ class Zygote:
         try:
             question = self._decoder.decode(packet)
             number = question.number
+            faults.reached("zygote/fork")
             child, alone = self._fork(question)
+            faults.reached("zygote/fork:done", fails=False)
             answer: Answer = Forked(number=number, pid=child.pid, start_ticks=child.start_ticks, alone=alone)
         except msgspec.MsgspecError as error:
             answer = Refused(number=number, code=errors.InvalidArgument.code, message=f"bad request: {error}")
