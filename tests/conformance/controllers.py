@@ -18,6 +18,7 @@ from atoll.linux.cgroup import Cgroup
 from atoll.linux.cgroup_layout import detect
 from atoll.linux.host import read_host_facts
 from atoll.linux.process import PidfdSpawner
+from atoll.linux.userns import IDMap
 from atoll.oci.builder import ImageDefaults
 from atoll.oci.config import NamespaceMode, NamespaceOption
 from atoll.oci.features import RuntimeFeatures
@@ -62,7 +63,7 @@ class FolderRoots:
             (folder / name).mkdir()
         (folder / "etc" / "resolv.conf").touch()
 
-    async def prepare(self, sandbox_id: str) -> PauseRoot:
+    async def prepare(self, sandbox_id: str, users: IDMap | None) -> PauseRoot:
         assert sandbox_id not in self.taken
         self.taken.add(sandbox_id)
         return PauseRoot(

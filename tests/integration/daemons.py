@@ -64,7 +64,7 @@ class Roots:
     def make(self) -> None:
         """Make the folders, a bridge network and a config file."""
         self.base.mkdir(mode=0o700)
-        self.state.mkdir(mode=0o700)
+        self.state.mkdir(mode=0o711)
         self.root.mkdir(mode=0o700)
         self.write_network()
         self.write_config()

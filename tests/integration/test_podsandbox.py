@@ -16,6 +16,7 @@ import pytest
 
 from atoll import errors
 from atoll.linux import mounts, netns
+from atoll.linux.userns import IDMap
 from atoll.oci import spec as oci
 from atoll.oci.builder import ImageDefaults
 from atoll.oci.config import NamespaceMode
@@ -196,7 +197,7 @@ class Stuck:
         self.refusals = 1
         folder.mkdir()
 
-    async def prepare(self, sandbox_id: str) -> PauseRoot:
+    async def prepare(self, sandbox_id: str, users: IDMap | None) -> PauseRoot:
         mount = Mount(type="bind", source=str(self.folder), options=("rbind", "ro"))
         return PauseRoot(mounts=(mount,), image=ImageDefaults(entrypoint=("/no/program",)), image_name="none")
 

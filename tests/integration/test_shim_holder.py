@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from atoll import errors
 from atoll.concurrency import TaskOwner
-from atoll.linux import process, syscalls
+from atoll.linux import netns, process, syscalls
+from atoll.linux.userns import IDMap, IDRange, are_same, maps_of, owner
 from atoll.shim import pod_holder
 from atoll.shim.pod_holder import Holders
 from atoll.shim.pod_namespaces import PodNamespaces
 from atoll.shim.reaper import Reaper
+from tests.integration.conftest import Roots
 
 TIMEOUT_S = 10.0
 WITH_PID = PodNamespaces(netns="", uts=True, ipc=True, pid=True)
@@ -135,3 +139,64 @@ def test_a_holder_ends_with_the_process_that_did_not_keep_it(pid: bool, kept: st
             time.sleep(0.01)
     finally:
         syscalls.set_child_subreaper(before)
+
+
+USERS = IDMap(
+    uids=(IDRange(container_id=0, host_id=100_000, length=65_536),),
+    gids=(IDRange(container_id=0, host_id=200_000, length=65_536),),
+)
+
+
+@pytest.mark.parametrize("pid", [True, False], ids=["pid", "no-pid"])
+@pytest.mark.parametrize("network", [True, False], ids=["pod", "host"])
+async def test_the_namespaces_of_a_pod_with_users_of_its_own_are_theirs(
+    holders: Holders, roots: Roots, network: bool, pid: bool
+) -> None:
+    path = roots.state / "netns" / roots.prefix
+    if network:
+        netns.create(path, USERS)
+    try:
+        spaces = PodNamespaces(netns=str(path) if network else "", uts=network, ipc=True, pid=pid, users=USERS)
+        sysctls = {
+            "kernel.msgmax": "9999",
+            **({"kernel.domainname": "d.test", "net.ipv4.ip_unprivileged_port_start": "7"} if network else {}),
+        }
+        holder = await holders.start(spaces, hostname="mapped" if network else "", sysctls=sysctls)
+        try:
+            status = Path(f"/proc/{holder.pid}/status").read_text()
+            assert "Uid:\t165535\t165535\t165535\t165535\n" in status
+            assert "Gid:\t265535\t265535\t265535\t265535\n" in status
+            assert "CapEff:\t0000000000000000\n" in status
+            assert are_same(maps_of(holder.pid), USERS)
+            assert [name for name in os.listdir(f"/proc/{holder.pid}/root/")] == []
+            users = os.stat(f"/proc/{holder.pid}/ns/user").st_ino
+            for kind in ("ipc", "mnt", *(("uts", "net") if network else ()), *(("pid",) if pid else ())):
+                fd = os.open(f"/proc/{holder.pid}/ns/{kind}", os.O_RDONLY)
+                of = owner(fd)
+                os.close(fd)
+                assert of is not None, kind
+                assert os.fstat(of).st_ino == users, kind
+                os.close(of)
+            inside = ["nsenter", "-t", str(holder.pid), "-i", *(["-n", "-u"] if network else []), "cat"]
+            for name, value in sysctls.items():
+                file = "/proc/sys/" + name.replace(".", "/")
+                assert subprocess.check_output([*inside, file]).decode().split() == value.split()
+        finally:
+            holder.kill()
+            await holder.ended
+    finally:
+        netns.remove_folder(path.parent)
+
+
+async def test_a_network_of_the_hosts_users_is_refused_for_a_pod_with_its_own(holders: Holders, roots: Roots) -> None:
+    path = roots.state / "netns" / roots.prefix
+    other = IDMap(uids=USERS.uids, gids=USERS.uids)
+    try:
+        for users in (None, other):
+            netns.create(path, users)
+            spaces = PodNamespaces(netns=str(path), uts=True, ipc=True, pid=False, users=USERS)
+            with pytest.raises(errors.InvalidArgument, match="belongs to the host|other ids"):
+                await holders.start(spaces, hostname="", sysctls={})
+            netns.remove(path)
+    finally:
+        netns.remove_folder(path.parent)

@@ -43,7 +43,9 @@ class About:
             features = parts.features[name or config.default_runtime]
             answer.runtime_handlers.add(
                 name=name,
-                features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=features.recursive_read_only),
+                features=pb.RuntimeHandlerFeatures(
+                    recursive_read_only_mounts=features.recursive_read_only, user_namespaces=not features.no_users
+                ),
             )
         if request.verbose:
             answer.info["config"] = msgspec.json.encode(config).decode()

@@ -117,7 +117,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 network=network,
                 controllers=hosts.of_handlers(),
                 hosts=hosts,
-                features={name: detected[handler.oci_runtime].features for name, handler in config.runtimes.items()},
+                features=handlers.features(),
                 problems=handlers.problems(),
                 shim_options=handlers.shim_options(),
                 drivers=Drivers(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from atoll import errors
@@ -119,6 +120,26 @@ class Handlers:
         """Drives the shims of anybody else."""
         daemon = ShimDaemon(grpc_address=str(self.config.socket_path), events_address="", binary=sys.executable)
         return BinaryLauncher(daemon, self.spawner, self.blocking)
+
+    def features(self) -> dict[str, RuntimeFeatures]:
+        """What containers of each handler can have: what its OCI runtime can do, and what our own shim does for it."""
+        found: dict[str, RuntimeFeatures] = {}
+        for name, handler in self.config.runtimes.items():
+            features = self.runtimes[handler.oci_runtime].features
+            problem = self._no_users(handler)
+            found[name] = replace(features, id_mapped_mounts=not problem or features.id_mapped_mounts, no_users=problem)
+        return found
+
+    def _no_users(self, handler: RuntimeHandler) -> str:
+        """Why pods of a handler can have no user namespaces of their own; empty where they can."""
+        if handler.sandboxer == REMOTE or is_foreign(handler.shim):
+            return "its containers' root file systems need ID-mapped mounts, which Atoll's own shim makes"
+        if not self.host.user_namespaces:
+            return "this host allows no user namespaces (user.max_user_namespaces)"
+        for folder in (self.paths.bundles, *self.paths.bundles.parents):
+            if not folder.stat().st_mode & stat.S_IXOTH:  # an OCI runtime is a user of the pod's when it mounts a root
+                return f"users of a pod cannot pass {folder}; chmod o+x it"
+        return self.snapshotter.no_users
 
     def shim_options(self) -> dict[str, TypedAny]:
         """What the shims of a handler have to be told of its OCI runtime: containerd's own shim, and no other."""

@@ -41,6 +41,7 @@ from atoll.image.model import Image
 from atoll.oci import resources
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
+from atoll.snapshot.mount import with_users
 from atoll.runtime.bundle import Bundle
 from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, TypedAny
 
@@ -169,7 +170,7 @@ class Containers:
         container: Container | None = None
         self._busy.add(record.id)
         try:
-            async with parts.snapshotter.preparing(record.id, parent) as prepared:
+            async with parts.snapshotter.preparing(record.id, parent, users=pod.config.users) as prepared:
                 with story.step("record", "disk"):
                     container = await parts.containers.prepare(record, status)
                     # An end of the pod that would not wait any longer has listed its containers.
@@ -225,7 +226,7 @@ class Containers:
         try:
             tasks = await tasks_of(pod)
             stdio = await driver.prepare(pod, container, bundle)
-            mounts = await parts.snapshotter.mounts(container.record.snapshot_key)
+            mounts = with_users(await parts.snapshotter.mounts(container.record.snapshot_key), pod.config.users)
             with story.step("create task", "OCI runtime"):
                 pid = await tasks.create(
                     container.id,

@@ -26,7 +26,7 @@ from atoll.api.codec import to_message
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
-from atoll.engine import ends, kinds, lines, specs
+from atoll.engine import ends, kinds, lines, pod_options, specs
 from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType

@@ -69,4 +69,5 @@ def attach_request(pod_id: str, config: PodConfig, netns_path: str) -> AttachReq
         ),
         dns=Dns(nameservers=dns.servers, search=dns.searches, options=dns.options) if dns is not None else None,
         cgroup_parent=config.cgroup_parent,
+        users=config.users,
     )

@@ -88,6 +88,8 @@ def pod_context(parts: Parts, pod: Pod) -> PodContext:
         ipc_namespace=None if namespaces.ipc is NamespaceMode.NODE else folder / "ipc",
         uts_namespace=None if host_network else folder / "uts",
         pid_namespace=folder / "pid",
+        user_namespace=folder / "user" if pod.config.users is not None else None,
+        userns_options=namespaces.userns_options,
         files=files,
         shm=Path("/dev/shm") if namespaces.ipc is NamespaceMode.NODE else files / "shm",  # noqa: S108  the host's own
         privileged=pod.config.privileged,

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from atoll.linux import syscalls
+from atoll.linux import syscalls, userns
+from atoll.linux.userns import IDMap
 
 T = TypeVar("T")
 
@@ -44,16 +45,21 @@ class NamespaceId:
     inode: int
 
 
-def create(path: Path) -> NamespaceId:
+def create(path: Path, users: IDMap | None = None) -> NamespaceId:
     """Make a fresh network namespace with `lo` up and pin it at `path`.
 
-    Blocks for about a millisecond. Raises `FileExistsError` where `path` exists, `OSError` naming the
-    path for anything the kernel refuses; nothing is left behind then.
+    With `users` a new user namespace with these ids owns it, which lives as long. Blocks for about a millisecond.
+    Raises `FileExistsError` where `path` exists, `OSError` for anything the kernel refuses; nothing is left then.
     """
     _prepare_folder(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     try:
-        _on_own_thread(lambda: _unshare_and_pin(path))
+        if users is not None:
+            with userns.made(users, network=True) as pid:
+                syscalls.mount(f"/proc/{pid}/ns/net", path, flags=syscalls.MS_BIND)
+            inside(path, lambda: set_link_up("lo"))
+        else:
+            _on_own_thread(lambda: _unshare_and_pin(path))
         return identity(path)
     except BaseException:
         remove(path)

@@ -165,9 +165,10 @@ def mount_setattr(
     propagation: int = 0,
     recursive: bool = False,
     folder_fd: int = AT_FDCWD,
+    userns_fd: int = 0,
 ) -> None:
-    """mount_setattr(2) (Linux 5.12); `recursive` reaches every mount below."""
-    attributes = _MountAttr(attr_set, attr_clear, propagation, 0)
+    """mount_setattr(2) (Linux 5.12); `recursive` reaches every mount below. `userns_fd` goes with MOUNT_ATTR_IDMAP."""
+    attributes = _MountAttr(attr_set, attr_clear, propagation, userns_fd)
     flags = (AT_RECURSIVE if recursive else 0) | (0 if os.fspath(path) else AT_EMPTY_PATH)
     if (
         _libc.syscall(

@@ -17,6 +17,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import run_to_completion
+from atoll.linux.userns import IDMap
 from atoll.network import plugin as program
 from atoll.network import result as results
 from atoll.network import teardown
@@ -39,11 +40,15 @@ WRONG_CONFIG = (1, 2, 7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach:
-    """What one ADD is told beside the configuration; `netns_path` is where the namespace is pinned."""
+    """What one ADD is told beside the configuration; `netns_path` is where the namespace is pinned.
+
+    `users` are the ids of the user namespace that is to own it, where it is still to be made.
+    """
 
     container_id: str
     netns_path: str
     ifname: str = "eth0"
+    users: IDMap | None = None
     cni_args: tuple[tuple[str, str], ...] = ()
     capability_args: dict[str, JSON] = field(default_factory=dict[str, JSON])
 

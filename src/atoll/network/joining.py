@@ -9,6 +9,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking, run_to_completion, wait_all
 from atoll.linux import netns
+from atoll.linux.userns import IDMap
 from atoll.network import result as results
 from atoll.network import teardown
 from atoll.network.cache import AttachmentKey
@@ -37,7 +38,7 @@ class Joiner:
         made = not await self._blocking.run(netns.exists, path)
         try:
             if made:  # a thread cannot be cancelled, so what it makes is waited for
-                await run_to_completion(self._blocking.run(make_netns, path), within=LEAVE_TIMEOUT_S)
+                await run_to_completion(self._blocking.run(make_netns, path, attach.users), within=LEAVE_TIMEOUT_S)
             added = await wait_all(
                 [self.cni.add(network, replace(attach, ifname=f"eth{at}")) for at, network in enumerate(networks)]
             )
@@ -123,12 +124,12 @@ class Joiner:
         )
 
 
-def make_netns(path: Path) -> None:
+def make_netns(path: Path, users: IDMap | None) -> None:
     """`netns.create` in place of a file that a reboot left; errors as ours, naming the path."""
     try:
         if path.exists():
             netns.remove(path)
-        netns.create(path)
+        netns.create(path, users)
     except OSError as error:
         raise errors.FailedPrecondition(f"{path}: the network namespace cannot be made: {error.strerror}") from error
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from atoll import errors
+from atoll.linux.userns import IDMap
 
 JSON: TypeAlias = object
 """A decoded JSON value: None, bool, int, float, str, list or dict; narrowed where it is looked at."""
@@ -119,7 +120,7 @@ class AttachRequest:
     """A pod's wish for a network.
 
     `sandbox_id` is the CNI container ID unless a pooled namespace is taken. `netns_path` is where the
-    pod's namespace is pinned, or is to be pinned.
+    pod's namespace is pinned, or is to be pinned; `users` are the ids of the user namespace that is to own it.
     """
 
     sandbox_id: str
@@ -134,11 +135,12 @@ class AttachRequest:
     ips: tuple[str, ...] = ()
     mac: str = ""
     cgroup_parent: str = ""
+    users: IDMap | None = None
 
     @property
     def needs_own_add(self) -> bool:
         """Whether the request says what a namespace prepared beforehand cannot know."""
-        return bool(self.ports or self.bandwidth or self.ips or self.mac)
+        return bool(self.ports or self.bandwidth or self.ips or self.mac or self.users)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

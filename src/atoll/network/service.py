@@ -199,7 +199,7 @@ class Network:
         validate(request)
         path = Path(request.netns_path)
         if not await self._blocking.run(netns.exists, path):
-            await self._blocking.run(joining.make_netns, path)
+            await self._blocking.run(joining.make_netns, path, request.users)
         return Attachment(sandbox_id=request.sandbox_id, container_id=request.sandbox_id, netns_path=str(path))
 
     async def detach(
@@ -395,6 +395,7 @@ def _attach(request: AttachRequest) -> Attach:
     return Attach(
         container_id=request.sandbox_id,
         netns_path=request.netns_path,
+        users=request.users,
         cni_args=(
             ("IgnoreUnknown", "1"),
             ("K8S_POD_NAMESPACE", request.namespace),

@@ -17,7 +17,7 @@ from atoll import errors
 from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
-from atoll.oci import bpf, capabilities, devices, mounts, resources, seccomp, security, spec, sysctls, user
+from atoll.oci import bpf, capabilities, devices, mounts, resources, seccomp, security, spec, sysctls, user, userns
 from atoll.oci.config import (
     Device,
     IDMapping,
@@ -67,6 +67,11 @@ class PodContext:
     files: Path | None = None
     shm: Path | None = None
     privileged: bool = False
+
+    @property
+    def has_users(self) -> bool:
+        """Whether it has a user namespace of its own."""
+        return self.userns_options is not None and self.userns_options.mode is not NamespaceMode.NODE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +150,7 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
             shm=pod.shm,
             privileged=asked.privileged,
             read_only_root=asked.readonly_rootfs,
-            host_network_in_user_namespace=pod.user_namespace is not None and pod.network_namespace is None,
+            host_network_in_user_namespace=pod.has_users and pod.network_namespace is None,
             cgroup_namespace=has_cgroup_namespace,
             cgroup_writable=request.cgroup_writable,
         ),
@@ -294,7 +299,7 @@ def _namespaces(
         found.append(_join("uts", pod.uts_namespace, "the pod's"))
     elif pod.uts_namespace is not None:
         found.append(_join("uts", pod.uts_namespace, "the pod's"))
-    if pod.user_namespace is not None:
+    if pod.has_users:
         found.append(_join("user", pod.user_namespace, "the pod's"))
     if has_cgroup_namespace:
         found.append(spec.Namespace(type="cgroup"))
@@ -308,12 +313,14 @@ def _join(kind: spec.NamespaceType, path: Path | None, whose: str) -> spec.Names
 
 
 def _check_userns(asked: UserNamespace | None, pod: PodContext) -> None:
-    if asked is not None and asked != (pod.userns_options or UserNamespace(mode=NamespaceMode.NODE)):
+    if asked is None or (asked.mode is NamespaceMode.NODE and userns.is_host(asked) and not pod.has_users):
+        return
+    if asked != pod.userns_options:
         raise errors.InvalidArgument("namespace_options.userns_options: must be the pod's")
 
 
 def _mappings(pod: PodContext, which: str) -> tuple[spec.IDMapping, ...]:
-    if pod.user_namespace is None or pod.userns_options is None:
+    if pod.userns_options is None or not pod.has_users:
         return ()
     ranges: tuple[IDMapping, ...] = getattr(pod.userns_options, which)
     return mounts.id_mappings(ranges)
@@ -373,8 +380,7 @@ def _pause_mounts(request: PauseSpecRequest) -> tuple[spec.Mount, ...]:
     kernel = mounts.kernel_mounts(
         mounts.MountRequest(
             privileged=request.security.privileged,
-            host_network_in_user_namespace=pod.user_namespace is not None
-            and request.namespaces.network is NamespaceMode.NODE,
+            host_network_in_user_namespace=pod.has_users and request.namespaces.network is NamespaceMode.NODE,
         ),
         request.host,
     )
@@ -399,6 +405,6 @@ def _pause_namespaces(request: PauseSpecRequest) -> tuple[spec.Namespace, ...]:
     if asked.network is not NamespaceMode.NODE:
         found.append(_join("network", pod.network_namespace, "the pod's"))
         found.append(spec.Namespace(type="uts", path=str(pod.uts_namespace or "")))
-    if pod.userns_options is not None and pod.userns_options.mode is not NamespaceMode.NODE:
+    if pod.has_users:
         found.append(spec.Namespace(type="user", path=str(pod.user_namespace or "")))
     return tuple(found)

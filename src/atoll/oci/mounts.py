@@ -158,9 +158,7 @@ def _bind(mount: Mount, host: HostFacts, runtime: RuntimeFeatures) -> spec.Mount
                 f"mount {destination}: {runtime.name} or this kernel cannot mount recursively read-only"
             )
     if (mount.uidMappings or mount.gidMappings) and not runtime.id_mapped_mounts:
-        raise errors.FailedPrecondition(
-            f"mount {destination}: {runtime.name} {runtime.version} cannot map the ids of a mount"
-        )
+        raise errors.FailedPrecondition(f"mount {destination}: the ids of a mount cannot be mapped here")
     mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     return spec.Mount(
         destination=destination,

@@ -84,6 +84,15 @@ def resolve(security: LinuxContainerSecurityContext, image_user: str, rootfs: Ro
     return spec.User(uid=uid, gid=gid, additional_gids=(gid, *sorted(additional - {gid})))
 
 
+def require_ids(security: LinuxContainerSecurityContext) -> None:
+    """Raise `InvalidArgument` for ids out of range, and for a group without a user; no image is needed for that."""
+    _wanted(security, "")
+    _supplemental(security.supplemental_groups)
+    for what, asked in (("run_as_user", security.run_as_user), ("run_as_group", security.run_as_group)):
+        if asked is not None:
+            _number(str(asked.value), what)
+
+
 def _wanted(security: LinuxContainerSecurityContext, image_user: str) -> tuple[str, str]:
     user, _, group = image_user.partition(":")
     if security.run_as_user is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from atoll.linux.userns import IDMap
+from atoll.oci import userns
 from atoll.oci.config import (
     Config,
     Int64Value,
     LinuxContainerResources,
+    LinuxContainerSecurityContext,
     NamespaceMode,
     NamespaceOption,
     SecurityProfile,
@@ -57,6 +60,21 @@ class LinuxSandboxSecurityContext(Config, frozen=True):
     apparmor: SecurityProfile | None = None
     seccomp_profile_path: str = ""
 
+    def in_container_words(self) -> LinuxContainerSecurityContext:
+        """The same as of a container: what the process of a pause container is to be."""
+        return LinuxContainerSecurityContext(
+            privileged=self.privileged,
+            namespace_options=self.namespace_options,
+            selinux_options=self.selinux_options,
+            run_as_user=self.run_as_user,
+            run_as_group=self.run_as_group,
+            supplemental_groups=self.supplemental_groups,
+            supplemental_groups_policy=self.supplemental_groups_policy,
+            seccomp=self.seccomp,
+            apparmor=self.apparmor,
+            seccomp_profile_path=self.seccomp_profile_path,
+        )
+
 
 class LinuxPodConfig(Config, frozen=True):
     cgroup_parent: str = ""
@@ -82,6 +100,11 @@ class PodConfig(Config, frozen=True):
         if self.linux is None or self.linux.security_context is None:
             return NamespaceOption()
         return self.linux.security_context.namespace_options or NamespaceOption()
+
+    @property
+    def users(self) -> IDMap | None:
+        """The ids of the pod's own user namespace; None for the host's. Raises `InvalidArgument`."""
+        return userns.of_pod(self.namespaces)
 
     @property
     def host_network(self) -> bool:

@@ -17,6 +17,7 @@ from atoll.api.codec import to_struct
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
 from atoll.linux.host import HostFacts
 from atoll.linux.process import ProcessId
+from atoll.linux.userns import IDMap
 from atoll.oci import spec as oci
 from atoll.oci.builder import ImageDefaults, PauseSpecRequest, PodContext, pause_spec
 from atoll.oci.config import (
@@ -55,8 +56,8 @@ class PauseRoot:
 class RootProvider(Protocol):
     """Gives pause containers their root filesystems, by sandbox ID."""
 
-    async def prepare(self, sandbox_id: str) -> PauseRoot:
-        """Make one; on an error nothing is left. Raises `AlreadyExists`, and `NotFound` without a pause image."""
+    async def prepare(self, sandbox_id: str, users: IDMap | None) -> PauseRoot:
+        """Make one, for the pod's users where it has its own; on an error nothing is left. Raises `AlreadyExists`, and `NotFound` without a pause image."""
         ...
 
     async def remove(self, sandbox_id: str) -> None:
@@ -182,8 +183,13 @@ def cgroups_path(sandbox_id: str, record: PauseRecord, namespace: str) -> str:
     return f"{base}:atoll:{sandbox_id}" if base.endswith(".slice") else f"{parent.rstrip('/')}/{sandbox_id}"
 
 
-def build(sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFacts) -> bytes:
-    """The pause container's config.json; errors as `pause_spec`. Blocks briefly."""
+def build(
+    sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFacts, userns: Path | None = None
+) -> bytes:
+    """The pause container's config.json; errors as `pause_spec`. Blocks briefly.
+
+    `userns` is the user namespace to join, that of the pod's network; without one the pause container makes it.
+    """
     config = record.config
     files = Path(record.files)
     request = PauseSpecRequest(
@@ -192,6 +198,7 @@ def build(sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFact
         pod=PodContext(
             hostname=config.hostname,
             network_namespace=Path(record.netns) if record.netns else None,
+            user_namespace=userns,
             userns_options=config.namespaces.userns_options,
             files=files,
             shm=files / "shm" if record.has_ipc else HOST_SHM,
@@ -213,19 +220,7 @@ def build(sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFact
 
 def _security(config: PodConfig) -> LinuxContainerSecurityContext:
     asked = config.linux.security_context if config.linux is not None else None
-    if asked is None:
-        return LinuxContainerSecurityContext()
-    return LinuxContainerSecurityContext(
-        privileged=asked.privileged,
-        namespace_options=asked.namespace_options,
-        selinux_options=asked.selinux_options,
-        run_as_user=asked.run_as_user,
-        run_as_group=asked.run_as_group,
-        supplemental_groups=asked.supplemental_groups,
-        supplemental_groups_policy=asked.supplemental_groups_policy,
-        seccomp=asked.seccomp,
-        seccomp_profile_path=asked.seccomp_profile_path,
-    )
+    return asked.in_container_words() if asked is not None else LinuxContainerSecurityContext()
 
 
 def _annotations(sandbox_id: str, config: PodConfig, image: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Generator
@@ -26,8 +27,9 @@ import msgspec
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
-from atoll.linux import cgroup_children, cgroup_layout, process
+from atoll.linux import cgroup_children, cgroup_layout, process, syscalls
 from atoll.linux.cgroup import Cgroup, Limits
+from atoll.linux.userns import are_same, maps_of, owner
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
@@ -146,8 +148,13 @@ class PodSandboxController(HeldController[_Held]):
         request, record = held.request, held.record
         run = self._blocking.run
         await run(lambda: pod_files.create(Path(record.files), record.config, shm=record.has_ipc))
-        root = await self._roots.prepare(request.id)
-        spec = await run(pause.build, request.id, record, root, self._facts)
+        users = record.config.users
+        if users is not None:
+            await run(_let_in, held.folder, users.root[1])
+        root = await self._roots.prepare(request.id, users)
+        # It goes with the folder: the pause process holds the namespace from its creation on.
+        userns = await run(_pin_owner, record.netns, held.folder / "userns") if users and record.netns else None
+        spec = await run(pause.build, request.id, record, root, self._facts, userns)
         await run(request.bundle.create, spec)
         shim = await self._launcher.launch(request)
         held.link = Link(self._launcher, request, shim)
@@ -158,6 +165,8 @@ class PodSandboxController(HeldController[_Held]):
             stdio=StdioPaths(),
             options=held.sandbox.runtime.options,
         )
+        if users is not None and not are_same(await run(maps_of, pid), users):
+            raise errors.InvalidArgument(f"network namespace {record.netns}: its owner has other ids than the pod")
         identity = process.identify(pid)
         pid = await shim.tasks.start(request.id) or pid
         self._note(
@@ -490,6 +499,26 @@ class PodSandboxController(HeldController[_Held]):
         if record.ended is not None:
             held.exit.set(record.ended)
         return held
+
+
+def _let_in(folder: Path, group: int) -> None:
+    """Let root of the pod's users through to the bundle, whose root file system an OCI runtime mounts as that."""
+    os.chown(folder, -1, group)
+    folder.chmod(0o710)
+
+
+def _pin_owner(netns: str, at: Path) -> Path:
+    """Pin the user namespace that owns the pod's network at a path; `InvalidArgument` where it is the host's."""
+    with open(netns, "rb") as namespace:
+        fd = owner(namespace.fileno())
+    if fd is None:
+        raise errors.InvalidArgument(f"network namespace {netns}: belongs to the host, and the pod has users of its own")
+    try:
+        at.touch(mode=0o400)
+        syscalls.mount(f"/proc/self/fd/{fd}", at, flags=syscalls.MS_BIND)
+    finally:
+        os.close(fd)
+    return at
 
 
 def _process_status(held: _Held, task: TaskState | None) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from atoll import errors
 from atoll.image.store import ImageStore
+from atoll.linux.userns import IDMap
 from atoll.oci.builder import ImageDefaults
 from atoll.sandboxers.pause import PauseRoot
+from atoll.snapshot.mount import with_users
 from atoll.snapshot.snapshotter import Snapshotter
 
 
@@ -26,14 +28,14 @@ class ImageRoots:
         self._snapshotter = snapshotter
         self._reference = reference
 
-    async def prepare(self, sandbox_id: str) -> PauseRoot:
+    async def prepare(self, sandbox_id: str, users: IDMap | None) -> PauseRoot:
         image = self._images.get(self._reference)
         if image.top is None:
             raise errors.FailedPrecondition(f"pause image {self._reference}: has no layers, so nothing to run")
-        mounts = await self._snapshotter.prepare(snapshot_key(sandbox_id), image.top)
+        mounts = await self._snapshotter.prepare(snapshot_key(sandbox_id), image.top, users=users)
         config = image.config
         return PauseRoot(
-            mounts=mounts,
+            mounts=with_users(mounts, users),
             image=ImageDefaults(
                 entrypoint=config.entrypoint,
                 cmd=config.cmd,

@@ -96,7 +96,7 @@ class Pod:
         asked = pod_sysctls.checked(
             linux.sysctls if linux is not None else {}, network=spaces.network, ipc=spaces.ipc, uts=spaces.uts
         )
-        return pod_sysctls.with_defaults(asked, network=spaces.network)
+        return pod_sysctls.with_defaults(asked, network=spaces.network, users=spaces.users is not None)
 
     @property
     def pid(self) -> int:

@@ -23,13 +23,17 @@ STACKED_LIMIT = 64
 
 
 def create(folder: Path, pod: PodConfig, *, shm: bool) -> None:
-    """Make the folder and what belongs in it, each file whole or not at all; raises `OSError`. Idempotent."""
+    """Make the folder and what belongs in it, each file whole or not at all; raises `OSError`. Idempotent.
+
+    The files belong to root of the pod's users.
+    """
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     name = pod.hostname or socket.gethostname()
-    _write(folder / "hostname", f"{name}\n".encode())
-    _write(folder / "hosts", _host_file("/etc/hosts"))
+    owner = pod.users.root if pod.users is not None else None
+    _write(folder / "hostname", f"{name}\n".encode(), owner)
+    _write(folder / "hosts", _host_file("/etc/hosts"), owner)
     dns = pod.dns_config
-    _write(folder / "resolv.conf", _host_file("/etc/resolv.conf") if dns is None else resolv_conf(dns))
+    _write(folder / "resolv.conf", _host_file("/etc/resolv.conf") if dns is None else resolv_conf(dns), owner)
     if shm:
         mount_shm(folder / SHM)
 
@@ -88,10 +92,12 @@ def _host_file(path: str) -> bytes:
         return b""
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, owner: tuple[int, int] | None) -> None:
     temporary = path.with_name(f".{path.name}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     with open(fd, "wb") as stream:
         stream.write(content)
         os.fchmod(fd, 0o644)
+        if owner is not None:
+            os.fchown(fd, *owner)
     os.replace(temporary, path)

@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 
 from atoll import errors
+from atoll.linux.userns import IDMap
 from atoll.oci.config import NamespaceMode
 from atoll.sandbox.config import PodConfig
 
@@ -22,12 +23,16 @@ HOSTNAME_LIMIT_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodNamespaces:
-    """Which namespaces a pod has of its own; `netns` is the path of its network namespace."""
+    """Which namespaces a pod has of its own; `netns` is the path of its network namespace.
+
+    `users` are the ids of its user namespace, None where it has none.
+    """
 
     netns: str
     uts: bool
     ipc: bool
     pid: bool
+    users: IDMap | None = None
 
     @property
     def network(self) -> bool:
@@ -35,15 +40,13 @@ class PodNamespaces:
 
     @classmethod
     def of(cls, pod: PodConfig, netns: str) -> PodNamespaces:
-        """What `pod` asks for; `InvalidArgument` for what cannot be, `Unimplemented` for a user namespace."""
+        """What `pod` asks for; `InvalidArgument` for what cannot be."""
         asked = pod.namespaces
         for what, mode in (("network", asked.network), ("ipc", asked.ipc)):
             if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
                 raise errors.InvalidArgument(f"{what} namespace mode {mode.name}: a pod has POD or NODE")
         if asked.pid is NamespaceMode.TARGET:
             raise errors.InvalidArgument("pid namespace mode TARGET: is for containers, not for pods")
-        if asked.userns_options is not None and asked.userns_options.mode is not NamespaceMode.NODE:
-            raise errors.Unimplemented("a pod's user namespace: the shim sandboxer has none; use mode NODE")
         host_network = asked.network is NamespaceMode.NODE
         if host_network and netns:
             raise errors.InvalidArgument(f"network namespace {netns}: given, but the pod uses the host's network")
@@ -58,4 +61,5 @@ class PodNamespaces:
             uts=not host_network,
             ipc=asked.ipc is NamespaceMode.POD,
             pid=asked.pid is NamespaceMode.POD,
+            users=pod.users,
         )

@@ -16,6 +16,7 @@ PROC_SYS = Path("/proc/sys")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_@:,-]*(?:[./][A-Za-z0-9_@:,-]+)*")
 _IPC = re.compile(r"kernel\.(shm[a-z_]*|msg[a-z_]*|sem)|fs\.mqueue\.[a-z_]+")
 VALUE_LIMIT = 4096
+DOMAINNAME = "kernel.domainname"
 
 UNPRIVILEGED_PORTS = ("net.ipv4.ip_unprivileged_port_start", "0")
 UNPRIVILEGED_ICMP = ("net.ipv4.ping_group_range", "0 2147483647")
@@ -35,7 +36,7 @@ def checked(sysctls: Mapping[str, str], *, network: bool, ipc: bool, uts: bool) 
             _require(network, asked, "network")
         elif _IPC.fullmatch(name):
             _require(ipc, asked, "IPC")
-        elif name == "kernel.domainname":
+        elif name == DOMAINNAME:
             _require(uts, asked, "UTS")
         else:
             raise errors.InvalidArgument(f"sysctl {asked}: belongs to the host, a pod cannot have its own")
@@ -43,9 +44,12 @@ def checked(sysctls: Mapping[str, str], *, network: bool, ipc: bool, uts: bool) 
     return found
 
 
-def with_defaults(sysctls: Mapping[str, str], *, network: bool) -> dict[str, str]:
-    """With a network namespace: ports below 1024 and ping for everybody, unless the pod says otherwise."""
-    defaults = dict((UNPRIVILEGED_PORTS, UNPRIVILEGED_ICMP)) if network else {}
+def with_defaults(sysctls: Mapping[str, str], *, network: bool, users: bool = False) -> dict[str, str]:
+    """With a network namespace: ports below 1024 and ping for everybody, unless the pod says otherwise.
+
+    Where it has `users` of its own there is no ping, for the kernel takes only groups that are mapped.
+    """
+    defaults = dict((UNPRIVILEGED_PORTS, UNPRIVILEGED_ICMP)[: 1 if users else 2]) if network else {}
     return {**defaults, **sysctls}
 
 

@@ -11,6 +11,8 @@ from atoll.api.containerd_types_pb2 import Mount as MountMessage
 from atoll.linux import mounts, syscalls
 
 STACKED_LIMIT = 64
+MAPPED = "mounts"
+"""The folder beside the root file system with a container's mapped mounts (see `mapped`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,16 @@ def mount_root(wanted: tuple[RootMount, ...], rootfs: Path) -> None:
 
 
 def unmount_root(rootfs: Path) -> None:
-    """Unmount everything at and below the folder, which stays; idempotent. Raises `OSError`."""
+    """Unmount everything at and below the folder, which stays, and the mapped mounts beside it, which go.
+
+    Idempotent. Raises `OSError`.
+    """
+    mapped = rootfs.with_name(MAPPED)
+    if mapped.is_dir():
+        for place in mapped.iterdir():
+            mounts.unmount_tree(place)
+            place.rmdir() if place.is_dir() else place.unlink()
+        mapped.rmdir()
     for _ in range(STACKED_LIMIT):
         try:
             syscalls.umount2(rootfs, syscalls.UMOUNT_NOFOLLOW)

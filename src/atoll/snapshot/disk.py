@@ -19,6 +19,7 @@ import stat
 from pathlib import Path
 
 from atoll import errors
+from atoll.linux.userns import IDMap
 from atoll.snapshot.records import Usage
 
 DEFAULT_ROOT_MODE = 0o755
@@ -49,9 +50,10 @@ class Disk:
         """The numbers of the snapshot folders on the disk."""
         return {int(name) for name in os.listdir(self.folder) if name.isdecimal()}
 
-    def create(self, number: int, *, like: int | None, work: bool) -> None:
+    def create(self, number: int, *, like: int | None, work: bool, users: IDMap | None = None) -> None:
         """Make the folder `number`; its root has the owner and mode of `like`'s, as overlay shows the upper's.
 
+        With `users` the owner is the one that stands for that owner in their user namespace, root where none does.
         Nothing is left where it fails.
         """
         folder = self.folder / str(number)
@@ -60,8 +62,11 @@ class Disk:
             fs = self.fs(number)
             os.mkdir(fs, DEFAULT_ROOT_MODE)
             model = os.stat(self.fs(like)) if like is not None else None
-            if model is not None and (model.st_uid or model.st_gid):
-                os.chown(fs, model.st_uid, model.st_gid)
+            uid, gid = (model.st_uid, model.st_gid) if model is not None else (0, 0)
+            if users is not None:
+                uid, gid = users.on_host(uid, gid)
+            if uid or gid:
+                os.chown(fs, uid, gid)
             os.chmod(fs, stat.S_IMODE(model.st_mode) if model is not None else DEFAULT_ROOT_MODE)
             if work:
                 os.mkdir(self.work(number), 0o711)

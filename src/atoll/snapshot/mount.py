@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from atoll.linux.userns import IDMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,3 +18,19 @@ class Mount:
     source: str
     target: str = ""
     options: tuple[str, ...] = ()
+
+
+def with_users(mounts: tuple[Mount, ...], users: IDMap | None) -> tuple[Mount, ...]:
+    """The mounts of a snapshot that was prepared for `users`, so that its files belong to them, as seen inside.
+
+    The options are those of containerd's snapshotters: `uidmap=<inside>:<host>:<length>,...` and `gidmap=`.
+    """
+    if users is None:
+        return mounts
+    options = tuple(
+        f"{name}=" + ",".join(f"{one.container_id}:{one.host_id}:{one.length}" for one in ranges)
+        for name, ranges in (("uidmap", users.uids), ("gidmap", users.gids))
+    )
+    return tuple(
+        replace(mount, options=(*mount.options, *options)) if mount.type == "overlay" else mount for mount in mounts
+    )

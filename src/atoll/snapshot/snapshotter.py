@@ -101,11 +101,14 @@ class Snapshotter:
         self._missing: set[str] = set()
         self._numbers = itertools.count(1)
         self._options = _kernel_options()
+        self.no_users = ""
+        """Why snapshots cannot be mounted with the ids of a user namespace here, where they cannot; from `recover`."""
 
     async def recover(self) -> Recovery:
         """Read the records, compare them with the disk in both directions, sweep folders without a record."""
         found = await self._db.read(records.load)
         present = await self._blocking.run(self._folders)
+        self.no_users = await self._blocking.run(idmap.problem, self._disk.folder)
         self._index = {snapshot.name: snapshot for snapshot in found}
         self._children = {}
         for snapshot in found:
@@ -120,10 +123,6 @@ class Snapshotter:
         for name in sorted(self._missing):
             log.error("snapshot %s: its record is there, its folder is not; pull its image again", name)
         return Recovery(swept=swept, missing=tuple(sorted(self._missing)))
-
-    async def no_users(self, kernel: tuple[int, ...]) -> str:
-        """Why snapshots cannot be mounted with the ids of a user namespace, on this kernel; empty where they can."""
-        return await self._blocking.run(idmap.problem, self._disk.folder, kernel)
 
     def _folders(self) -> set[int]:
         self._disk.make()

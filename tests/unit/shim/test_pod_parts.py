@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.oci.config import LinuxContainerResources, NamespaceMode, NamespaceOption, UserNamespace
+from atoll.oci.config import IDMapping, LinuxContainerResources, NamespaceMode, NamespaceOption, UserNamespace
 from atoll.sandbox.config import DNSConfig, LinuxPodConfig, LinuxSandboxSecurityContext, PodConfig
+from atoll.linux import steps as linux_steps
 from atoll.shim import pod_cgroup, pod_files, pod_holder, pod_sysctls
 from atoll.shim.pod_namespaces import PodNamespaces
 
@@ -21,8 +22,9 @@ def pod(
     network: NamespaceMode = NamespaceMode.POD,
     ipc: NamespaceMode = NamespaceMode.POD,
     pid: NamespaceMode = NamespaceMode.POD,
+    userns_options: UserNamespace | None = None,
 ) -> PodConfig:
-    options = NamespaceOption(network=network, ipc=ipc, pid=pid)
+    options = NamespaceOption(network=network, ipc=ipc, pid=pid, userns_options=userns_options)
     context = LinuxSandboxSecurityContext(namespace_options=options)
     return PodConfig(hostname=hostname, linux=LinuxPodConfig(security_context=context))
 
@@ -51,10 +53,37 @@ def test_what_cannot_be_is_refused(config: PodConfig, netns: str, text: str) -> 
         PodNamespaces.of(config, netns)
 
 
-def test_a_user_namespace_is_not_there_yet() -> None:
-    option = NamespaceOption(userns_options=UserNamespace())
-    config = PodConfig(linux=LinuxPodConfig(security_context=LinuxSandboxSecurityContext(namespace_options=option)))
-    with pytest.raises(errors.Unimplemented):
+RANGE = (IDMapping(host_id=1000, length=10),)
+
+
+def users(mode: NamespaceMode = NamespaceMode.POD, **fields: object) -> PodConfig:
+    asked = UserNamespace(mode=mode, **{"uids": RANGE, "gids": RANGE, **fields})  # type: ignore[arg-type]
+    return pod(userns_options=asked)
+
+
+def test_a_user_namespace_is_the_pods() -> None:
+    found = PodNamespaces.of(users(), "/n").users
+    assert found is not None
+    assert (found.root, found.nobody) == ((1000, 1000), (9, 9))
+    assert PodNamespaces.of(users(NamespaceMode.NODE, uids=(), gids=()), "/n").users is None
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (users(NamespaceMode.NODE), "takes no mappings"),
+        (users(NamespaceMode.CONTAINER), "must be POD or NODE"),
+        (users(uids=()), "uids: needs 1 to 340 ranges"),
+        (users(gids=(IDMapping(host_id=1, length=0),)), "gids: needs lengths"),
+        (users(gids=(IDMapping(host_id=(1 << 32) - 1, length=9),)), "gids: needs lengths"),
+        (users(gids=(*RANGE, *RANGE)), "gids: ranges overlap"),
+        (users(gids=(IDMapping(host_id=1, container_id=1, length=9),)), "0 is not mapped"),
+        (pod(userns_options=UserNamespace(uids=RANGE, gids=RANGE), pid=NamespaceMode.NODE), "host's pid"),
+        (pod(userns_options=UserNamespace(uids=RANGE, gids=RANGE), ipc=NamespaceMode.NODE), "host's ipc"),
+    ],
+)
+def test_a_user_namespace_that_cannot_be_is_refused(config: PodConfig, text: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match=text):
         PodNamespaces.of(config, "/n")
 
 
@@ -162,8 +191,8 @@ def test_pod_limits_are_the_sum_and_the_overhead() -> None:
 
 
 def test_the_holder_is_an_executable_whose_list_is_where_the_code_looks() -> None:
-    steps = (pod_holder.Step("a path", 2, (b"/x", 1)), pod_holder.Step("its end", 3, (0,)))
-    program = pod_holder.program(steps, tell=9)
+    steps = (linux_steps.Step("a path", 2, (b"/x", 1)), linux_steps.Step("its end", 3, (0,)))
+    program = linux_steps.program(steps, tell=9)
     assert program[:4] == b"\x7fELF"
     code = program[120:]
     at = 7 + int.from_bytes(code[3:7], "little")  # lea rbx, [rip+offset], whose end is at 7

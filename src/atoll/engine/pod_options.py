@@ -1,0 +1,47 @@
+"""What is looked at in a pod's config before anything is acquired for it: what this host cannot honour is refused.
+
+A pod has no process of its own where the shim holds its namespaces; the security context of the pod is for the process
+that a pause container has, and is refused all the same where it could not be obeyed.
+"""
+
+from __future__ import annotations
+
+from atoll import errors
+from atoll.engine.hosts import REMOTE
+from atoll.engine.parts import Parts
+from atoll.linux.cgroup_layout import validated
+from atoll.oci import resources, seccomp, security, user
+from atoll.oci.config import LinuxContainerSecurityContext
+from atoll.sandbox.config import PodConfig
+
+PORT_LIMIT = 65535
+
+
+def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
+    """Raises `InvalidArgument` for what no pod can have, `FailedPrecondition` for what a pod of the handler cannot.
+
+    Blocks as long as it takes to read the seccomp profile where the host's is named.
+    """
+    for mapping in config.port_mappings:
+        if not 0 <= mapping.host_port <= PORT_LIMIT or not 0 <= mapping.container_port <= PORT_LIMIT:
+            raise errors.InvalidArgument(f"port_mappings: {mapping.host_port}:{mapping.container_port}: no such port")
+    problem = parts.features[handler_name].no_users
+    if config.users is not None and problem:
+        raise errors.FailedPrecondition(f"user namespace: runtime handler {handler_name!r} has none: {problem}")
+    if parts.config.runtimes[handler_name].sandboxer == REMOTE or config.linux is None:
+        return
+    if config.cgroup_parent.strip("/"):
+        validated(config.cgroup_parent)
+    for field in ("overhead", "resources"):
+        asked = getattr(config.linux, field)
+        if asked is not None:
+            resources.resolve(asked, parts.host)
+    if config.linux.security_context is not None:
+        _require_security(parts, handler_name, config.linux.security_context.in_container_words())
+
+
+def _require_security(parts: Parts, handler_name: str, asked: LinuxContainerSecurityContext) -> None:
+    security.selinux_labels(None if asked.privileged else asked.selinux_options, parts.host)
+    security.apparmor_profile(asked, parts.host)
+    user.require_ids(asked)
+    seccomp.resolve(seccomp.SeccompRequest(security=asked), parts.host, parts.features[handler_name])
