@@ -25,7 +25,7 @@ import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -100,7 +100,11 @@ def handlers(
 def _handler(
     method: MethodDescriptor, work: Callable[..., Any], activity: Activity, gate: Gate
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    decode: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
+    # A single request is decoded in the call, where what is none becomes InvalidArgument and not gRPC's own Internal.
+    parse: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
+    decode = parse if method.client_streaming else None
+    if not method.client_streaming:
+        work = _decoding(method.full_name, parse, work, streams=inspect.isasyncgenfunction(work))
     streams = inspect.isasyncgenfunction(work)
     if streams != method.server_streaming:
         raise TypeError(f"{method.full_name}: a server stream needs an async generator, anything else a coroutine")
@@ -113,6 +117,28 @@ def _handler(
         grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
     )
     return make_unary(_unary(method.full_name, work, activity, gate), decode, _encode)
+
+
+def _decoding(
+    name: str, parse: Callable[[bytes], Message], work: Callable[..., Any], *, streams: bool
+) -> Callable[..., Any]:
+    """`work` on the bytes of its request; raises `InvalidArgument` for what is no such message."""
+
+    def request(data: bytes) -> Message:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            raise errors.InvalidArgument(f"{name}: the request is none of its messages: {error}") from error
+
+    async def one(data: bytes, context: Context) -> Message:
+        return await work(request(data), context)
+
+    async def many(data: bytes, context: Context) -> AsyncGenerator[Message]:
+        async with contextlib.aclosing(work(request(data), context)) as messages:
+            async for message in messages:
+                yield message
+
+    return many if streams else one
 
 
 def _encode(message: Message) -> bytes:
@@ -300,16 +326,18 @@ class Health:
         return health_pb2.HealthCheckResponse(status=states.SERVING if is_serving else states.NOT_SERVING)
 
 
-def bind(server: grpc.aio.Server, path: Path) -> FileId:
+def bind(server: grpc.aio.Server, path: Path, *, over: bool = False) -> FileId:
     """Listen on a socket of mode 0600 that was never open to others, and tell which file it is.
 
-    A dead socket at `path` is replaced. Raises `FailedPrecondition` for a live one, and for a file that is none.
+    A dead socket at `path` is replaced, `over` a live one too, in one instant. Raises `FailedPrecondition` for
+    a live one else, and for a file that is none.
     gRPC makes a socket with the rights that the umask leaves, so it is made in a folder of its owner's alone, then
     moved. The folder is named by its descriptor, so that no path is too long for the moment.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _claim(path)
+        if not over:
+            _claim(path)
         folder = Path(tempfile.mkdtemp(prefix=".atoll-", dir=path.parent))
     except OSError as error:
         raise errors.FailedPrecondition(f"socket {path}: cannot be listened on: {error.strerror}") from error

@@ -36,14 +36,14 @@ class Service:
     """Every method of one gRPC service, called by its name with a message."""
 
     def __init__(self, channel: grpc.Channel, service: ServiceDescriptor) -> None:
-        self._channel = channel
+        self.channel = channel
         self._service = service
 
     def call(self, name: str, request: Message, answer: type[M], *, timeout: float = CALL_TIMEOUT_S) -> M:
         return self.future(name, request, answer, timeout=timeout).result()
 
     def future(self, name: str, request: Message, answer: type[M], *, timeout: float = CALL_TIMEOUT_S):
-        method = self._channel.unary_unary(
+        method = self.channel.unary_unary(
             f"/{self._service.full_name}/{name}",
             request_serializer=_encode,
             response_deserializer=answer.FromString,
@@ -58,8 +58,8 @@ class Service:
         path = f"/{self._service.full_name}/{name}"
         answer = GetMessageClass(method.output_type).FromString
         if isinstance(requests, Message):
-            return self._channel.unary_stream(path, _encode, answer)(requests, timeout=timeout)
-        return self._channel.stream_stream(path, _encode, answer)(requests, timeout=timeout)
+            return self.channel.unary_stream(path, _encode, answer)(requests, timeout=timeout)
+        return self.channel.stream_stream(path, _encode, answer)(requests, timeout=timeout)
 
 
 def _encode(message: Message) -> bytes:

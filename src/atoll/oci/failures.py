@@ -60,9 +60,13 @@ _RULES = (
     _rule(r"cannot start a(?:n already running)? container", errors.FailedPrecondition, "start"),
     _rule(r"exec\.fifo`?: no such file", errors.FailedPrecondition, "start", clearer=_STARTED),
     _rule(r"cannot exec (?:in )?a|container `[^`]*` is paused", errors.FailedPrecondition, "exec"),
+    # What crun says where the container ends under it.
+    _rule(r"\bfail startup|setns `\w+`: bad file descriptor", errors.FailedPrecondition, "exec", clearer=_FINISHED),
     _rule(r"setns\(pid=\d+, \w+\): no such process", errors.FailedPrecondition, "exec", clearer=_FINISHED),
     _rule(r"is not in `created` or `stopped` state|that is not stopped", errors.FailedPrecondition, "delete"),
     _rule(r"cannot (?:pause|resume) |container is (?:already )?paused", errors.FailedPrecondition),
+    _rule(r"device or resource busy|unable to set memory limit", errors.FailedPrecondition, "update"),
+    _rule(r": (?:invalid argument|numerical result out of range)", errors.InvalidArgument, "update"),
 )
 
 _COMMAND_AT_FAULT = re.compile(
