@@ -8,6 +8,17 @@ import pytest
 
 from atoll import config, errors
 
+TWO = """# two handlers
+default_runtime = "a"
+
+[runtimes.a]
+systemd_cgroup = true
+
+[runtimes.b] # the other one
+oci_runtime = "crun"
+systemd_cgroup = "no"
+"""
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -45,9 +56,28 @@ def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
         ),
         ("[network]\nbin_dirs = [1]", r"line 2: \[network\] bin_dirs: each item must be a text in quotes"),
         ("network = 3", r"line 1: network: must be a table, and is a whole number"),
-        ('[runtimes.kata]\nsystemd_cgroup = "no"', r"line 2: \[runtimes\.\*\] systemd_cgroup: must be true or false"),
+        ('[runtimes.kata]\nsystemd_cgroup = "no"', r"line 2: \[runtimes\.kata\] systemd_cgroup: must be true or false"),
         ('log_level = "loud"', r"line 1: log_level: 'loud' is none of debug, info, warning, error"),
-        ("root =", r"config\.toml: is not TOML: "),
+        ("root =", r"config\.toml: line 1: is not TOML: "),
+        ("pods_per_shim = 3\n\nroot", r"line 3: is not TOML: "),
+        (TWO, r"line 9: \[runtimes\.b\] systemd_cgroup: must be true or false, and is a text$"),
+        (
+            "[network]\npool_size = 3\n\n[streaming]\nport = 70000",
+            r"line 5: \[streaming\] port = 70000: must be 0 to 65535",
+        ),
+        ("[network]\nbin_dirs = ['bin']", r"line 2: \[network\] bin_dirs: 'bin' must be an absolute path"),
+        (
+            "[network]\ndefault_subnet = '10.0.0.1/8'",
+            r"line 2: \[network\] default_subnet: 10\.0\.0\.1/8 has host bits",
+        ),
+        ("[images]\npinned = ['a b']", r"line 2: \[images\] pinned: 'a b' is no image reference"),
+        (
+            "[images.registries.'a.example']\nplain_http = true\nmirrors = ['ok:5000/x', 'http://b']",
+            r"line 3: \[images\.registries\.\"a\.example\"\] mirrors: 'http://b' must be HOST, ",
+        ),
+        ("[images.registries]\n'a/b' = {}", r"line 2: \[images\.registries\] a/b: is no HOST, HOST:PORT or \*"),
+        ("runtimes = { atoll = { sandboxer = 'shmi' } }", r"line 1: \[runtimes\.atoll\] sandboxer 'shmi': is none of "),
+        ("runtimes.atoll.sandboxer = 'shmi'", r"line 1: \[runtimes\.atoll\] sandboxer 'shmi': is none of "),
         ('root = "var/lib"', r"root = 'var/lib': must be an absolute path"),
         ('default_runtime = "kata"', r"default_runtime 'kata' is not among \[runtimes\]: atoll"),
         ('cgroup_parent = "/a/../b"', r"cgroup_parent '/a/\.\./b': must be like /atoll"),
