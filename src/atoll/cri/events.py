@@ -13,7 +13,7 @@ from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.cri import views
 from atoll.cri.encoded import Encoded
 from atoll.engine.engine import Engine
-from atoll.engine.events import Bus, Event, EventType
+from atoll.engine.events import Backlog, Bus, Event, EventType
 
 TYPES = {
     EventType.CREATED: pb.CONTAINER_CREATED_EVENT,
@@ -21,8 +21,9 @@ TYPES = {
     EventType.STOPPED: pb.CONTAINER_STOPPED_EVENT,
     EventType.DELETED: pb.CONTAINER_DELETED_EVENT,
 }
-MAX_BACKLOG = 1024
-"""Of messages of some kilobytes each; they are the same ones for every reader."""
+MAX_BACKLOG_BYTES = 8 << 20
+"""Of messages that wait for one reader; they are the same ones for every reader."""
+BACKLOG: Backlog[Encoded] = Backlog(weight=MAX_BACKLOG_BYTES, weigh=lambda one: len(one.data))
 
 
 class Events:
@@ -30,7 +31,7 @@ class Events:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._bus: Bus[Encoded] = Bus(MAX_BACKLOG)
+        self._bus: Bus[Encoded] = Bus(BACKLOG)
         engine.parts.events.tap(self._tell)
         engine.parts.events.on_close(self._bus.close)
 
@@ -55,8 +56,8 @@ class Events:
     async def GetContainerEvents(self, request: pb.GetEventsRequest, context: rpc.Context) -> AsyncGenerator[Encoded]:
         """Who has got the initial metadata misses nothing from then on.
 
-        Ends with `ResourceExhausted` for a reader that is `MAX_BACKLOG` events late, of which others notice nothing,
-        and with `Unavailable` where the daemon ends.
+        Ends with `ResourceExhausted` for a reader for whom more than `BACKLOG` has to wait, of which others notice
+        nothing, and with `Unavailable` where the daemon ends.
         """
         subscription = self._bus.open()
         try:

@@ -36,25 +36,41 @@ class Event:
     at_ns: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog(Generic[E]):
+    """What may wait for one subscriber: so many events, of so much weight together, such as their bytes."""
+
+    events: int = MAX_BACKLOG
+    weight: int = 0
+    weigh: Callable[[E], int] | None = None
+
+    def of(self, event: E) -> int:
+        return 0 if self.weigh is None else self.weigh(event)
+
+
 class Subscription(Generic[E]):
     """The wanted events from its making on, in order; close it. Made by `Bus.open`."""
 
-    def __init__(self, bus: Bus[E], wants: Callable[[E], bool], backlog: int) -> None:
+    def __init__(self, bus: Bus[E], wants: Callable[[E], bool], backlog: Backlog[E]) -> None:
         self.wants = wants
         self._bus = bus
         self._backlog = backlog
-        self._queue: asyncio.Queue[E | None] = asyncio.Queue(backlog + 1)
+        self._weight = 0
+        self._queue: asyncio.Queue[E | None] = asyncio.Queue(backlog.events + 1)
         self._is_overrun = False
 
     def offer(self, event: E) -> None:
-        """Queue an event, unless it or an earlier one had to be left out."""
-        self._is_overrun = self._is_overrun or self._queue.qsize() >= self._backlog
+        """Queue an event, unless it or an earlier one had to be left out; one is taken whatever it weighs."""
+        weight = self._weight + self._backlog.of(event)
+        is_too_much = weight > self._backlog.weight and not self._queue.empty()
+        self._is_overrun = self._is_overrun or is_too_much or self._queue.qsize() >= self._backlog.events
         if not self._is_overrun:
+            self._weight = weight
             self._queue.put_nowait(event)
 
     def end(self) -> None:
         """Have the reader told, behind what is queued, that no more will come."""
-        if self._queue.qsize() <= self._backlog:
+        if self._queue.qsize() <= self._backlog.events:
             self._queue.put_nowait(None)
 
     def close(self) -> None:
@@ -67,12 +83,11 @@ class Subscription(Generic[E]):
     async def __anext__(self) -> E:
         """Raises `ResourceExhausted` where one had to be left out, `Unavailable` where the daemon ends."""
         if self._is_overrun and self._queue.empty():
-            raise errors.ResourceExhausted(
-                f"events: the reader is more than {self._backlog} events late; subscribe again and list"
-            )
+            raise errors.ResourceExhausted("events: the reader is too many events late; subscribe again and list")
         event = await self._queue.get()
         if event is None:
             raise errors.Unavailable("events: the daemon ends; subscribe again")
+        self._weight -= self._backlog.of(event)
         return event
 
 
@@ -83,9 +98,8 @@ def _everything(_event: object) -> bool:
 class Bus(Generic[E]):
     """Fans events out; publishing never waits."""
 
-    def __init__(self, backlog: int = MAX_BACKLOG) -> None:
-        """`backlog` is how many events wait for a subscriber at most."""
-        self._backlog = backlog
+    def __init__(self, backlog: Backlog[E] | None = None) -> None:
+        self._backlog: Backlog[E] = backlog or Backlog()
         self._subscribers: set[Subscription[E]] = set()
         self._taps: list[Callable[[E], None]] = []
         self._at_close: list[Callable[[], None]] = []

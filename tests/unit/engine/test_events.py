@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from atoll import errors
-from atoll.engine.events import MAX_BACKLOG, Event, EventBus, EventType
+from atoll.engine.events import MAX_BACKLOG, Backlog, Bus, Event, EventBus, EventType
 
 
 def event(number: int) -> Event:
@@ -62,3 +62,39 @@ async def test_a_subscriber_that_left_holds_nothing() -> None:
     await asyncio.sleep(0)
     bus.publish(event(0))
     assert not bus._subscribers
+
+
+async def test_what_waits_is_bounded_by_weight_too() -> None:
+    bus: Bus[bytes] = Bus(Backlog(weight=10, weigh=len))
+    late, prompt = bus.open(), bus.open()
+    for one in (b"x" * 50, b"y", b"z"):  # one is taken whatever it weighs
+        bus.publish(one)
+        assert await anext(prompt) == one
+    assert await anext(late) == b"x" * 50
+    with pytest.raises(errors.ResourceExhausted, match="late"):
+        await anext(late)
+    for one in (b"a" * 6, b"b" * 4):
+        bus.publish(one)
+    assert [await anext(prompt), await anext(prompt)] == [b"a" * 6, b"b" * 4]
+
+
+async def test_a_tap_is_told_before_the_publisher_goes_on() -> None:
+    bus = EventBus()
+    told: list[int] = []
+    bus.tap(lambda one: told.append(one.at_ns))
+    bus.publish(event(1))
+    bus.publish(event(2))
+    assert told == [1, 2]
+    assert not bus.is_read
+
+
+async def test_the_end_of_the_daemon_is_told_behind_what_waits() -> None:
+    bus, ended = EventBus(), list[bool]()
+    subscription = bus.open()
+    bus.on_close(lambda: ended.append(True))
+    bus.publish(event(1))
+    bus.close()
+    assert (await anext(subscription)).at_ns == 1
+    with pytest.raises(errors.Unavailable, match="ends"):
+        await anext(subscription)
+    assert ended == [True]
