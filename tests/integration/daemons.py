@@ -104,6 +104,8 @@ class Daemon:
 
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
+        self.wrapper: tuple[str, ...] = ()
+        """Words of a command that executes the rest of its line."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -119,7 +121,7 @@ class Daemon:
         options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         with roots.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(BIN / "atoll"), "serve", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self.wrapper, str(BIN / "atoll"), "serve", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         wait_until(lambda: self._answers() or self._has_ended(), within=READY_WITHIN_S)
         if not self._answers():

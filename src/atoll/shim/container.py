@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from google.protobuf.message import Message
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.api import containerd_events_pb2 as events_pb2
 from atoll.linux import freezer
 from atoll.oci import runtime as oci
@@ -141,7 +141,9 @@ class Container:
         self._has_hooks = spec.hooks is not None and bool(spec.hooks.poststart)
         async with self.init.starting:
             try:
+                faults.reached("shim create/root")
                 await mapped.mount_all(self._shim.holders, self.bundle, self.options.rootfs, spec.mounts)
+                faults.reached("shim create/record")
                 self._record(record)
                 if Path(record.binary).name == "crun" and not spec.oci_version.startswith("1.0."):
                     lower_version(self.bundle)
@@ -168,6 +170,7 @@ class Container:
             # A restore makes and starts the process in one: at Start.
             self._restore_streams = streams
             return
+        faults.reached("shim create/runtime")
         with self._shim.reaper.expecting():
             init.pid = await self.runtime.create(
                 self.id,
@@ -178,6 +181,7 @@ class Container:
                 no_new_keyring=self.options.no_new_keyring,
             )
             self._adopt(record)
+            faults.reached("shim create/runtime:done")
         await self._take_streams(init)
 
     def _adopt(self, record: TaskRecord) -> None:
@@ -226,7 +230,9 @@ class Container:
             if self.options.restore_from is not None:
                 await self._restore(self.options.restore_from)
             else:
+                faults.reached("shim start/runtime")
                 await self.runtime.start(self.id, has_hooks=self._has_hooks)
+            faults.reached("shim start/runtime:done", fails=False)
             init.enter(Phase.RUNNING)
             self._publish("/tasks/start", events_pb2.TaskStart(container_id=self.id, pid=init.pid))
         return init.pid
@@ -303,6 +309,7 @@ class Container:
         pid_file = self.bundle / f"{process.request.exec_id}.exec.pid"
         with self._shim.reaper.expecting():
             try:
+                faults.reached("shim exec/runtime")
                 process.pid = await self.runtime.exec(self.id, process.spec, pid_file=pid_file, stdio=streams)
             finally:
                 pid_file.unlink(missing_ok=True)
@@ -457,7 +464,9 @@ class Container:
         if self._runs(init):
             # A runtime waits for what it kills, which a freezer of the pod may hold.
             cgroups.kill(self.cgroups)
+        faults.reached("shim delete/runtime")
         await self.runtime.delete(self.id, force=True)
+        faults.reached("shim delete/runtime:done")
         if init.pid and not init.exited.is_set:
             try:
                 async with asyncio.timeout(KILLED_TIMEOUT_S):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.concurrency import Latch
 from atoll.linux.cgroup import Limits
@@ -135,15 +135,20 @@ class Pod:
 
     async def _acquire(self) -> None:
         request, spaces = self.request, self._namespaces
+        faults.reached("shim pod/record")
         self._write_record()
+        faults.reached("shim pod/cgroup")
         if self._cgroup is not None and not self._cgroup.is_slice and not self._cgroup.exists():
             self._made_cgroup = True
             self._write_record()
             self._cgroup.create(request.config.linux)
+        faults.reached("shim pod/files")
         pod_files.create(request.files, request.config, shm=spaces.ipc)
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
+        faults.reached("shim pod/holder")
         self._holder = await self._shim.holders.start(spaces, hostname=request.config.hostname, sysctls=self._sysctls)
+        faults.reached("shim pod/holder:done")
         self._write_record()
         self._holder.keep()
         self._holder.ended.add_done_callback(self._on_holder_ended)
@@ -407,6 +412,7 @@ async def _all_ended(containers: list[Container], timeout_s: float) -> list[Cont
 @contextlib.contextmanager
 def _noting(left: list[str], what: str) -> Generator[None]:
     try:
+        faults.reached(f"shim undo/{what}")
         yield
     except OSError as error:
         left.append(f"{what} {error.filename or ''} ({error.strerror})")
