@@ -154,7 +154,15 @@ def kill(pid: int) -> None:
 
 
 class Containerd(Daemon):
-    """Debian's containerd with its CRI plugin, `runc` and the io.containerd.runc.v2 shim."""
+    """Debian's containerd with its CRI plugin, `runc` and its shim, or another of a `folder` with its own shim."""
+
+    def __init__(self, places: Places, *, folder: Path | None = None) -> None:
+        super().__init__(places)
+        self._folder = folder
+
+    @property
+    def path(self) -> str:
+        return f"{self._folder}:{PATH}" if self._folder is not None else PATH
 
     def prepare(self) -> None:
         places = self.places
@@ -181,7 +189,8 @@ state = "{places.state}/state"
         )
 
     def command(self) -> list[str]:
-        return ["containerd", "--config", str(self.places.base / "config.toml"), "--log-level", "warn"]
+        program = str(self._folder / "containerd") if self._folder is not None else "containerd"
+        return [program, "--config", str(self.places.base / "config.toml"), "--log-level", "warn"]
 
     def equip(self) -> None:
         archive = self.places.base / "images.tar"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench import programs, sandbox_api, timing
+from bench import crowd, programs, sandbox_api, standing, timing
 from bench.costs import STAGES, Calls, Memory
 from bench.sandbox_api import Sandboxes
+from bench.standing import Standing
 from bench.timing import Samples, Throughput
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -53,6 +54,10 @@ class Result:
     calls: dict[str, dict[str, Calls]] = field(default_factory=dict[str, dict[str, Calls]])
     calls_pods: int = 0
     sandbox_api: Sandboxes | None = None
+    crowd: dict[int, Samples] = field(default_factory=dict[int, Samples])
+    standing: Standing | None = None
+    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
+    """MB a second of what streams, by row and contestant."""
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2)
@@ -74,6 +79,7 @@ def markdown(result: Result) -> str:
         parts.append(sandbox_api.table(result.sandbox_api))
     if result.throughput:
         parts.append(_throughput_table(result.throughput))
+    parts += _cri_tables(result)
     if result.memory:
         parts.append(_memory_table(result.memory, result.memory_pods))
     if result.cpu:
@@ -81,6 +87,17 @@ def markdown(result: Result) -> str:
     if result.calls:
         parts.append(_calls_table(result.calls, result.calls_pods))
     return "\n\n".join(parts) + "\n"
+
+
+def _cri_tables(result: Result) -> list[str]:
+    found: list[str] = []
+    if result.crowd:
+        found.append(crowd.table(result.crowd, BASE))
+    if result.rates:
+        found.append(_rates_table(result.rates))
+    if result.standing is not None:
+        found.append(standing.table(result.standing, BASE))
+    return found
 
 
 def _heading(result: Result) -> str:
@@ -128,6 +145,25 @@ def _throughput_table(found: Mapping[int, Mapping[str, Sequence[Throughput]]]) -
                 own = statistics.median(getattr(one, what) for one in by_name[name])
                 cells.append(f"{own:.1f} | {_ratio(own, base)}")
             lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _rates_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    names = list(next(iter(found.values())))
+    others = [name for name in names if name != BASE]
+    lines = [
+        "### Throughput, MB a second (medians; more is better)",
+        "",
+        _row(["what", BASE, *(f"{name} | ratio" for name in others), "aim"]),
+    ]
+    lines.append(_rule(lines[-1]))
+    for label, by_name in found.items():
+        base = statistics.median(by_name[BASE])
+        cells = [f"{label} (n = {len(by_name[BASE])})", f"{base:.0f}"]
+        for name in others:
+            own = statistics.median(by_name[name]) if name in by_name else 0.0
+            cells.append(f"{own:.0f} | {_ratio(own, base)}" if own else "- | -")
+        lines.append(_row([*cells, "1.00"]))
     return "\n".join(lines)
 
 

@@ -18,14 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import costs, host, places, programs, report, sandbox_api, timing
+from bench import chatter, costs, crowd, host, places, programs, report, sandbox_api, standing, timing
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
 from bench.report import PAGE, Result
 from bench.timing import Contestant
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("latency", "programs", "pool", "host", "sandbox", "throughput", "memory", "cpu", "calls")
+PARTS = (
+    *("latency", "programs", "pool", "host", "sandbox", "throughput"),
+    *("callers", "log", "standing", "memory", "cpu", "calls"),
+)
 POOL_SIZE = 4
 TRACED_PODS = 5
 
@@ -41,7 +44,7 @@ def main() -> int:
         return 1
     result = Result(
         at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=host.facts(),
+        machine=host.facts() | _other(options.containerd),
         load_before=os.getloadavg(),
         commit=_commit(),
         n=options.n,
@@ -63,8 +66,9 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
     wanted: set[str] = set(options.only)
     has_crun = shutil.which("crun", path=places.PATH) is not None
     runtimes = ("runc", "crun") if has_crun else ("runc",)
+    theirs = Places(prefix=prefix, name="containerd", number=0)
     with ExitStack() as stack:
-        base = stack.enter_context(Containerd(Places(prefix=prefix, name="containerd", number=0)))
+        base = stack.enter_context(Containerd(theirs, folder=options.containerd))
         atoll = stack.enter_context(Atoll(Places(prefix=prefix, name="atoll", number=1), runtimes=runtimes))
         containerd = Contestant(name=report.BASE, daemon=base)
         own = [Contestant(name=f"atoll/{name}", daemon=atoll, handler=name) for name in runtimes]
@@ -92,6 +96,7 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
             for callers in options.callers:
                 _say(f"throughput, {callers} callers")
                 result.throughput[callers] = timing.throughput(all_, callers=callers, pods=options.block, blocks=4)
+        _measure_cri(result, wanted, containerd, own, options)
         if "memory" in wanted:
             _say("memory")
             result.memory = costs.memory(all_, pods=options.pods, times=2)
@@ -104,6 +109,23 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
             result.calls_pods = TRACED_PODS
             for one in all_:
                 result.calls[one.name] = costs.system_calls(one, pods=TRACED_PODS, folder=one.daemon.places.base)
+
+
+def _measure_cri(
+    result: Result, wanted: set[str], containerd: Contestant, own: list[Contestant], options: argparse.Namespace
+) -> None:
+    if "callers" in wanted:
+        _say("calls by several callers")
+        result.crowd = crowd.measure([containerd, *own], callers=options.at_once, pods=options.block)
+    if "log" in wanted:
+        _say("log of a chatty container")
+        result.rates["log of one chatty container"] = chatter.measure([containerd, own[-1]], mib=options.log_mib, n=3)
+    if "standing" in wanted:
+        _say("many pods at rest")
+        running = min(100, options.listed)
+        result.standing = standing.measure(
+            [containerd, own[-1]], running=running, listed=options.listed, idle_s=options.idle, n=options.n
+        )
 
 
 def _pool(result: Result, containerd: Contestant, prefix: str, options: argparse.Namespace) -> None:
@@ -123,10 +145,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pods", type=int, default=30, help="pods of the memory figures (default %(default)s)")
     parser.add_argument("--block", type=int, default=16, help="pods a block of throughput (default %(default)s)")
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 4], help="callers of throughput")
+    parser.add_argument("--at-once", type=int, nargs="*", default=[1, 4, 16], help="callers of each call")
+    parser.add_argument("--listed", type=int, default=500, help="pods of the lists (default %(default)s)")
+    parser.add_argument("--idle", type=float, default=30.0, help="seconds of rest (default %(default)s)")
+    parser.add_argument("--log-mib", type=int, default=128, help="MiB of the chatty container (default %(default)s)")
+    parser.add_argument("--containerd", type=Path, metavar="FOLDER", help="another containerd's programs")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the parts to run (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample as JSON")
     parser.add_argument("--no-write", dest="write", action="store_false", help="leave docs/benchmarks.md as it is")
     return parser.parse_args()
+
+
+def _other(folder: Path | None) -> dict[str, str]:
+    return {"containerd": host.version(str(folder / "containerd"), "--version")} if folder is not None else {}
 
 
 def _commit() -> str:
