@@ -28,7 +28,7 @@ class About:
 
     async def Status(self, request: pb.StatusRequest, context: object) -> pb.StatusResponse:
         parts = self._engine.parts
-        network = await parts.network.status()
+        network = await parts.network.status(probe=request.verbose)
         answer = pb.StatusResponse()
         problem = parts.problems.get(parts.config.default_runtime, "")
         answer.status.conditions.add(
