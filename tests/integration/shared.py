@@ -2,6 +2,8 @@
 
     pytestmark = pytest.mark.shared_daemon           # or shared_daemon(config="[runtimes.runc]\\n...")
 
+`{state}` in the config is the daemon's state folder.
+
 After each test it is judged as a daemon of the test's own would be: no pod, clean books, and in the kernel nothing
 with its prefix but itself. The next test gets it only where it is as it was: the same process, configuration, networks
 and images. Else, and at the end of the module, it must stop with status 0 and leave nothing at all.
@@ -135,7 +137,7 @@ def start(config: str) -> Live:
     roots = Roots(prefix=footprint.prefix, base=base, state=state)
     roots.make()
     with roots.config.open("a") as file:
-        file.write(config)
+        file.write(config.replace("{state}", str(roots.state)))
     daemon = Daemon(roots)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(MARKER, roots.prefix)

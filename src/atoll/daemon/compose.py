@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import atoll
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
@@ -19,6 +20,7 @@ from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
 from atoll.engine.hosted import HostedStore
 from atoll.engine.hosting import LINKS, LinksKind
+from atoll.engine.nri import Nri
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE, Paths
@@ -31,6 +33,9 @@ from atoll.ledger.ledger import Ledger
 from atoll.linux.host import read_host_facts
 from atoll.linux.process import PidfdSpawner, Spawner
 from atoll.network.service import Network, NetworkSettings
+from atoll.nri.plugin import Timeouts
+from atoll.nri.plugins import Plugins
+from atoll.nri.plugins import Settings as PluginSettings
 from atoll.oci import apparmor
 from atoll.oci.detect import choose
 from atoll.oci.runtime import OCIRuntime
@@ -92,15 +97,9 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes
         ledger_kinds = _further_kinds(config, paths, relays, blocking) | kinds.make(
-            paths,
-            config,
-            network=network,
-            hosts=hosts,
-            snapshotter=snapshotter,
-            hierarchies=host.hierarchies,
-            reaper=orphans,
-            blocking=blocking,
-        )
+            paths, config, network=network, hosts=hosts, snapshotter=snapshotter, hierarchies=host.hierarchies,
+            reaper=orphans, blocking=blocking,
+        )  # fmt: skip
         ledger_kinds |= strays.make(paths, lambda: _namespaces(ledger), spawner, blocking)
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
@@ -125,6 +124,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                     ForeignDriver(relays, foreign, containers, max_line=max_line, blocking=blocking, owner=owner),
                 ),
                 orphans=orphans,
+                nri=Nri(_plugins(config, blocking), cgroup_parent=f"{config.cgroup_parent}/{paths.instance}"),
                 host=host,
                 blocking=blocking,
                 owner=owner,
@@ -134,6 +134,24 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         # Operations end, and are undone where they were cut short, while all that they use is still there.
         stack.push_async_callback(owner.aclose)
         yield engine
+
+
+def _plugins(config: Config, blocking: Blocking) -> Plugins | None:
+    """The plugins of NRI, where they are wanted."""
+    section = config.nri
+    if not section.enable:
+        return None
+    settings = PluginSettings(
+        runtime="atoll",
+        version=atoll.__version__,
+        socket=None if section.disable_connections else Path(section.socket_path),
+        plugin_path=Path(section.plugin_path),
+        config_path=Path(section.plugin_config_path),
+        timeouts=Timeouts(
+            registration_s=section.plugin_registration_timeout_s, request_s=section.plugin_request_timeout_s
+        ),
+    )
+    return Plugins(settings, blocking=blocking)
 
 
 def _further_kinds(config: Config, paths: Paths, relays: Relays, blocking: Blocking) -> dict[str, Kind]:

@@ -19,6 +19,7 @@ from atoll.engine.paths import NAMESPACE, Paths
 from atoll.image.store import ImageStore
 from atoll.linux.host import HostFacts
 from atoll.linux.process import Spawner
+from atoll.nri.legacy import LegacyPlugins
 from atoll.oci.features import RuntimeFeatures
 from atoll.runtime.binary import BinaryLauncher, program_of, resolve
 from atoll.runtime.binary import Daemon as ShimDaemon
@@ -100,6 +101,18 @@ class Handlers:
             roots=ImageRoots(self.images, self.snapshotter, handler.pause_image),
             folder=self.paths.shims,
             facts=SpecFacts(host=self.host, features=features, namespace=namespace),
+            blocking=self.blocking,
+            plugins=self._plugins(),
+        )
+
+    def _plugins(self) -> LegacyPlugins | None:
+        section = self.config.nri
+        if not section.enable:
+            return None
+        return LegacyPlugins(
+            Path(section.legacy_config),
+            Path(section.legacy_plugin_path),
+            timeout_s=section.plugin_request_timeout_s,
             blocking=self.blocking,
         )
 

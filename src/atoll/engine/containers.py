@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import secrets
 import signal
 import time
 
-import msgspec
-
 from atoll import errors
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
 from atoll.api import containerd_cgroups_v2_pb2 as cgroups_v2
+from atoll.api.nri_v1alpha1_pb2 import CREATE_CONTAINER
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.container.config import ContainerConfig
 from atoll.container.metadata import Metadata
 from atoll.container.status import ContainerResources, State, Status, encode_status
 from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
-from atoll.engine import kinds, lines, specs
+from atoll.engine import container_limits, kinds, lines, scheduling, specs
 from atoll.engine.events import Event, EventType
 from atoll.engine.exits import Exits
 from atoll.engine.lines import tasks_of
@@ -38,7 +36,7 @@ from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
 from atoll.engine.signals import resolve
 from atoll.image.model import Image
-from atoll.oci import resources
+from atoll.nri.adjust import Place
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.snapshot.mount import with_users
@@ -129,7 +127,6 @@ class Containers:
             spec = await parts.blocking.run(
                 specs.build, parts, pod, container_id, config, image, self._target(pod, config)
             )
-        now = time.time_ns()
         metadata = Metadata(
             id=container_id,
             name=name,
@@ -140,15 +137,36 @@ class Containers:
             log_path=log_path(pod.config, config, str(parts.paths.containers / container_id / "log")),
             stop_signal=image.config.stop_signal,
         )
+        async with parts.nri.changing():
+            place = Place(host=parts.host, runtime=parts.features[pod.handler_name])
+            spec = await parts.nri.create(pod, container_id, config, spec, place, parts.blocking)
+            try:
+                container = await self._create_adjusted(pod, metadata, image, spec, story)
+            except BaseException:
+                await parts.nri.not_created(pod, container_id, config, spec)
+                raise
+        await parts.nri.created(pod, container)
+        return container
+
+    async def _create_adjusted(
+        self, pod: Pod, metadata: Metadata, image: Image, spec: oci.Spec, story: Story
+    ) -> Container:
+        parts, config = self._parts, metadata.config
+        assert config is not None
+        assert config.image is not None
+        now = time.time_ns()
         record = ContainerRecord(
             metadata=metadata,
             created_at=now,
             image=config.image.image,
-            snapshot_key=container_id,
+            snapshot_key=metadata.id,
             spec=oci.encode(spec),
             labels=config.labels,
         )
         resources = ContainerResources(linux=config.resources) if config.linux is not None else None
+        limits = spec.linux.resources if spec.linux is not None else None
+        if limits is not None and parts.nri.wants(CREATE_CONTAINER):
+            resources = ContainerResources(linux=container_limits.told(config.resources, limits))
         container = await self._record(pod, record, image, Status(created_at=now, resources=resources), story)
         self._publish(EventType.CREATED, container)
         return container
@@ -217,6 +235,7 @@ class Containers:
         with pod.admitted(NO_START):
             await container.status.update(lambda status: status.begin_start())
             await self._start_admitted(pod, container)
+            await self._parts.nri.started(pod, container)
 
     async def _start_admitted(self, pod: Pod, container: Container) -> None:
         parts = self._parts
@@ -236,10 +255,13 @@ class Containers:
                     options=pod.sandbox.runtime.options,
                 )
                 await driver.created(container, bundle, pid)
-            with story.step("start task", "OCI runtime"):
-                pid = await tasks.start(container.id) or pid
-            with story.step("checkpoint", "disk"):
-                await container.status.update_sync(lambda status: status.started(pid=pid, at=time.time_ns()))
+            scheduling.apply(container.record.spec, pid)
+            async with parts.nri.changing():
+                await parts.nri.start_container(pod, container, pid)
+                with story.step("start task", "OCI runtime"):
+                    pid = await tasks.start(container.id) or pid
+                with story.step("checkpoint", "disk"):
+                    await container.status.update_sync(lambda status: status.started(pid=pid, at=time.time_ns()))
         except errors.AtollError as error:
             clear = specs.explained(container, oci.decode(container.record.spec).process, error)
             await run_to_completion(self._start_failed(pod, container, clear), within=TEARDOWN_TIMEOUT_S)
@@ -336,6 +358,7 @@ class Containers:
         self._publish(EventType.STOPPED, container)
         if is_written:
             await self.delete_task(pod, container)
+        await self._parts.nri.stopped(pod, container)
 
     async def delete_task(self, pod: Pod, container: Container) -> None:
         """Have the shim forget a container; what it does not do is left to the ledger. Idempotent."""
@@ -439,34 +462,8 @@ class Containers:
     # --- while it runs ---
 
     async def update(self, pod: Pod, container: Container, asked: LinuxContainerResources) -> None:
-        """Change the limits that are set in `asked`; those that are zero stay as they are.
-
-        A running container has them when this returns, a CREATED one when it starts.
-        """
-        before = oci.decode(container.record.spec)
-        assert before.linux is not None
-        status = container.status.get()
-        if not status.can_update:
-            raise errors.FailedPrecondition(f"container {container.id[:13]}: cannot be updated in its state")
-        current = status.resources.linux if status.resources is not None else None
-        merged = _merge(current or LinuxContainerResources(), asked)
-        rules = before.linux.resources.devices if before.linux.resources is not None else ()
-        wanted = resources.resolve(merged, self._parts.host, rules)
-        spec = oci.encode(
-            msgspec.structs.replace(before, linux=msgspec.structs.replace(before.linux, resources=wanted))
-        )
-
-        async def change(now: Status) -> Status:
-            if now.state is State.RUNNING:
-                await (await tasks_of(pod)).update(
-                    container.id, oci.encode(msgspec.structs.replace(wanted, devices=()))
-                )
-            else:
-                await self._parts.blocking.run(self._bundle(container.id).write_spec, spec)
-            return dataclasses.replace(now, resources=ContainerResources(linux=merged))
-
-        await container.status.update_around(change)
-        await self._parts.containers.update(container.id, spec=spec)
+        """Change the limits that are set in `asked`; as `container_limits.update`."""
+        await container_limits.update(self._parts, pod, container, asked)
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         """Go on in a new file at the log's path, after a rotation; raises `FailedPrecondition` unless it runs."""
@@ -501,6 +498,7 @@ class Containers:
             await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
         await self._exits.give_up(container.id)
         await container.status.update(lambda status: status.begin_removal())
+        await self._parts.nri.remove(pod, container)
         story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
         with story.step("release", "ledger"):
             await self._release(container.id)
@@ -519,6 +517,12 @@ class Containers:
         at = int(end.exited_at.timestamp() * 1e9)
         await container.status.update_sync(lambda status: status.exited(code=end.exit_status, at=at))
 
+    async def settled(self, pod: Pod) -> None:
+        """Wait until the exits of the pod's containers that have ended are settled, what follows them too."""
+        watches = {self._watches[one.id] for one in self.list(pod.id) if one.stopped.is_set and one.id in self._watches}
+        if watches:
+            await asyncio.wait(watches, timeout=KILL_TIMEOUT_S)
+
     async def remove_all(self, pod: Pod) -> None:
         """Remove every container of a stopped pod."""
         await wait_all([self.remove(pod, container.id) for container in self.list(pod.id)])
@@ -528,12 +532,6 @@ class Containers:
         for debt in debts:
             log.error("container %s: not freed yet, will be retried: %s", container_id[:13], debt)
         await self._parts.containers.delete(container_id)
-
-
-def _merge(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:
-    """`old` with every value that is set in `new`; unified keys are merged one by one."""
-    changes = {name: getattr(new, name) for name in new.__struct_fields__ if name != "unified" and getattr(new, name)}
-    return msgspec.structs.replace(old, unified={**old.unified, **new.unified}, **changes)
 
 
 def _oom_kills(metrics: TypedAny) -> int:

@@ -17,6 +17,7 @@ from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
 from atoll.engine.front import Front
+from atoll.engine.nri_runtime import NriRuntime
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
@@ -83,6 +84,7 @@ class Engine:
             beside = owner.spawn(hosted_recovery.recover(self.sandboxes, owner), name="recover hosted sandboxes")
             recovered = await recovery.recover(self.parts, self.pods, self.containers)
             await beside
+            await self.parts.nri.start(NriRuntime(self.parts, self.pods, self.containers))
         finally:
             self._recovered.set()
         await self.unfinished.free_until_done()
@@ -166,6 +168,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""
+        await self.parts.nri.aclose()
         await self.pods.settle(SETTLE_TIMEOUT_S)
         await self.pods.aclose()
         self.sandboxes.aclose()

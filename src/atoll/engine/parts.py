@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
@@ -26,6 +27,9 @@ from atoll.oci.features import RuntimeFeatures
 from atoll.sandbox.controller import Controller, TypedAny
 from atoll.sandbox.store import SandboxStore
 from atoll.snapshot.snapshotter import Snapshotter
+
+if TYPE_CHECKING:  # it looks at pods, which are made of parts
+    from atoll.engine.nri import Nri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ class Parts:
     """What the shims of a runtime handler are told, where they have to be told anything."""
     drivers: Drivers
     orphans: Orphans
+    nri: Nri
     host: HostFacts
     blocking: Blocking
     owner: TaskOwner

@@ -52,5 +52,8 @@ async def update(
         )
         value = TypedAny(type_url=URL, value=msgspec.json.encode(wanted))
         asked_for = replace(pod.sandbox, extensions={**pod.sandbox.extensions, EXTENSION: value})
-        await controller.update(pod.id, asked_for, FIELDS)
-        pod.sandbox = await parts.sandboxes.update(asked_for, FIELDS)
+        async with parts.nri.changing():
+            await parts.nri.update_pod(pod, overhead, resources)
+            await controller.update(pod.id, asked_for, FIELDS)
+            pod.sandbox = await parts.sandboxes.update(asked_for, FIELDS)
+        await parts.nri.updated_pod(pod)

@@ -23,6 +23,7 @@ import msgspec
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.api.codec import to_message
+from atoll.api.nri_v1alpha1_pb2 import STOP_POD_SANDBOX
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
@@ -241,11 +242,13 @@ class Pods:
                 )
             try:
                 await self._bring_up(pod, options, story)
+                async with parts.nri.changing():
+                    await parts.nri.run_pod(pod)
+                    pod.state = State.READY
+                    self._pods[pod_id] = pod
             except BaseException as error:
                 await self._take_down_failed(pod, story, error)
                 raise
-            pod.state = State.READY
-            self._pods[pod_id] = pod
         finally:
             del self._making[pod_id]
         self._publish(EventType.CREATED, pod)
@@ -437,6 +440,9 @@ class Pods:
             pod.state = State.NOTREADY
             if is_news:
                 self._publish(EventType.STOPPED, pod)
+        if self._parts.nri.wants(STOP_POD_SANDBOX):
+            await self._containers.settled(pod)
+            await self._parts.nri.stop_pod(pod)
         if pod.netns_path:
             with story.step("network", "CNI DEL"):
                 await self._leave_network(pod)
@@ -512,6 +518,7 @@ class Pods:
                 raise errors.Unavailable(f"pod {pod.id[:13]}: a container is still being made or started; try again")
             with story.step("remove containers", "ledger"):
                 await self._containers.remove_all(pod)
+            await self._parts.nri.remove_pod(pod)
             with story.step("release", "ledger"):
                 await self._hang_up(pod)
                 # The walk and the end of the record are one commit: a crash finds either the pod or nothing.

@@ -30,6 +30,7 @@ from atoll.identifiers import is_identifier, require_identifier
 from atoll.linux import cgroup_children, cgroup_layout, process, syscalls
 from atoll.linux.cgroup import Cgroup, Limits
 from atoll.linux.userns import are_same, maps_of, owner
+from atoll.nri.legacy import LegacyPlugins, SandboxTask
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
@@ -72,6 +73,10 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 class _Held(Held):
     folder: Path
     record: PauseRecord
+    has_plugins: bool = False
+    """Whether plugins were told of its creation by this daemon."""
+    told: asyncio.Task[None] | None = None
+    """Plugins are told of its end."""
 
     @property
     def cgroup(self) -> Cgroup | None:
@@ -91,12 +96,20 @@ class PodSandboxController(HeldController[_Held]):
     """
 
     def __init__(
-        self, *, launcher: Launcher, roots: RootProvider, folder: Path, facts: SpecFacts, blocking: Blocking
+        self,
+        *,
+        launcher: Launcher,
+        roots: RootProvider,
+        folder: Path,
+        facts: SpecFacts,
+        blocking: Blocking,
+        plugins: LegacyPlugins | None = None,
     ) -> None:
         super().__init__(launcher=launcher, namespace=facts.namespace, blocking=blocking)
         self._roots = roots
         self._folder = folder
         self._facts = facts
+        self._plugins = plugins
 
     def _hold(self, sandbox: Sandbox, record: PauseRecord) -> _Held:
         folder = self._folder / require_identifier(sandbox.id, "sandbox id")
@@ -168,6 +181,9 @@ class PodSandboxController(HeldController[_Held]):
         if users is not None and not are_same(await run(maps_of, pid), users):
             raise errors.InvalidArgument(f"network namespace {record.netns}: its owner has other ids than the pod")
         identity = process.identify(pid)
+        if self._plugins is not None:
+            held.has_plugins = True
+            await self._plugins.invoke("create", _task(held, pid, spec))
         pid = await shim.tasks.start(request.id) or pid
         self._note(
             held,
@@ -258,6 +274,15 @@ class PodSandboxController(HeldController[_Held]):
             except OSError as error:
                 log.error("sandbox %s: its exit is not recorded: %s", held.id, error)
         super()._settle(held, ended)
+        if self._plugins is not None and (held.record.pid or held.has_plugins):
+            held.told = self._tasks.spawn(self._tell_end(held, self._plugins), name=f"sandbox/{held.id}/plugins")
+
+    async def _tell_end(self, held: _Held, plugins: LegacyPlugins) -> None:
+        try:
+            spec = await self._blocking.run(held.request.bundle.read_spec)
+            await plugins.invoke("delete", _task(held, held.record.pid, spec))
+        except errors.AtollError as error:
+            log.warning("sandbox %s: its end and NRI: %s", held.id, error)
 
     async def shutdown(self, sandbox_id: str) -> None:
         """As the contract says; also for an ID that it does not know but that an earlier daemon left something of."""
@@ -278,6 +303,8 @@ class PodSandboxController(HeldController[_Held]):
             with undoing.step("freezer"):
                 await self._thaw(held)
         await self._delete_task(held)
+        if held.told is not None:
+            await asyncio.wait({held.told})
         await held.link.aclose()
         held.link = Link(self._launcher, held.request)
         with undoing.step("pause container and shim"):
@@ -519,6 +546,10 @@ def _pin_owner(netns: str, at: Path) -> Path:
     finally:
         os.close(fd)
     return at
+
+
+def _task(held: _Held, pid: int, spec: bytes) -> SandboxTask:
+    return SandboxTask(id=held.id, pid=pid, spec=spec, labels=held.record.config.labels)
 
 
 def _process_status(held: _Held, task: TaskState | None) -> str:
