@@ -244,7 +244,7 @@ async def test_reader_ends_when_the_shim_goes(roots: Roots) -> None:
         await server.shutdown(within=0)
     assert issubclass(reading.result(), errors.Unavailable)
     with pytest.raises(errors.AtollError):
-        await io.stdin.write(b"x" * 1_000_000)
+        await io.stdin.write(b"x" * 3_000_000)  # more than a fifo ever holds
     await client.aclose()
     process.kill()
     await finish(stdio, process)
@@ -469,7 +469,7 @@ async def test_nothing_hangs_when_a_foreign_shim_dies(roots: Roots) -> None:
 async def kind_of_write(io: ProcessIO) -> type[Exception] | None:
     assert io.stdin is not None
     try:
-        await io.stdin.write(b"x" * 1_000_000)
+        await io.stdin.write(b"x" * 3_000_000)  # more than a fifo ever holds
     except errors.AtollError as error:
         return type(error)
     return None

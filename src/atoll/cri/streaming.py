@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_RESIZE_BYTES = 4096
+CHUNKS_A_TURN = 4
 LOCALHOST = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 """What a port of a pod is looked for on, in this order."""
 
@@ -82,7 +83,7 @@ class Streaming:
     async def _exec(self, container: Container, command: tuple[str, ...], options: Options, streams: Streams) -> End:
         try:
             pod, container = find(self._engine, container.id)
-            request = ExecRequest(command=command, tty=options.tty, stdin=options.stdin)
+            request = ExecRequest(command=command, tty=options.tty, stdin=options.stdin, bulk=True)
             async with self._engine.execs.open(pod, container, request) as running:
                 return End(exit_code=await _until_end(running, streams))
         except errors.AtollError as error:
@@ -202,6 +203,8 @@ class Output:
                     outlet = None
                 finally:
                     self._sending -= 1
+                if not self._moved % CHUNKS_A_TURN:
+                    await asyncio.sleep(0)
         except errors.AtollError as error:
             self._fault = error
 

@@ -86,9 +86,9 @@ class Driver(Protocol):
         ...
 
     def exec_streams(
-        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool
+        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool, fifos: Path | None
     ) -> ExecStreams:
-        """Streams for an exec that is about to be made."""
+        """Streams for an exec that is about to be made; named pipes in the folder `fifos`, where there is a choice."""
         ...
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
@@ -197,9 +197,11 @@ class AtollDriver:
         )
 
     def exec_streams(
-        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool
+        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool, fifos: Path | None
     ) -> ExecStreams:
-        return ShimExecStreams(shim, exec_id, stdin=stdin, tty=tty)
+        if fifos is None:
+            return ShimExecStreams(shim, exec_id, stdin=stdin, tty=tty)
+        return _fifo_streams(fifos, shim, container_id, exec_id, stdin=stdin, tty=tty)
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         shim = await lines.shim_of(pod)
@@ -233,6 +235,17 @@ class FifoExecStreams:
 
     def remove(self) -> None:
         self._fifos.remove()
+
+
+def _fifo_streams(
+    folder: Path, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool
+) -> FifoExecStreams:
+    fifos = FifoSet.create(folder, exec_id, stdin=stdin, terminal=tty)
+    try:
+        return FifoExecStreams(fifos, shim.tasks, container_id, exec_id)
+    except BaseException:
+        fifos.remove()
+        raise
 
 
 class _OnceInput:
@@ -428,14 +441,9 @@ class ForeignDriver:
         return ProcessIO(stdin=_OnceInput(io.stdin, close_later), stdout=io.stdout, stderr=io.stderr)
 
     def exec_streams(
-        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool
+        self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool, fifos: Path | None
     ) -> ExecStreams:
-        fifos = FifoSet.create(self._relays.folder(pod.id), exec_id, stdin=stdin, terminal=tty)
-        try:
-            return FifoExecStreams(fifos, shim.tasks, container_id, exec_id)
-        except BaseException:
-            fifos.remove()
-            raise
+        return _fifo_streams(self._relays.folder(pod.id), shim, container_id, exec_id, stdin=stdin, tty=tty)
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         await (await self._relay(pod.id)).reopen(container.id)

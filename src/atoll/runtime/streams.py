@@ -27,9 +27,12 @@ from atoll import errors
 from atoll.concurrency import wait_all
 from atoll.runtime.task import StdioPaths
 from atoll.shim.stdio import flow
+from atoll.shim.stdio.pump import enlarge_pipe
 from atoll.ttrpc.client import Client, ClientStream
 
 READ_BYTES = 64 << 10
+BULK_READ_BYTES = 256 << 10
+"""From a fifo that was found full."""
 OPEN_TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
@@ -247,29 +250,42 @@ class FifoReader:
     def __init__(self, path: Path) -> None:
         self._fd: int | None = _open_fifo(path, os.O_RDONLY)
         self._waiting = _Waiting()
+        self._size = READ_BYTES
+        self._has_begun = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        loop = asyncio.get_running_loop()
         while self._fd is not None:
             # A fifo that nobody has opened yet reads as ended, but is not readable (fifo(7), poll(2)).
-            if not self._waiting.is_gone:
-                await self._waiting.ready(loop.add_reader, loop.remove_reader, self._fd)
+            if not self._has_begun and not self._waiting.is_gone:
+                await self._ready(self._fd)
             try:
                 chunk = self._read()
             except BlockingIOError:
                 chunk = b""
                 if not self._waiting.is_gone:
+                    self._has_begun = False
                     continue
             if chunk:
+                self._has_begun = True
                 return chunk
             self.close()
         raise StopAsyncIteration
 
+    async def _ready(self, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        await self._waiting.ready(loop.add_reader, loop.remove_reader, fd)
+
     def _read(self) -> bytes:
-        return os.read(self._fd, READ_BYTES) if self._fd is not None else b""
+        if self._fd is None:
+            return b""
+        chunk = os.read(self._fd, self._size)
+        if len(chunk) == READ_BYTES == self._size:
+            enlarge_pipe(self._fd)
+            self._size = BULK_READ_BYTES
+        return chunk
 
     def shim_gone(self) -> None:
         """Nobody writes any more: read what is there, then end."""
@@ -297,6 +313,7 @@ class FifoWriter:
             os.close(self._reader)
             raise
         self._close_io = close_io
+        self._is_big = False
         self._waiting = _Waiting()
         self._writing = asyncio.Lock()
 
@@ -316,6 +333,9 @@ class FifoWriter:
                 try:
                     view = view[os.write(self._fd, view) :]
                 except BlockingIOError:
+                    if not self._is_big:
+                        self._is_big = True
+                        enlarge_pipe(self._fd)
                     await self._waiting.ready(loop.add_writer, loop.remove_writer, self._fd)
                 except BrokenPipeError:
                     raise errors.FailedPrecondition("stdin is closed: the shim reads no more") from None

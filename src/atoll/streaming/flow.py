@@ -10,6 +10,12 @@ from typing import TypeAlias
 Chunk: TypeAlias = bytes | bytearray | memoryview
 
 
+JOIN_BYTES = 256 << 10
+"""What is read together where much waits."""
+SMALL_BYTES = 32 << 10
+"""A chunk below it is copied: it would hold all that it came with."""
+
+
 class Gone(Exception):
     """The other end has left: the stream was reset, or its connection ended."""
 
@@ -41,8 +47,13 @@ class Inflow:
         if self._discards:
             self._changed(-size)
             return
-        self._chunks.append(chunk)
         self.size += size
+        if size >= SMALL_BYTES:
+            self._chunks.append(chunk)
+        elif self._chunks and isinstance(last := self._chunks[-1], bytearray) and len(last) < JOIN_BYTES:
+            last += chunk
+        else:
+            self._chunks.append(bytearray(chunk))
         self._wake()
 
     def end(self) -> None:
@@ -83,6 +94,12 @@ class Inflow:
                 self._waiter = None
         chunk = self._chunks.popleft()
         size = len(chunk)
+        if self._chunks and size < JOIN_BYTES:
+            parts = [chunk]
+            while self._chunks and size + len(self._chunks[0]) <= JOIN_BYTES:
+                parts.append(self._chunks.popleft())
+                size += len(parts[-1])
+            chunk = b"".join(parts)
         self.size -= size
         self._changed(-size)
         return chunk

@@ -107,7 +107,7 @@ class Headers:
     fin: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there are many, and those take three times as long to make
 class Data:
     """A piece of a data frame; `fin` with the last one. `chunk` may be a view of what was fed."""
 

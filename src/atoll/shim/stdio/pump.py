@@ -79,6 +79,7 @@ class Pump:
         self._started = False
         self._ended = False
         self._waiters: list[asyncio.Future[None]] = []
+        self._splices = len(self._sinks) == 1 and not is_terminal
         for sink in sinks:
             sink.connect(self._changed)
 
@@ -173,7 +174,9 @@ class Pump:
             self._stop_reading()
 
     def _transfer(self, size: int) -> int:
-        """Read once and pass it on; the number of bytes, 0 where there was nothing or the end came."""
+        """Pass on at most `size` bytes; how many, 0 where there was nothing or the end came."""
+        if self._splices and (moved := self._splice(size)):
+            return moved
         try:
             chunk = self._read(size)
         except BlockingIOError:
@@ -188,6 +191,19 @@ class Pump:
         for sink in self._sinks:
             sink.write(chunk)
         return len(chunk)
+
+    def _splice(self, size: int) -> int:
+        """Move bytes from pipe to pipe without a copy; 0 where reading and writing must tell why not (splice(2))."""
+        sink = self._sinks[0]
+        if not isinstance(sink, FdSink) or sink.is_closed or sink.is_blocked:
+            return 0
+        try:
+            return os.splice(self._fd, sink.fileno(), size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._splices = error.errno == errno.EPIPE  # other than that: not two pipes
+            return 0
 
     def _read(self, size: int) -> bytes:
         chunk = os.read(self._fd, size)
@@ -249,6 +265,7 @@ class FdSink:
         self._pending: deque[memoryview] = deque()
         self._changed: list[Callable[[], None]] = []
         self._closed = False
+        self._is_big = False
         self.dropped_bytes = 0
 
     @property
@@ -263,6 +280,10 @@ class FdSink:
     def is_closed(self) -> bool:
         """Whether nothing more is taken."""
         return self._closed or self._users <= 0
+
+    def fileno(self) -> int:
+        """The descriptor, for who writes to it himself while it is neither blocked nor closed."""
+        return self._fd
 
     def connect(self, changed: Callable[[], None]) -> None:
         self._changed.append(changed)
@@ -318,6 +339,9 @@ class FdSink:
             while data:
                 data = data[os.write(self._fd, data) :]
         except BlockingIOError:
+            if not self._is_big:
+                self._is_big = True
+                enlarge_pipe(self._fd)
             return data
         except OSError as error:
             if not self.dropped_bytes and error.errno != errno.EPIPE:
