@@ -437,7 +437,6 @@ def serve(
     from atoll import config as configuration
     from atoll.daemon.main import serve as serve_daemon
 
-    chosen = configuration.load(config)
     flags: dict[str, str | float] = folders(root, state)
     if socket is not None:
         flags["socket"] = str(socket.absolute())
@@ -445,8 +444,11 @@ def serve(
         flags["log_level"] = log_level.value
     if idle_exit is not None:
         flags["idle_exit_s"] = idle_exit
-    chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll serve")
-    raise typer.Exit(serve_daemon(chosen, config_file=configuration.file_of(config), private=private))
+
+    def read() -> configuration.Config:
+        return configuration.check(msgspec.structs.replace(configuration.load(config), **flags), "atoll serve")
+
+    raise typer.Exit(serve_daemon(read, config_file=configuration.file_of(config), private=private))
 
 
 def folders(root: Path | None, state: Path | None) -> dict[str, str | float]:
@@ -470,6 +472,14 @@ def fsck(
     from atoll.cli import work
 
     ask(socket, lambda client: work.fsck(client, repair=repair, as_json=as_json))
+
+
+@app.command("reload")
+def reload(as_json: AsJson = False, socket: Socket = None) -> None:
+    """Have the daemon read its configuration file again; one with a mistake is refused, and changes nothing."""
+    from atoll.cli import work
+
+    ask(socket, lambda client: work.reload(client, as_json=as_json))
 
 
 @app.command("doctor")

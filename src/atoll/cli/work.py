@@ -251,6 +251,19 @@ async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
     return FOUND if left else 0
 
 
+async def reload(client: Client, *, as_json: bool) -> int:
+    done = await client.reload()
+    if as_json:
+        show.dump(done)
+        return 0
+    rows = [*((key, "in force") for key in done.applied), *((key, "at the next start") for key in done.waiting)]
+    if rows:
+        show.table(("KEY", "NEW VALUE"), rows)
+    else:
+        print(f"{done.file or 'no configuration file'}: nothing new")
+    return 0
+
+
 async def phases(client: Client, name: str, *, as_json: bool) -> int:
     pod = await pod_or_none(client, name)
     if pod is None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from atoll.client.model import Phase as Phase
     from atoll.client.model import PodState as PodState
     from atoll.client.model import PodStatus as PodStatus
+    from atoll.client.model import Reloaded as Reloaded
     from atoll.client.pod import Pod as Pod
     from atoll.client.process import AttachedProcess as AttachedProcess
     from atoll.client.process import ExecProcess as ExecProcess
@@ -67,6 +68,7 @@ MODULES = {
     "Exit": "model",
     "Finding": "model",
     "FsckReport": "model",
+    "Reloaded": "model",
     "Image": "model",
     "LayerProgress": "model",
     "LoadedImage": "model",

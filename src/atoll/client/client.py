@@ -23,6 +23,7 @@ from atoll.client.model import (
     LoadedImage,
     PodState,
     PodStatus,
+    Reloaded,
 )
 from atoll.client.places import config_path, socket_path
 from atoll.client.pod import Pod
@@ -200,6 +201,11 @@ class Client:
         await self._images.remove(reference)
 
     # --- the daemon's books ---
+
+    async def reload(self) -> Reloaded:
+        """Have the daemon read its configuration file again; raises `InvalidArgument` where it refuses the file."""
+        answer = await self._wire.call(wire.RELOAD, own.ReloadRequest(), timeout_s=CALL_TIMEOUT_S)
+        return Reloaded(file=answer.file, applied=tuple(answer.applied), waiting=tuple(answer.waiting))
 
     async def fsck(self, *, repair: bool = False) -> FsckReport:
         """Compare the daemon's books with the kernel, the network state and the disk; put right what differs."""

@@ -364,6 +364,18 @@ class DaemonInfo:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """What a daemon made of its configuration file: keys whose new value is in force, and that wait for its next start.
+
+    `file` is empty where it has none.
+    """
+
+    file: str
+    applied: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
 class CommandFailed(errors.Unknown):
     """A command could not be executed; `exit_code` is what a shell would say: 127 not found, 126 not executable."""
 

@@ -273,6 +273,7 @@ class SyncClient(Face[Client]):
     load = _waits(Client.load)
     remove_image = _waits(Client.remove_image)
     fsck = _waits(Client.fsck)
+    reload = _waits(Client.reload)
 
     def close(self) -> None:
         """End what runs on this connection, and its thread. Idempotent; what was made by it is closed then too."""

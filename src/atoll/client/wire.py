@@ -94,6 +94,7 @@ WAIT = Method(_OWN, "Wait", own.WaitRequest, own.WaitResponse)
 PULL = Method(_OWN, "Pull", own.PullRequest, own.PullResponse)
 IMPORT = Method(_OWN, "Import", own.ImportRequest, own.ImportResponse)
 PHASES = Method(_OWN, "Phases", own.PhasesRequest, own.PhasesResponse)
+RELOAD = Method(_OWN, "Reload", own.ReloadRequest, own.ReloadResponse)
 FSCK = Method(_OWN, "Fsck", own.FsckRequest, own.FsckResponse)
 
 

@@ -11,9 +11,11 @@ import atoll
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
+from atoll.config.changes import Live
 from atoll.container import store as container_store
 from atoll.container.store import ContainerStore
 from atoll.daemon.handlers import Chosen, Controllers, Handlers
+from atoll.daemon.images import image_settings
 from atoll.database import Database
 from atoll.engine import hosted, kinds, strays
 from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
@@ -25,7 +27,6 @@ from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.image import records as image_records
-from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 from atoll.image.store import ImageStore
 from atoll.ledger import records as ledger_records
 from atoll.ledger.kind import Kind
@@ -74,7 +75,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         stack.push_async_callback(db.close)
         snapshotter = Snapshotter(paths.images, db, blocking)
         stack.push_async_callback(snapshotter.close)
-        images = ImageStore(paths.images, db, snapshotter, blocking, owner, _image_settings(config))
+        images = ImageStore(paths.images, db, snapshotter, blocking, owner, image_settings(config))
         stack.push_async_callback(images.close)
         await _recover_images(snapshotter, images)
         network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
@@ -104,7 +105,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(
-                config=config,
+                live=Live(config),
                 paths=paths,
                 db=db,
                 ledger=ledger,
@@ -190,20 +191,6 @@ async def _recover_images(snapshotter: Snapshotter, images: ImageStore) -> None:
         await images.install_builtins()
     except errors.FailedPrecondition as error:
         log.warning("the built-in images are missing: %s", error)
-
-
-def _image_settings(config: Config) -> ImageSettings:
-    registries = {
-        name: RegistryConfig(
-            plain_http=one.plain_http,
-            skip_verify=one.skip_verify,
-            mirrors=one.mirrors,
-            ca_file=Path(one.ca_file) if one.ca_file else None,
-        )
-        for name, one in config.images.registries.items()
-    }
-    limits = ImageLimits(max_layer_bytes=config.images.max_layer_bytes, unpacks=config.images.max_concurrent_unpacks)
-    return ImageSettings(registries=registries, limits=limits)
 
 
 def _network_settings(config: Config, paths: Paths) -> NetworkSettings:

@@ -35,6 +35,7 @@ from atoll.cri.streaming import Streaming
 from atoll.daemon import activation
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
+from atoll.daemon.reload import Read, Reloader
 from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
@@ -66,17 +67,18 @@ UNGATED = frozenset(
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def serve(config: Config, *, config_file: str = "", private: bool = False) -> int:
+def serve(read: Read, *, config_file: str = "", private: bool = False) -> int:
     """Run a daemon until SIGTERM, SIGINT or idleness; the exit code.
 
     A private daemon was started by a client: it gives way to one that is not, with the same root. Raises
     `FailedPrecondition` where another daemon has the root, the state folder or the socket.
     """
+    config = read()
     logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
     handed = activation.take(os.environ, config.socket_path)
     owner = ownership.owner_of(config, file=config_file, pid=os.getpid(), private=private, socket=config.socket_path)
     with _lock(Path(config.root), "root", 0o700, owner), _lock(Path(config.state), "state", 0o711, owner):
-        asyncio.run(_serve(config, owner, handed))
+        asyncio.run(_serve(config, owner, handed, read))
     return 0
 
 
@@ -127,19 +129,21 @@ def _acquire(fd: int, folder: Path, what: str, owner: Owner) -> None:
         waited += POLL_S
 
 
-async def _serve(config: Config, owner: Owner, handed: activation.Handed | None) -> None:
+async def _serve(config: Config, owner: Owner, handed: activation.Handed | None, read: Read) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with compose(config) as engine, TaskOwner("serve") as tasks:
+        reloader = Reloader(engine.parts.live, engine.parts.images, read, owner.config)
+        loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
         idle = Idle(stop, config.idle_exit_s, engine)
         _raise_descriptor_limit()
         controllers = ControllerService(engine.front.find)
         streaming = Server(config.streaming)
         if config.streaming.port:
             await streaming.start()
-        server, bound = await _listen(config, engine, idle, controllers, streaming, handed)
+        server, bound = await _listen(engine, idle, controllers, streaming, reloader, handed)
         if handed is not None:
             handed.turn_away(tasks)
         try:
@@ -176,11 +180,11 @@ async def _recover(engine: Engine) -> None:
 
 
 async def _listen(
-    config: Config,
     engine: Engine,
     idle: Idle,
     controllers: ControllerService,
     streaming: Server,
+    reloader: Reloader,
     handed: activation.Handed | None,
 ) -> tuple[grpc.aio.Server, rpc.FileId]:
     server = rpc.make_server()
@@ -189,7 +193,7 @@ async def _listen(
     services: dict[ServiceDescriptor, object] = {
         cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
-        own["Runtime"]: AtollService(engine),
+        own["Runtime"]: AtollService(engine, reloader.answer),
         **controllers.services(),
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),
         events_pb2.DESCRIPTOR.services_by_name["Events"]: EventsService(engine.parts.topics),
@@ -198,6 +202,6 @@ async def _listen(
     rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED, readiness=engine)
     if handed is not None:
         handed.put_aside()
-    bound = rpc.bind(server, config.socket_path, over=handed is not None)
+    bound = rpc.bind(server, engine.parts.config.socket_path, over=handed is not None)
     await server.start()
     return server, bound

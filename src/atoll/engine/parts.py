@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
+from atoll.config.changes import Live
 from atoll.container.store import ContainerStore
 from atoll.database import Database
 from atoll.engine.drivers import Drivers
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # it looks at pods, which are made of parts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    config: Config
+    live: Live
     paths: Paths
     db: Database
     ledger: Ledger
@@ -67,6 +68,11 @@ class Parts:
     def expedite(self) -> None:
         """Pay, beside an OCI runtime that starts, for the grace period that its move into a cgroup would wait for."""
         self.owner.spawn(self.blocking.run(expedite_attach, self.host.hierarchies), name="expedite")
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force: ask each time, for a reload replaces it."""
+        return self.live.config
 
     @property
     def cgroup_parent(self) -> str:

@@ -51,17 +51,17 @@ def complaint(stderr: str) -> str:
 
 def translate(text: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
     """The error for what skopeo said about `reference`: its kind by the registry itself; mirrors are quoted."""
-    said = text if len(text) <= _MAX_CHARACTERS else "... " + text[-_MAX_CHARACTERS:]
     mirrored = _MIRRORS.search(text)
-    if mirrored is not None:
-        text = mirrored[2]
-    error = _translate(text, said, reference, has_auth=has_auth)
-    if mirrored is None or said in str(error):
-        return error
-    return type(error)(f"{error}; its mirrors: {mirrored[1][:_MAX_CHARACTERS]}")
+    error = _translate(mirrored[2] if mirrored else text, reference, has_auth=has_auth)
+    return type(error)(f"{error}; its mirrors: {_clipped(mirrored[1])}") if mirrored else error
 
 
-def _translate(text: str, said: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else "... " + text[-_MAX_CHARACTERS:]
+
+
+def _translate(text: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
+    said = _clipped(text)
     lower = text.lower()
     domain = reference.domain
 

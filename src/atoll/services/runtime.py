@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import atoll
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as pb
 from atoll.concurrency import TaskOwner
+from atoll.config.changes import Changes
 from atoll.container.status import State, Status
 from atoll.container.store import Container
 from atoll.engine.engine import Engine
@@ -25,11 +26,18 @@ from atoll.runtime.streams import ProcessIO
 from atoll.services import logs, process
 
 PROGRESS_INTERVAL_S = 0.1
+Reload = Callable[[], tuple[str, Changes]]
+"""Reads the configuration file again: its name, and what came of it."""
 
 
 class RuntimeService:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reload: Reload) -> None:
         self._engine = engine
+        self._reload = reload
+
+    async def Reload(self, request: pb.ReloadRequest, context: object) -> pb.ReloadResponse:
+        file, changes = self._reload()
+        return pb.ReloadResponse(file=file, applied=changes.applied, waiting=changes.waiting)
 
     async def Info(self, request: pb.InfoRequest, context: object) -> pb.InfoResponse:
         engine = self._engine

@@ -263,6 +263,9 @@ class FakeExtras:
             finding.repaired = request.repair
         return own.FsckResponse(findings=self._daemon.findings, checked=7)
 
+    async def Reload(self, request: own.ReloadRequest, context: object) -> own.ReloadResponse:
+        return own.ReloadResponse(file="/etc/atoll/config.toml", applied=["log_level"], waiting=["[network] pool_size"])
+
 
 async def _feed(requests: AsyncIterator[own.ExecRequest], streams: Streams, running: asyncio.Task[int]) -> None:
     async for request in requests:
