@@ -67,6 +67,17 @@ async def test_a_pod_with_wishes_of_its_own_gets_its_own(host: Host, changes: di
     await network.detach(attachment)
 
 
+async def test_who_stands_in_a_namespace_of_his_own_is_attached_there(host: Host) -> None:
+    network = await pooled(host, size=1)
+    await network.isolate(host.request(1))
+    attachment = await network.attach(host.request(1))
+    assert not attachment.pooled
+    assert attachment.netns_path == host.request(1).netns_path
+    assert (network.pool_stats.ready, network.pool_stats.hits) == (1, 0)
+    await network.detach(attachment)
+    assert not Path(attachment.netns_path).exists()
+
+
 async def test_an_empty_pool_is_a_miss_and_no_wait(host: Host) -> None:
     network = await pooled(host, size=1)
     first, second = await wait_all([network.attach(host.request(1)), network.attach(host.request(2))])

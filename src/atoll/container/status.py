@@ -105,6 +105,10 @@ class Status:
             raise errors.FailedPrecondition(f"container cannot be removed: it is {self._described()}")
         return dataclasses.replace(self, removing=True)
 
+    def kept(self) -> Status:
+        """The status of a container whose removal has failed: it can be tried again."""
+        return dataclasses.replace(self, removing=False)
+
     def started(self, *, pid: int, at: int) -> Status:
         return dataclasses.replace(self, pid=pid, started_at=at, starting=False)
 

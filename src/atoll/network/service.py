@@ -163,6 +163,8 @@ class Network:
     async def attach(self, request: AttachRequest) -> Attachment:
         """Give the pod its network; a ready namespace from the pool where there is one and the request allows.
 
+        Whoever has a namespace at the request's path, as after `isolate`, is attached in that one.
+
         Ports without a host port are no wish; bandwidth may be asked for by annotations. Makes the
         namespace at the request's path where it is missing. Equal requests one after another give the same
         pooled attachment; where ADD failed or the caller was cancelled, nothing is left.
@@ -179,7 +181,9 @@ class Network:
         self._refuse_missing_capabilities(request, networks)
         if not request.needs_own_add:
             taken = self._pool.taken_by(request.sandbox_id) if self.settings.pool_size else None
-            if taken is None and self._is_pooled(networks):
+            # One who stands in a namespace of his own already stays there.
+            stands = taken is None and await self._blocking.run(netns.exists, Path(request.netns_path))
+            if taken is None and not stands and self._is_pooled(networks):
                 taken = self._pool.take(request.sandbox_id, networks)
             if taken is not None:
                 return replace(taken, timings=())

@@ -62,11 +62,14 @@ class LineFormatter:
 
     The contents are the same for every way to cut the output into chunks. A line longer than `max_line`
     bytes becomes pieces of exactly that size and a last one of 1 to `max_line` bytes; 0 or less means no limit.
+    A terminal ends its lines with CRLF whatever a program writes, so of a terminal's output the CR is no content
+    (`crlf`). Any other output can be had back from the log byte for byte.
     """
 
-    __slots__ = ("_carry", "_full", "_limit", "_partial")
+    __slots__ = ("_carry", "_crlf", "_full", "_limit", "_partial")
 
-    def __init__(self, stream: str, max_line: int = DEFAULT_MAX_LINE_BYTES) -> None:
+    def __init__(self, stream: str, max_line: int = DEFAULT_MAX_LINE_BYTES, *, crlf: bool = False) -> None:
+        self._crlf = crlf
         self._limit = max_line if max_line > 0 else UNLIMITED_PIECE_BYTES
         self._full = f" {stream} F ".encode()
         self._partial = f" {stream} P ".encode()
@@ -80,7 +83,7 @@ class LineFormatter:
     def feed(self, chunk: bytes, stamp: bytes) -> bytes:
         """The log lines that `chunk` completes, each with the time `stamp`."""
         data = self._carry + chunk if self._carry else chunk
-        if b"\r" in data:
+        if self._crlf and b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         limit, end = self._limit, len(data)
         parts: list[bytes] = []
@@ -92,7 +95,7 @@ class LineFormatter:
                 continue
             rest = end - position
             # The last byte may be the first half of CRLF, which is no content.
-            if rest <= limit or (rest == limit + 1 and data[-1] == 0x0D):
+            if rest <= limit or (self._crlf and rest == limit + 1 and data[-1] == 0x0D):
                 break
             self._add_lines(parts, data[start:position], stamp)
             parts += (stamp, self._partial, data[position : position + limit], b"\n")
@@ -253,9 +256,9 @@ class LogSink:
 
     __slots__ = ("_clock", "_file", "_formatter")
 
-    def __init__(self, file: LogFile, stream: str, max_line: int, clock: Clock) -> None:
+    def __init__(self, file: LogFile, stream: str, max_line: int, clock: Clock, *, crlf: bool = False) -> None:
         self._file = file
-        self._formatter = LineFormatter(stream, max_line)
+        self._formatter = LineFormatter(stream, max_line, crlf=crlf)
         self._clock = clock
 
     @property

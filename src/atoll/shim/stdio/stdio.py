@@ -302,7 +302,8 @@ class Stdio:
             return
         if target.path not in self._logs:
             self._logs[target.path] = LogFile(target.path)
-        sinks.append(LogSink(self._logs[target.path], stream, target.max_line, self._clock))
+        log = self._logs[target.path]
+        sinks.append(LogSink(log, stream, target.max_line, self._clock, crlf=self._request.terminal))
 
     def _add_hub(self, sinks: list[Sink], name: str, *, lossless: bool) -> None:
         hub = Hub(name, lossless=lossless, greets=self._request.terminal)

@@ -29,8 +29,8 @@ def entries(lines: bytes, stream: bytes = b"stdout") -> list[tuple[bytes, bytes]
     return found
 
 
-def formatted(chunks: list[bytes], max_line: int) -> list[tuple[bytes, bytes]]:
-    formatter = LineFormatter("stdout", max_line)
+def formatted(chunks: list[bytes], max_line: int, *, crlf: bool = False) -> list[tuple[bytes, bytes]]:
+    formatter = LineFormatter("stdout", max_line, crlf=crlf)
     written = b"".join(formatter.feed(chunk, STAMP) for chunk in chunks)
     return entries(written + formatter.finish(STAMP))
 
@@ -54,12 +54,9 @@ A, B = b"a" * 8, b"b" * 8
         (A + B + b"c\n", 8, [(b"P", A), (b"P", B), (b"F", b"c")]),
         (A + B, 8, [(b"P", A), (b"P", B)]),
         (b"x\n" + A + B + b"\ny\n", 8, [(b"F", b"x"), (b"P", A), (b"F", B), (b"F", b"y")]),
-        (b"dos\r\n\r\n", 8, [(b"F", b"dos"), (b"F", b"")]),
-        (A + b"\r\n", 8, [(b"F", A)]),
+        (b"dos\r\n\r\n", 8, [(b"F", b"dos\r"), (b"F", b"\r")]),
+        (A + b"\r\n", 8, [(b"P", A), (b"F", b"\r")]),
         (A + b"\r", 8, [(b"P", A), (b"P", b"\r")]),
-        (A + b"\rb\n", 8, [(b"P", A), (b"F", b"\rb")]),
-        (b"a\r\r\n", 8, [(b"F", b"a\r")]),
-        (b"a\rb\n", 8, [(b"F", b"a\rb")]),
         (A + B + b"\n", 0, [(b"F", A + B)]),
         (A + B + b"\n", -1, [(b"F", A + B)]),
         (b"a\0\xff b\n", 8, [(b"F", b"a\0\xff b")]),
@@ -68,6 +65,22 @@ A, B = b"a" * 8, b"b" * 8
 def test_output_becomes_lines(text: bytes, max_line: int, expected: list[tuple[bytes, bytes]]) -> None:
     assert formatted([text], max_line) == expected
     assert formatted([bytes([byte]) for byte in text], max_line) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"dos\r\n\r\n", [(b"F", b"dos"), (b"F", b"")]),
+        (A + b"\r\n", [(b"F", A)]),
+        (A + b"\r", [(b"P", A), (b"P", b"\r")]),
+        (A + b"\rb\n", [(b"P", A), (b"F", b"\rb")]),
+        (b"a\r\r\n", [(b"F", b"a\r")]),
+        (b"a\rb\n", [(b"F", b"a\rb")]),
+    ],
+)
+def test_a_terminals_line_ends_are_no_content(text: bytes, expected: list[tuple[bytes, bytes]]) -> None:
+    assert formatted([text], 8, crlf=True) == expected
+    assert formatted([bytes([byte]) for byte in text], 8, crlf=True) == expected
 
 
 def test_a_line_without_limit_is_held_in_bounded_pieces() -> None:
@@ -90,13 +103,13 @@ def cut_output(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     return text, [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-@given(cut_output(), st.integers(-1, 20))
-def test_contents_are_the_input_however_it_is_cut(cut: tuple[bytes, list[bytes]], max_line: int) -> None:
+@given(cut_output(), st.integers(-1, 20), st.booleans())
+def test_contents_are_the_input_however_it_is_cut(cut: tuple[bytes, list[bytes]], max_line: int, crlf: bool) -> None:
     text, chunks = cut
-    found = formatted(chunks, max_line)
-    assert found == formatted([text], max_line)
+    found = formatted(chunks, max_line, crlf=crlf)
+    assert found == formatted([text], max_line, crlf=crlf)
     joined = b"".join(content + (b"\n" if tag == b"F" else b"") for tag, content in found)
-    assert joined == text.replace(b"\r\n", b"\n")
+    assert joined == (text.replace(b"\r\n", b"\n") if crlf else text)
     limit = max_line if max_line > 0 else UNLIMITED_PIECE_BYTES
     assert all(len(content) <= limit for _, content in found)
     # A piece before the rest of its line is full.
