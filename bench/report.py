@@ -17,7 +17,7 @@ from bench.timing import Samples, Throughput
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BASE = "containerd"
-TABLES, SOAK = "tables", "soak"
+TABLES, SANDBOX, SOAK = "tables", "sandbox", "soak"
 """The parts of the page that are replaced, each between its two markers."""
 ROWS = (
     timing.RUN,
@@ -75,8 +75,6 @@ def markdown(result: Result) -> str:
             parts.append(
                 _latency_table(result.latencies[name], title, (timing.RUN, timing.STOP_POD, timing.REMOVE_POD))
             )
-    if result.sandbox_api is not None:
-        parts.append(sandbox_api.table(result.sandbox_api))
     if result.throughput:
         parts.append(_throughput_table(result.throughput))
     parts += _cri_tables(result)
@@ -98,6 +96,13 @@ def _cri_tables(result: Result) -> list[str]:
     if result.standing is not None:
         found.append(standing.table(result.standing, BASE))
     return found
+
+
+def sandbox_markdown(result: Result) -> str:
+    """The tables of the sandbox API, which have a place of their own; nothing where it was not asked for."""
+    if result.sandbox_api is None:
+        return ""
+    return f"{_heading(result)}\n\n{sandbox_api.table(result.sandbox_api)}\n"
 
 
 def _heading(result: Result) -> str:

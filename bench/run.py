@@ -52,12 +52,16 @@ def main() -> int:
     with places.prefix() as prefix:
         measure(result, prefix, options)
     result.load_after = os.getloadavg()
-    table = report.markdown(result)
-    print(table)
+    pages = {report.SANDBOX: report.sandbox_markdown(result)}
+    if set(options.only) - {"sandbox"}:
+        pages[report.TABLES] = report.markdown(result)
+    print(*filter(None, pages.values()), sep="\n")
     if options.json:
         options.json.write_bytes(result.to_json())
     if options.write:
-        report.write_page(PAGE, report.TABLES, table)
+        for part, text in pages.items():
+            if text:
+                report.write_page(PAGE, part, text)
     return 0
 
 

@@ -1,7 +1,8 @@
 """The sandbox API of `atoll serve` beside the CRI of Debian's containerd: pods on the host's network, in turn.
 
 containerd 1.6 serves no sandbox API, so what is compared is what a client waits for until a sandbox runs:
-RunPodSandbox there, Controller.Create and Controller.Start here, for the same pod config.
+RunPodSandbox there, Controller.Create and Controller.Start here, for the same pod config. Then what idle sandboxes
+cost in memory that no other process has.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from atoll.api import containerd_services_sandbox_v1_pb2 as pb
-from bench import timing
+from bench import host, timing
 from bench.timing import Contestant
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Controller"]
@@ -38,13 +39,33 @@ ROWS = (RUN, CREATE, START, BOTH, STATUS, STOP, SHUTDOWN)
 AIM_RATIO = 1 / 5
 """Of create and start to RunPodSandbox."""
 AIM_STATUS_MS = 1.0
+IDLE = (1, 2, 8, 32)
+"""How many idle sandboxes at once."""
+AIM_KIB = 4096
+"""Of private memory, an idle sandbox."""
+SETTLE_S = 1.0
+ZYGOTE = "atoll-zygote"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Private:
+    """Private memory (dirty and clean) beside so many idle sandboxes, KiB in all.
+
+    `serving`: every process that serves them, whole: shims, holders, and spare ones that wait for the next sandbox.
+    `grown`: by how much the daemon and its zygote have grown.
+    """
+
+    serving: int
+    grown: int
+    processes: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Sandboxes:
-    """Milliseconds of every measured call, by its name."""
+    """Milliseconds of every measured call, by its name; memory by the number of sandboxes."""
 
     ms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    private: dict[int, Private] = field(default_factory=dict[int, "Private"])
 
     def add(self, what: str, value: float) -> None:
         self.ms.setdefault(what, []).append(value)
@@ -89,6 +110,8 @@ def measure(base: Contestant, own: Contestant, *, n: int, warm_up: int) -> Sandb
             for work in works if number % 2 == 0 else works[::-1]:
                 work()
                 time.sleep(timing.BREATH_S)
+        for count in IDLE:
+            found.private[count] = _private(own, controller, count)
     return found
 
 
@@ -101,11 +124,44 @@ def _one_pod(base: Contestant, into: Sandboxes) -> None:
     base.cri.remove_pod(pod)
 
 
-def _one_sandbox(own: Contestant, controller: Controller, into: Sandboxes) -> None:
+def _private(own: Contestant, controller: Controller, count: int) -> Private:
+    before = _standing(own)
+    made: list[str] = []
+    try:
+        for _ in range(count):
+            made.append(secrets.token_hex(32))
+            controller.call("Create", made[-1], options=_options(own))
+            controller.call("Start", made[-1])
+        time.sleep(SETTLE_S)
+        alive = own.daemon.processes
+        serving = [pid for pid in (*alive.marked, *alive.below) if not _is_zygote(pid)]
+        return Private(
+            serving=sum(map(host.private_kib, serving)), grown=_standing(own) - before, processes=len(serving)
+        )
+    finally:
+        for sandbox_id in made:
+            controller.call("Stop", sandbox_id)
+            controller.call("Shutdown", sandbox_id)
+
+
+def _standing(own: Contestant) -> int:
+    """Of the daemon and its zygote."""
+    alive = own.daemon.processes
+    return sum(host.private_kib(pid) for pid in (alive.daemon, *filter(_is_zygote, alive.marked)))
+
+
+def _is_zygote(pid: int) -> bool:
+    return host.read(f"/proc/{pid}/comm").decode().strip() == ZYGOTE
+
+
+def _options(own: Contestant) -> AnyMessage:
     config = own.request().config
-    options = AnyMessage(type_url=config.DESCRIPTOR.full_name, value=config.SerializeToString())
+    return AnyMessage(type_url=config.DESCRIPTOR.full_name, value=config.SerializeToString())
+
+
+def _one_sandbox(own: Contestant, controller: Controller, into: Sandboxes) -> None:
     sandbox_id = secrets.token_hex(32)
-    _, create_ms = controller.call("Create", sandbox_id, options=options)
+    _, create_ms = controller.call("Create", sandbox_id, options=_options(own))
     _, start_ms = controller.call("Start", sandbox_id)
     statuses = [controller.call("Status", sandbox_id)[1] for _ in range(STATUSES)]
     _, stop_ms = controller.call("Stop", sandbox_id)
@@ -123,7 +179,7 @@ def _one_sandbox(own: Contestant, controller: Controller, into: Sandboxes) -> No
 
 
 def table(found: Sandboxes) -> str:
-    """For people: the medians, and what they are of containerd's."""
+    """For people: the medians, and what they are of containerd's; then memory."""
     base = timing.median(found.ms[RUN])
     lines = [
         f"### The sandbox API: pods on the host's network, ms (n = {len(found.ms[RUN])}, in one run)",
@@ -137,7 +193,20 @@ def table(found: Sandboxes) -> str:
         ratio = "" if row in (RUN, STATUS) else f"{timing.median(values) / base:.2f}"
         aim = f"≤ {AIM_RATIO:.2f}" if row == BOTH else f"< {AIM_STATUS_MS:g} ms" if row == STATUS else ""
         lines.append(f"| {row} | {who} | {_pair(values)} | {ratio} | {aim} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_memory_table(found)])
+
+
+def _memory_table(found: Sandboxes) -> list[str]:
+    lines = [
+        "### Private memory of idle sandboxes, KiB each",
+        "",
+        "| sandboxes | processes that serve them | each | with what the daemon and the zygote grew by | aim |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for count, one in found.private.items():
+        each, whole = one.serving / count, (one.serving + one.grown) / count
+        lines.append(f"| {count} | {one.processes} | {each:,.0f} | {whole:,.0f} | ≤ {AIM_KIB:,} |")
+    return lines
 
 
 def _pair(values: Sequence[float]) -> str:

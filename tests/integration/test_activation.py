@@ -119,11 +119,13 @@ def test_restarts_make_calls_wait(activated: Activated) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(call, one) for one in (True, True, False, False)]
-        for _ in range(RESTARTS):
-            assert activated.stop() == 0
-            activated.start()
-            ask(roots)
-        over.set()
+        try:
+            for _ in range(RESTARTS):
+                assert activated.stop() == 0
+                activated.start()
+                ask(roots)
+        finally:
+            over.set()
         assert all(caller.result() for caller in callers)
     assert set(failed) <= {grpc.StatusCode.CANCELLED}
     assert len(failed) <= RESTARTS * len(callers)
