@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
-from tests.integration.cri_client import CRI, in_parallel, refused
+from tests.integration.cri_client import CRI, connected, in_parallel, refused
+from tests.integration.daemons import Daemon, Roots
 from tests.integration.leaks import CGROUPS
 
 pytestmark = pytest.mark.shared_daemon(
@@ -73,6 +76,41 @@ def test_the_nodes_ranges_are_taken_and_bad_ones_refused(cri: CRI) -> None:
         with refused(grpc.StatusCode.INVALID_ARGUMENT, "pod_cidr"):
             tell_ranges(cri, bad)
     assert sorted(cri.roots.conf_dir.iterdir()) == before
+
+
+def test_a_template_is_completed_with_the_nodes_ranges(roots: Roots) -> None:
+    given = roots.conf_dir / "10-test.conflist"
+    network = json.loads(given.read_text())
+    network["plugins"][0]["ipam"] |= {"ranges": "{{pod_ranges}}", "routes": "{{pod_routes}}"}
+    given.unlink()
+    template = roots.base / "template.conflist"
+    template.write_text(json.dumps(network))
+    with roots.config.open("a") as file:  # its last table is [network]
+        file.write(f'conf_template = "{template}"\n')
+    daemon = Daemon(roots)
+    daemon.start()
+    try:
+        with connected(roots) as cri:
+            assert not network_is_ready(cri)
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, str(roots.conf_dir)):
+                cri.run_pod(cri.pod_config(network=True))
+            tell_ranges(cri, roots.subnet)
+            assert network_is_ready(cri)
+            pod = cri.run_pod(cri.pod_config(network=True))
+            assert ip_address(cri.pod_status(pod).network.ip) in ip_network(roots.subnet)
+            written = (roots.conf_dir / "10-atoll.conflist").read_bytes()
+            tell_ranges(cri, "10.99.0.0/24")
+            assert (roots.conf_dir / "10-atoll.conflist").read_bytes() == written, "a network that is used stays"
+            cri.remove_pod(pod)
+            cri.require_clean_books()
+        assert daemon.stop() == 0, daemon.log_tail()
+    finally:
+        daemon.kill()
+
+
+def network_is_ready(cri: CRI) -> bool:
+    status = cri.runtime.call("Status", pb.StatusRequest(), pb.StatusResponse).status
+    return next(one.status for one in status.conditions if one.type == "NetworkReady")
 
 
 def checkpoint(cri: CRI, container: str, location: str | Path, timeout: int = 0) -> None:
