@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from atoll import errors
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.snapshot.snapshotter import Snapshotter
+from atoll.snapshot.tree import Tree
 
 SOON_S = 0.02
 SHARE = 0.01
@@ -37,6 +38,7 @@ class LayerSize:
 
 @dataclass(slots=True, kw_only=True)
 class _Layer:
+    tree: Tree | None = None
     size: LayerSize | None = None
     due: float = 0.0
     is_final: bool = False
@@ -102,8 +104,12 @@ class Layers:
 
     def _size(self, key: str) -> LayerSize | None:
         at_ns = time.time_ns()
+        known = self._known.get(key)
+        if known is None:
+            return None
         try:
-            used = self._snapshotter.measured(key)
+            known.tree = known.tree or Tree(self._snapshotter.fs(key))
+            used = known.tree.count()
         except (errors.NotFound, errors.DataLoss):
             return None
         return LayerSize(at_ns=at_ns, bytes=used.bytes, inodes=used.inodes)

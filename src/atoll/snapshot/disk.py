@@ -18,12 +18,9 @@ import os
 import stat
 from pathlib import Path
 
-from atoll import errors
 from atoll.linux.userns import IDMap
-from atoll.snapshot.records import Usage
 
 DEFAULT_ROOT_MODE = 0o755
-_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system: inode(7)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -146,33 +143,6 @@ def _unlink(entry: os.DirEntry[str]) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOTEMPTY, errno.EEXIST)
     return True
-
-
-def measure(folder: Path) -> Usage:
-    """What the tree takes on the disk; a file with several links counts once; what vanishes meanwhile does not.
-
-    Raises `NotFound` where `folder` itself is not there.
-    """
-    try:
-        total, inodes = os.lstat(folder).st_blocks, 1
-    except FileNotFoundError as error:
-        raise errors.NotFound(f"{folder}: is not there") from error
-    seen: set[int] = set()
-    pending = [str(folder)]
-    while pending:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    info = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(info.st_mode):
-                        pending.append(entry.path)
-                    elif info.st_nlink > 1:
-                        if info.st_ino in seen:
-                            continue
-                        seen.add(info.st_ino)
-                    total += info.st_blocks
-                    inodes += 1
-    return Usage(bytes=total * _BLOCK_BYTES, inodes=inodes)
 
 
 def sync(folder: Path) -> None:

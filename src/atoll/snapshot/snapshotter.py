@@ -28,9 +28,10 @@ from atoll.database import Connection, Database
 from atoll.linux import idmap
 from atoll.linux.userns import IDMap
 from atoll.snapshot import records
-from atoll.snapshot.disk import Disk, measure, sync
+from atoll.snapshot.disk import Disk, sync
 from atoll.snapshot.mount import Mount
 from atoll.snapshot.records import Kind, Snapshot, Usage
+from atoll.snapshot.tree import measure
 
 log = logging.getLogger(__name__)
 
@@ -164,14 +165,10 @@ class Snapshotter:
 
     async def usage(self, key: str) -> Usage:
         """What `key`'s own files take; of a committed snapshot from its record, otherwise counted now."""
-        return await self._blocking.run(self.measured, key)
-
-    def measured(self, key: str) -> Usage:
-        """As `usage`; blocks for as long as counting takes."""
         snapshot = self.stat(key)
         if snapshot.kind == Kind.COMMITTED:
             return snapshot.usage
-        return measure(self._disk.fs(snapshot.number))
+        return await self._blocking.run(measure, self._disk.fs(snapshot.number))
 
     # --- active snapshots and views ---
 
