@@ -311,6 +311,18 @@ async def test_a_pod_without_network_has_lo_alone(host: Host) -> None:
     assert not Path(attachment.netns_path).exists()
 
 
+async def test_a_port_that_a_pod_of_another_daemon_publishes_is_refused(host: Host) -> None:
+    network, other = await host.network(), await host.network()
+    ports = (PortMapping(host_port=free_port(), container_port=80),)
+    attachment = await network.attach(host.request(1, ports=ports))
+    leads = f"{ports[0].host_port}/tcp leads to sandbox {host.roots.prefix}-1 of another program"
+    with pytest.raises(errors.FailedPrecondition, match=leads):
+        await other.attach(host.request(2, ports=ports))
+    assert not Path(host.request(2).netns_path).exists()
+    await network.detach(attachment)
+    await other.detach(await other.attach(host.request(2, ports=ports)))
+
+
 async def test_a_published_port_is_reached_from_the_host(host: Host) -> None:
     network = await host.network()
     port = free_port()

@@ -13,9 +13,11 @@ import ipaddress
 import os
 import socket
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from atoll import errors
+from atoll.network import redirects
 from atoll.network.model import PROTOCOLS, PortMapping
 
 TCP_LISTEN = "0A"
@@ -51,7 +53,7 @@ class HostPorts:
         """Note `ports` as `owner`'s, all or none; idempotent.
 
         Raises `AlreadyExists` naming the pod that has one, `FailedPrecondition` naming the process that
-        listens on one.
+        listens on one, or whose pod of another daemon it leads to.
         """
         for port in ports:
             for other, holder in self._held[port.protocol, port.host_port]:
@@ -69,9 +71,22 @@ class HostPorts:
                         f"host port {port.host_port}/{port.protocol} is in use by {user}; "
                         "choose another host port or stop that process"
                     )
+            taken = await asyncio.to_thread(redirects.read) if fresh else ()
+            for port in fresh:
+                self._refuse_redirected(owner, port, taken)
         except BaseException:
             self._drop(owner, fresh)
             raise
+
+    def _refuse_redirected(self, owner: str, port: PortMapping, taken: Iterable[redirects.Redirect]) -> None:
+        for other in taken:
+            led = PortMapping(host_port=other.port, container_port=1, protocol=other.protocol, host_ip=other.address)
+            if other.container_id != owner and _overlap(port, led):
+                whose = f"sandbox {other.container_id} of another program" if other.container_id else "another program"
+                raise errors.FailedPrecondition(
+                    f"host port {port.host_port}/{port.protocol} leads to {whose} already (chain {other.chain} of "
+                    "the nat table); choose another host port or remove that one"
+                )
 
     def note(self, owner: str, ports: tuple[PortMapping, ...]) -> None:
         """Note `ports` as `owner`'s without asking the host, as at start for what already runs."""
