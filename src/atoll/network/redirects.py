@@ -6,6 +6,7 @@ traffic, in silence.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
@@ -57,7 +58,7 @@ def parse(lines: Iterable[str]) -> Iterator[Redirect]:
     }
     for rule in rules:
         words = shlex.split(rule)
-        options = dict(zip(words, words[1:], strict=False))
+        options = dict(itertools.pairwise(words))
         if options.get("-j") != "DNAT" or not options.get("--dport", "").isdecimal() or "-p" not in options:
             continue
         chain, address = options["-A"], options.get("-d", "").partition("/")[0]
