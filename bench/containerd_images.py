@@ -29,6 +29,7 @@ STAGING = "gcr.io/k8s-staging-cri-tools"
 DIGESTED = "test-image-digest:latest"
 """The specs pull it by its digest alone: `Images.digested`."""
 USERS = {"uid": "1002", "username": "www-data", "uid-group": "1003:users", "username-group": "www-data:100"}
+WEB = f"{E2E}/nginx:1.14-2"
 EXECUTABLE = 0o755
 SETUID = 0o4755
 
@@ -77,7 +78,7 @@ def stand_ins() -> tuple[StandIn, ...]:
         StandIn(names=(f"{E2E}/busybox:1.29-2", f"{E2E}/busybox:1.29-4"), files=tools, config={"Cmd": ["sh"]}),
         StandIn(names=(builtin.BUSYBOX,), config={"Cmd": ["sh"]}),
         StandIn(names=(PAUSE_IMAGE,), config={"Entrypoint": PAUSE_COMMAND}),
-        _server(f"{E2E}/nginx:1.14-2", 80),
+        _server(WEB, 80),
         _server(f"{E2E}/httpd:2.4.39-4", 80),
         _server(f"{STAGING}/hostnet-nginx-amd64:latest", 12003),
         StandIn(

@@ -135,7 +135,7 @@ def _attach(subject: Subject, pod: str, request: PodRequest) -> None:
 def _port_forward(subject: Subject, pod: str, request: PodRequest) -> None:
     config = container_config([])
     config.ClearField("command")
-    config.image.image = f"{containerd_images.E2E}/nginx:1.14-2"
+    config.image.image = containerd_images.WEB
     config.metadata.name, config.log_path = "web", "web.log"
     subject.cri.start(subject.cri.create(pod, request, config))
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -7,6 +7,7 @@ import json
 from types import TracebackType
 from typing import Self
 
+from atoll.api import cri_runtime_v1_pb2 as pb
 from bench import containerd_images, host
 from bench.cri_subject import Tools
 from bench.daemons import Atoll
@@ -57,6 +58,11 @@ pool_size = 0
 plain_http = true
 """
         )
+
+    def equip(self) -> None:
+        """The image that the checks of crictl run; critest pulls its own."""
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=containerd_images.WEB))
+        self.cri.call("PullImage", request, pb.PullImageResponse, service="ImageService")
 
 
 def held(runtime: AtollRuntime) -> frozenset[str]:
