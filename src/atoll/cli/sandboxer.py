@@ -41,7 +41,7 @@ def new(name: str, parent: Path) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(Template(text).substitute(words))
     print(f"{target}: a sandboxer that runs; try it, as root:")
-    print(f"  cd {target} && python -m pip install -e . --group dev && python -m pytest")
+    print(f"  cd {target} && python -m pip install -e '.[dev]' && python -m pytest")
     print(f"  python -m {package} unix:///run/{name}.sock")
     return 0
 

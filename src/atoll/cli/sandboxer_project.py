@@ -20,7 +20,7 @@ dependencies = ["atoll>=$atoll"]
 [project.scripts]
 $name = "$package.__main__:main"
 
-[dependency-groups]
+[project.optional-dependencies]
 dev = ["pytest>=8.3", "pytest-asyncio>=1.0"]
 
 [tool.setuptools.packages.find]
@@ -171,7 +171,7 @@ A sandboxer: a service that makes sandboxes for containerd and Atoll, in their s
 
 As root:
 
-    python -m pip install -e . --group dev
+    python -m pip install -e '.[dev]'
     python -m pytest                                  # the conformance kit, through gRPC and ttrpc
     python -m $package unix:///run/$name.sock
     atoll conformance controller unix:///run/$name.sock   # the same kit, from outside

@@ -33,7 +33,10 @@ def test_a_project_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixtur
     settings = tomllib.loads((project / "pyproject.toml").read_text())
     assert settings["project"]["scripts"] == {"my-box2": "my_box2.__main__:main"}
     assert not [path for path in project.rglob("*") if path.is_file() and "$" in path.read_text()]
-    assert str(project) in capsys.readouterr().out
+    assert settings["project"]["optional-dependencies"]["dev"]
+    printed = capsys.readouterr().out
+    assert str(project) in printed
+    assert "python -m pip install -e '.[dev]'" in printed  # an extra: any pip knows it, Debian 12's too
 
 
 def test_what_is_written_is_formatted_and_clean(tmp_path: Path) -> None:
