@@ -39,6 +39,8 @@ OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 
 DRAIN_TIMEOUT_S = 10.0
 """How long output may be held open by what an exec left behind, after its own end."""
+KILLED_DRAIN_TIMEOUT_S = 1.0
+"""The same where it was killed for its time limit: its caller has waited long enough."""
 
 CLEANUP_TIMEOUT_S = 30.0
 MAX_EXECS = 256
@@ -228,7 +230,8 @@ class Execs:
                     cause = Cause.TIMED_OUT
                     await started.kill_tree()
                     end = await started.wait()
-                await asyncio.wait({reading}, timeout=DRAIN_TIMEOUT_S)
+                drain_s = DRAIN_TIMEOUT_S if cause is Cause.EXITED else KILLED_DRAIN_TIMEOUT_S
+                await asyncio.wait({reading}, timeout=drain_s)
                 reading.cancel()
         if cause is Cause.EXITED and end.exit_status > 128 and end.exit_status - 128 <= signal.SIGRTMAX:
             cause = Cause.SIGNALLED
