@@ -5,6 +5,7 @@ Source: containerd's pod sandbox controller, whose annotations clients know.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +16,10 @@ from google.protobuf.message import DecodeError
 from atoll import errors
 from atoll.api.codec import to_struct
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
+from atoll.linux import syscalls
 from atoll.linux.host import HostFacts
 from atoll.linux.process import ProcessId
-from atoll.linux.userns import IDMap
+from atoll.linux.userns import IDMap, owner
 from atoll.oci import spec as oci
 from atoll.oci.builder import ImageDefaults, PauseSpecRequest, PodContext, pause_spec
 from atoll.oci.config import (
@@ -57,7 +59,10 @@ class RootProvider(Protocol):
     """Gives pause containers their root filesystems, by sandbox ID."""
 
     async def prepare(self, sandbox_id: str, users: IDMap | None) -> PauseRoot:
-        """Make one, for the pod's users where it has its own; on an error nothing is left. Raises `AlreadyExists`, and `NotFound` without a pause image."""
+        """Make one, for the pod's users where it has its own; on an error nothing is left.
+
+        Raises `AlreadyExists`, and `NotFound` without a pause image.
+        """
         ...
 
     async def remove(self, sandbox_id: str) -> None:
@@ -68,8 +73,8 @@ class RootProvider(Protocol):
 class PauseRecord(Record, frozen=True, kw_only=True):
     """What a new daemon must know of a pod; replaced whenever it changes. Times in ns since the epoch.
 
-    `owns_cgroup`: nobody else uses `cgroup_parent`. `annotations`, `overhead` and `resources` are None until an update
-    changed them. `kept_frozen` names the cgroups below the pod's that a pause holds.
+    `owns_cgroup`: nobody else uses `cgroup_parent`. `made_cgroup`: it was not there before the pod. `annotations`,
+    `overhead` and `resources` are None until an update changed them. `kept_frozen` names the cgroups below the pod's that a pause holds.
     """
 
     config: PodConfig
@@ -84,6 +89,7 @@ class PauseRecord(Record, frozen=True, kw_only=True):
     boot_id: str = ""
     created_at_ns: int = 0
     owns_cgroup: bool = False
+    made_cgroup: bool = False
     annotations: dict[str, str] | None = None
     overhead: LinuxContainerResources | None = None
     resources: LinuxContainerResources | None = None
@@ -183,9 +189,7 @@ def cgroups_path(sandbox_id: str, record: PauseRecord, namespace: str) -> str:
     return f"{base}:atoll:{sandbox_id}" if base.endswith(".slice") else f"{parent.rstrip('/')}/{sandbox_id}"
 
 
-def build(
-    sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFacts, userns: Path | None = None
-) -> bytes:
+def build(sandbox_id: str, record: PauseRecord, root: PauseRoot, facts: SpecFacts, userns: Path | None = None) -> bytes:
     """The pause container's config.json; errors as `pause_spec`. Blocks briefly.
 
     `userns` is the user namespace to join, that of the pod's network; without one the pause container makes it.
@@ -241,3 +245,25 @@ def _annotations(sandbox_id: str, config: PodConfig, image: str) -> dict[str, st
         found[f"{CRI}sandbox-cpu-shares"] = str(resources.cpu_shares)
         found[f"{CRI}sandbox-memory"] = str(resources.memory_limit_in_bytes)
     return found
+
+
+def let_in(folder: Path, group: int) -> None:
+    """Let root of the pod's users through to the bundle, whose root file system an OCI runtime mounts as that."""
+    os.chown(folder, -1, group)
+    folder.chmod(0o710)
+
+
+def pin_owner(netns: str, at: Path) -> Path:
+    """Pin the user namespace that owns the pod's network at a path; `InvalidArgument` where it is the host's."""
+    with open(netns, "rb") as namespace:
+        fd = owner(namespace.fileno())
+    if fd is None:
+        raise errors.InvalidArgument(
+            f"network namespace {netns}: belongs to the host, and the pod has users of its own"
+        )
+    try:
+        at.touch(mode=0o400)
+        syscalls.mount(f"/proc/self/fd/{fd}", at, flags=syscalls.MS_BIND)
+    finally:
+        os.close(fd)
+    return at

@@ -1,9 +1,5 @@
 """The `podsandbox` sandboxer: the sandbox is a pause container, run through the Task service of any shim.
 
-    <folder>/<id>/pause.json   the record
-                  files/       hostname, hosts, resolv.conf, shm, unless the request names another folder
-                  <id>/        the bundle of the shim and of the pause container, which share the sandbox's ID
-
 Start acquires, in this order: pod files, root filesystem, bundle, shim, task. What it leaves is freed in reverse, the
 same way after a failed start, by `shutdown`, and for a pod whose daemon died. The pod's containers are more tasks of
 the same shim, and are run, paused and stopped by whoever made them.
@@ -14,30 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import msgspec
 
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
-from atoll.linux import cgroup_children, cgroup_layout, process, syscalls
-from atoll.linux.cgroup import Cgroup, Limits
-from atoll.linux.userns import are_same, maps_of, owner
+from atoll.linux import process
+from atoll.linux.cgroup import Limits
+from atoll.linux.userns import are_same, maps_of
 from atoll.nri.legacy import LegacyPlugins, SandboxTask
-from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.bundle import Bundle, remove_mounted_tree
 from atoll.runtime.link import Link
 from atoll.runtime.shim import Launcher
 from atoll.runtime.task import StdioPaths, TaskState, TaskStatus
 from atoll.sandbox.controller import (
-    UNKNOWN_EXIT_STATUS,
     ControllerInstance,
     ControllerStatus,
     CreateOptions,
@@ -45,47 +35,27 @@ from atoll.sandbox.controller import (
     Metric,
     Runtime,
     Sandbox,
-    SandboxInfo,
     State,
     TypedAny,
 )
-from atoll.sandbox.info import NOTHING
 from atoll.sandbox.wire import from_any
 from atoll.sandboxers import pause
 from atoll.sandboxers import update as updates
-from atoll.sandboxers.held import Held, HeldController, Undoing, unknown_exit
-from atoll.sandboxers.info import of_record
+from atoll.sandboxers.held import HeldController, Undoing, unknown_exit
 from atoll.sandboxers.pause import PauseRecord, RootProvider, SpecFacts
+from atoll.sandboxers.pause_held import RECORD, PauseHeld, disk_told, read_record
 from atoll.shim import metrics, pod_files, records
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.records import SandboxExit
 
 log = logging.getLogger(__name__)
 
-RECORD = "pause.json"
 KILL_TIMEOUT_S = 30.0
-RUNTIME_LABEL = "oci_runtime_type"
 RUNNING = (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING)
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Held(Held):
-    folder: Path
-    record: PauseRecord
-    has_plugins: bool = False
-    """Whether plugins were told of its creation by this daemon."""
-    told: asyncio.Task[None] | None = None
-    """Plugins are told of its end."""
-
-    @property
-    def cgroup(self) -> Cgroup | None:
-        """The cgroup that every container of the pod is below; None where it has none."""
-        parent = self.record.cgroup_parent
-        return Cgroup(parent, cgroup_layout.detect()) if parent else None
-
-
-class PodSandboxController(HeldController[_Held]):
+class PodSandboxController(HeldController[PauseHeld]):
     """Pods held by pause containers.
 
     `folder` holds a folder for each pod. After a failed start the ID is unknown, unless `CleanupFailed` says that
@@ -111,12 +81,14 @@ class PodSandboxController(HeldController[_Held]):
         self._facts = facts
         self._plugins = plugins
 
-    def _hold(self, sandbox: Sandbox, record: PauseRecord) -> _Held:
+    def _hold(self, sandbox: Sandbox, record: PauseRecord) -> PauseHeld:
         folder = self._folder / require_identifier(sandbox.id, "sandbox id")
         # Go shims look for their state in a folder of the container's ID beside the one they were started in.
         bundle = Bundle(id=sandbox.id, namespace=self._namespace, path=folder / sandbox.id)
         request = self._request(sandbox, bundle)
-        return _Held(sandbox=sandbox, folder=folder, request=request, link=Link(self._launcher, request), record=record)
+        return PauseHeld(
+            sandbox=sandbox, folder=folder, request=request, link=Link(self._launcher, request), record=record
+        )
 
     # create and start
 
@@ -138,7 +110,7 @@ class PodSandboxController(HeldController[_Held]):
                 del self._held[sandbox.id]
                 raise errors.Unavailable(f"sandbox {sandbox.id}: {held.folder}: {error.strerror}") from error
             try:
-                with _told(f"sandbox {sandbox.id}: create"):
+                with disk_told(f"sandbox {sandbox.id}: create"):
                     records.write(held.folder / RECORD, record)
             except BaseException as error:
                 await self._undo(held, error)
@@ -149,7 +121,7 @@ class PodSandboxController(HeldController[_Held]):
         async with self._turn(held):
             self._require_fresh(held)
             try:
-                with _told(f"sandbox {sandbox_id}: start"):
+                with disk_told(f"sandbox {sandbox_id}: start"):
                     held.instance = await self._start(held)
             except BaseException as error:
                 await self._undo(held, error)
@@ -157,16 +129,17 @@ class PodSandboxController(HeldController[_Held]):
             self._watch(held)
             return held.instance
 
-    async def _start(self, held: _Held) -> ControllerInstance:
+    async def _start(self, held: PauseHeld) -> ControllerInstance:
         request, record = held.request, held.record
         run = self._blocking.run
         await run(lambda: pod_files.create(Path(record.files), record.config, shm=record.has_ipc))
+        await run(self._make_cgroup, held)
         users = record.config.users
         if users is not None:
-            await run(_let_in, held.folder, users.root[1])
+            await run(pause.let_in, held.folder, users.root[1])
         root = await self._roots.prepare(request.id, users)
         # It goes with the folder: the pause process holds the namespace from its creation on.
-        userns = await run(_pin_owner, record.netns, held.folder / "userns") if users and record.netns else None
+        userns = await run(pause.pin_owner, record.netns, held.folder / "userns") if users and record.netns else None
         spec = await run(pause.build, request.id, record, root, self._facts, userns)
         await run(request.bundle.create, spec)
         shim = await self._launcher.launch(request)
@@ -185,8 +158,7 @@ class PodSandboxController(HeldController[_Held]):
             held.has_plugins = True
             await self._plugins.invoke("create", _task(held, pid, spec))
         pid = await shim.tasks.start(request.id) or pid
-        self._note(
-            held,
+        held.note(
             image=root.image_name,
             snapshotter=root.snapshotter,
             pid=pid,
@@ -194,25 +166,17 @@ class PodSandboxController(HeldController[_Held]):
             boot_id=process.boot_id(),
             created_at_ns=time.time_ns(),
         )
-        return replace(self._instance(held, shim.bootstrap), spec=TypedAny(type_url=updates.SPEC_URL, value=spec))
+        return replace(held.told_by(shim.bootstrap), spec=TypedAny(type_url=updates.SPEC_URL, value=spec))
 
-    def _instance(self, held: _Held, bootstrap: Bootstrap | None) -> ControllerInstance:
-        created_at = held.record.created_at
-        assert created_at is not None
-        return ControllerInstance(
-            sandbox_id=held.id,
-            pid=held.record.pid,
-            created_at=created_at,
-            labels={**held.sandbox.labels, RUNTIME_LABEL: held.sandbox.runtime.name},
-            address=bootstrap.endpoint if bootstrap is not None else "",
-            version=bootstrap.version if bootstrap is not None else 0,
-        )
-
-    def _note(self, held: _Held, **changes: object) -> None:
-        """Change the record, on disk before in memory; raises `OSError`."""
-        changed = msgspec.structs.replace(held.record, **changes)
-        records.write(held.folder / RECORD, changed)
-        held.record = changed
+    def _make_cgroup(self, held: PauseHeld) -> None:
+        """Make the pod's cgroup with its limits where it is not there, as a kubelet makes it; not one of systemd's."""
+        record = held.record
+        if not record.cgroup_parent:
+            return
+        cgroup = PodCgroup(record.cgroup_parent, exclusive=record.owns_cgroup)
+        if not cgroup.is_slice and not cgroup.exists():
+            held.note(made_cgroup=True)
+            cgroup.create(record.config.linux)
 
     # the end
 
@@ -225,8 +189,8 @@ class PodSandboxController(HeldController[_Held]):
             if held.exit.is_set or self._held.get(sandbox_id) is not held:
                 return
             held.is_stopped = True
-            with _told(f"sandbox {sandbox_id}: stop"):
-                self._note(held, is_stopped=True)
+            with disk_told(f"sandbox {sandbox_id}: stop"):
+                held.note(is_stopped=True)
             if not held.record.pid:
                 self._settle(held, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
                 return
@@ -234,7 +198,7 @@ class PodSandboxController(HeldController[_Held]):
             self._watch(held)
             await self._ends(held)
 
-    async def _kill(self, held: _Held) -> None:
+    async def _kill(self, held: PauseHeld) -> None:
         """SIGKILL the pause container, and whatever else is in a cgroup that is the pod's alone."""
         try:
             await held.link.ask(lambda shim: shim.tasks.kill(held.id, signal.SIGKILL, all_processes=True))
@@ -248,9 +212,9 @@ class PodSandboxController(HeldController[_Held]):
         if held.record.owns_cgroup and held.cgroup is not None:
             await self._blocking.run(held.cgroup.kill)
         if held.record.is_paused:
-            await self._thaw(held)
+            await held.thaw(self._blocking)
 
-    async def _asked_end(self, held: _Held) -> ExitStatus:
+    async def _asked_end(self, held: PauseHeld) -> ExitStatus:
         try:
             return await held.link.ask(lambda shim: shim.tasks.wait(held.id))
         except errors.NotFound as error:
@@ -263,21 +227,21 @@ class PodSandboxController(HeldController[_Held]):
                 return unknown_exit()
             raise
 
-    def _settle(self, held: _Held, ended: ExitStatus) -> None:
+    def _settle(self, held: PauseHeld, ended: ExitStatus) -> None:
         """Tell how the sandbox ended, after it is on disk: once, and the same to all."""
         if held.exit.is_set:
             return
         if held.record.exit is None and held.folder.is_dir():
             at_ns = (ended.exited_at - EPOCH) // timedelta(microseconds=1) * 1000
             try:
-                self._note(held, exit=SandboxExit(exit_status=ended.exit_status, exited_at_ns=at_ns))
+                held.note(exit=SandboxExit(exit_status=ended.exit_status, exited_at_ns=at_ns))
             except OSError as error:
                 log.error("sandbox %s: its exit is not recorded: %s", held.id, error)
         super()._settle(held, ended)
         if self._plugins is not None and (held.record.pid or held.has_plugins):
             held.told = self._tasks.spawn(self._tell_end(held, self._plugins), name=f"sandbox/{held.id}/plugins")
 
-    async def _tell_end(self, held: _Held, plugins: LegacyPlugins) -> None:
+    async def _tell_end(self, held: PauseHeld, plugins: LegacyPlugins) -> None:
         try:
             spec = await self._blocking.run(held.request.bundle.read_spec)
             await plugins.invoke("delete", _task(held, held.record.pid, spec))
@@ -296,12 +260,12 @@ class PodSandboxController(HeldController[_Held]):
                 return
         await self._free_all(held)
 
-    async def _free(self, held: _Held) -> Undoing:
+    async def _free(self, held: PauseHeld) -> Undoing:
         """A root filesystem is not touched while the container may use it, and the record goes last."""
         undoing = Undoing()
         if held.record.is_paused:
             with undoing.step("freezer"):
-                await self._thaw(held)
+                await held.thaw(self._blocking)
         await self._delete_task(held)
         if held.told is not None:
             await asyncio.wait({held.told})
@@ -312,6 +276,9 @@ class PodSandboxController(HeldController[_Held]):
         if not undoing.left:
             with undoing.step("root filesystem"):
                 await self._roots.remove(held.id)
+        with undoing.step("cgroup"):
+            if held.record.made_cgroup:
+                await PodCgroup(held.record.cgroup_parent, exclusive=held.record.owns_cgroup).remove()
         with undoing.step("pod files"):
             if held.record.files:
                 await self._blocking.run(pod_files.remove, Path(held.record.files))
@@ -322,7 +289,7 @@ class PodSandboxController(HeldController[_Held]):
             self._forget(held)
         return undoing
 
-    async def _delete_task(self, held: _Held) -> None:
+    async def _delete_task(self, held: PauseHeld) -> None:
         """Ask the shim to end and forget the container; what it does not do its `delete` does."""
         try:
             shim = await held.link.shim()
@@ -344,10 +311,10 @@ class PodSandboxController(HeldController[_Held]):
             known, task = await self._asked_status(held)
         if not verbose:
             return known
-        info = await self._blocking.run(self._info, held, known, task)
+        info = await self._blocking.run(held.info, known, task)
         return replace(known, info=info.encode())
 
-    async def _asked_status(self, held: _Held) -> tuple[ControllerStatus, TaskState | None]:
+    async def _asked_status(self, held: PauseHeld) -> tuple[ControllerStatus, TaskState | None]:
         """As the shim sees the pause container."""
         try:
             found = await held.link.ask(lambda shim: shim.tasks.state(held.id))
@@ -358,53 +325,21 @@ class PodSandboxController(HeldController[_Held]):
             await self._ends(held)
             return self._told(held, State.NOTREADY, reason=held.lost), None
         held.doubt = ""
-        held.instance = self._instance(held, shim.bootstrap)
+        held.instance = held.told_by(shim.bootstrap)
         if found.status is TaskStatus.STOPPED:
             await self._ends(held)
         return self._told(held, State.NOTREADY if held.exit.is_set else State.READY), found
-
-    def _info(self, held: _Held, told: ControllerStatus, task: TaskState | None) -> SandboxInfo:
-        record = held.record
-        try:
-            spec = msgspec.Raw(held.request.bundle.read_spec())
-        except errors.NotFound:
-            spec = NOTHING
-        info = SandboxInfo(
-            pid=told.pid,
-            process_status=_process_status(held, task),
-            net_namespace_closed=bool(record.netns) and not Path(record.netns).exists(),
-            image=record.image,
-            snapshot_key=held.id if record.image else "",
-            snapshotter=record.snapshotter,
-            config=record.config,
-            runtime_spec=spec,
-            overhead=record.resources_now.overhead,
-            resources=record.resources_now.resources,
-            annotations=record.annotations_now,
-            files=record.files,
-            cgroup=record.cgroup_parent,
-            netns=record.netns,
-        )
-        return msgspec.structs.replace(info, **of_record(held.sandbox))
 
     async def metrics(self, sandbox_id: str) -> Metric:
         """Of the pod's cgroup; `FailedPrecondition` for a pod without one."""
         held = self._get(sandbox_id)
         self._require_running(held)
-        group = self._need_cgroup(held)
+        group = held.needed_cgroup
         try:
             found = await self._blocking.run(metrics.of_cgroup, group.folders, f"sandbox {sandbox_id}")
         except errors.NotFound as error:
             raise errors.FailedPrecondition(f"{error}: {group.path} is gone") from error
         return Metric(timestamp=datetime.now(UTC), id=sandbox_id, data=from_any(found))
-
-    def _need_cgroup(self, held: _Held) -> Cgroup:
-        group = held.cgroup
-        if group is None:
-            raise errors.FailedPrecondition(
-                f"sandbox {held.id}: has no cgroup that its containers are below; give it one, with cgroup_parent"
-            )
-        return group
 
     async def ping(self, sandbox_id: str) -> None:
         held = self._get(sandbox_id)
@@ -425,14 +360,13 @@ class PodSandboxController(HeldController[_Held]):
             wanted = updates.plan(held.sandbox, sandbox, fields)
             changed = held.record.resources_now.updated(wanted.resources, wanted.updated)
             if changed.limits != Limits():
-                path = self._need_cgroup(held).path
+                path = held.needed_cgroup.path
                 cgroup = PodCgroup(path, exclusive=held.record.owns_cgroup)
                 await self._blocking.run(cgroup.apply, changed.limits)
             if wanted.reaches_the_sandbox:
                 change = wanted.annotations or updates.AnnotationChange(values={})
-                with _told(f"sandbox {sandbox_id}: update"):
-                    self._note(
-                        held,
+                with disk_told(f"sandbox {sandbox_id}: update"):
+                    held.note(
                         annotations=change.applied(held.record.annotations_now),
                         overhead=changed.overhead,
                         resources=changed.resources,
@@ -447,44 +381,15 @@ class PodSandboxController(HeldController[_Held]):
         held = self._get(sandbox_id)
         async with self._turn(held):
             self._require_running(held)
-            with _told(f"sandbox {sandbox_id}: pause"):
-                await self._freeze(held)
-
-    async def _freeze(self, held: _Held) -> None:
-        try:
-            await held.link.ask(lambda shim: shim.own.pause())
-        except errors.Unimplemented:
-            group = self._need_cgroup(held)
-            children = await self._blocking.run(cgroup_children.standing, group)
-            # On disk before anything stands, so that whoever comes next lets go all of it and no more.
-            frozen = held.record.kept_frozen if held.record.is_paused else children
-            self._note(held, is_paused=True, kept_frozen=frozen)
-            try:
-                await self._blocking.run(cgroup_children.freeze, group, frozen)
-            except errors.AtollError:
-                self._note(held, is_paused=False, kept_frozen=())
-                raise
-        else:
-            self._note(held, is_paused=True)
+            with disk_told(f"sandbox {sandbox_id}: pause"):
+                await held.freeze(self._blocking)
 
     async def resume(self, sandbox_id: str) -> None:
         held = self._get(sandbox_id)
         async with self._turn(held):
             self._require_running(held)
-            with _told(f"sandbox {sandbox_id}: resume"):
-                await self._thaw(held)
-
-    async def _thaw(self, held: _Held) -> None:
-        try:
-            await held.link.ask(lambda shim: shim.own.resume())
-        except (errors.Unimplemented, errors.Unavailable, errors.DataLoss, errors.NotFound) as error:
-            group = held.cgroup
-            if group is not None:
-                await self._blocking.run(cgroup_children.thaw, group, held.record.kept_frozen)
-            elif not isinstance(error, errors.Unimplemented):
-                log.info("sandbox %s: has no cgroup to thaw, and its shim does not answer: %s", held.id, error)
-        if held.record.is_paused:
-            self._note(held, is_paused=False, kept_frozen=())
+            with disk_told(f"sandbox {sandbox_id}: resume"):
+                await held.thaw(self._blocking)
 
     # restart
 
@@ -498,29 +403,15 @@ class PodSandboxController(HeldController[_Held]):
             self._held[sandbox.id] = held
             if held.record.pid:
                 held.doubt = "it was not asked yet"
-                held.instance = self._instance(held, None)
+                held.instance = held.told_by(None)
                 self._watch(held)
         return await self.status(sandbox.id)
 
-    def _load(self, sandbox: Sandbox) -> _Held | None:
+    def _load(self, sandbox: Sandbox) -> PauseHeld | None:
         folder = self._folder / require_identifier(sandbox.id, "sandbox id")
         if not folder.is_dir():
             return None
-        try:
-            record = records.read(folder / RECORD, PauseRecord)
-        except errors.DataLoss as error:
-            log.error("sandbox %s: %s", sandbox.id, error)
-            record = None
-        if record is None:  # a crash while it was created, or a broken disk: there is nothing that could be started
-            record = PauseRecord(
-                config=pause.PodConfig(),
-                netns="",
-                files="",
-                cgroup_parent="",
-                runtime=sandbox.runtime.name,
-                is_stopped=True,
-                exit=SandboxExit(exit_status=UNKNOWN_EXIT_STATUS, exited_at_ns=time.time_ns()),
-            )
+        record = read_record(folder, sandbox)
         held = self._hold(sandbox, record)
         held.is_stopped = record.is_stopped
         if record.ended is not None:
@@ -528,39 +419,5 @@ class PodSandboxController(HeldController[_Held]):
         return held
 
 
-def _let_in(folder: Path, group: int) -> None:
-    """Let root of the pod's users through to the bundle, whose root file system an OCI runtime mounts as that."""
-    os.chown(folder, -1, group)
-    folder.chmod(0o710)
-
-
-def _pin_owner(netns: str, at: Path) -> Path:
-    """Pin the user namespace that owns the pod's network at a path; `InvalidArgument` where it is the host's."""
-    with open(netns, "rb") as namespace:
-        fd = owner(namespace.fileno())
-    if fd is None:
-        raise errors.InvalidArgument(f"network namespace {netns}: belongs to the host, and the pod has users of its own")
-    try:
-        at.touch(mode=0o400)
-        syscalls.mount(f"/proc/self/fd/{fd}", at, flags=syscalls.MS_BIND)
-    finally:
-        os.close(fd)
-    return at
-
-
-def _task(held: _Held, pid: int, spec: bytes) -> SandboxTask:
+def _task(held: PauseHeld, pid: int, spec: bytes) -> SandboxTask:
     return SandboxTask(id=held.id, pid=pid, spec=spec, labels=held.record.config.labels)
-
-
-def _process_status(held: _Held, task: TaskState | None) -> str:
-    if task is None:
-        return "stopped" if held.exit.is_set and held.record.pid else "deleted" if held.exit.is_set else "created"
-    return "paused" if held.record.is_paused else task.status.name.lower()
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise errors.Unavailable(f"{what}: {error.filename or 'the disk'}: {error.strerror}") from error
