@@ -67,7 +67,7 @@ class FrontController(Controller):
             raise errors.NotFound(
                 f"sandbox {sandbox_id}: is of sandboxer {hosted.record.sandbox.sandboxer!r}, not {self._sandboxer!r}"
             )
-        self._sandboxes.hear_of(hosted)
+        self._sandboxes.expiry.hear_of(hosted)
         return hosted
 
     def _pod(self, sandbox_id: str) -> Pod | None:

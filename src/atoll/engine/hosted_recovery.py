@@ -48,8 +48,8 @@ async def recover(sandboxes: Sandboxes, owner: TaskOwner) -> int:
 
     await wait_all([one(hosted) for hosted in loaded if hosted.state.ended is None])
     for hosted in loaded:
-        if sandboxes.may_expire(hosted) and not hosted.is_gone:
-            sandboxes.expire_later(hosted)
+        if sandboxes.expiry.may_come(hosted) and not hosted.is_gone:
+            sandboxes.expiry.begin(hosted)
     return len(loaded)
 
 

@@ -22,6 +22,7 @@ from atoll import errors
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.database import Plan
 from atoll.engine import hosts
+from atoll.engine.expiry import Expiry
 from atoll.engine.hosted import Hosted, HostedRecord, HostedState, NoEnd, Phase, key_of
 from atoll.engine.hosting import Wanted, is_cri_pod, prepare_files, wanted
 from atoll.engine.parts import Parts
@@ -61,6 +62,7 @@ class Sandboxes:
         self._hosted: dict[Key, Hosted] = {}
         self._ends: SingleFlight[tuple[str, str], None] = SingleFlight(parts.owner)
         self._unfinished: dict[str, HostedRecord] = {}
+        self.expiry = Expiry(parts, self._free)
 
     # --- questions ---
 
@@ -165,7 +167,7 @@ class Sandboxes:
             except BaseException as error:
                 await self._undone(hosted, error)
                 raise
-            self.expire_later(hosted)
+            self.expiry.begin(hosted)
             parts.topics.created(namespace, sandbox.id)
 
     def _require_free(self, namespace: str, sandbox_id: str) -> None:
@@ -190,54 +192,6 @@ class Sandboxes:
         changed = hosted.changed(**changes)
         await self._parts.db.commit(self.store.plan_state(changed))
         hosted.record = dataclasses.replace(hosted.record, state=changed.state)
-
-    # --- never started ---
-
-    def expire_later(self, hosted: Hosted) -> None:
-        """Free the sandbox when its time to be started, and heard of, is over, unless it is."""
-        limit = self._parts.config.sandboxes.unstarted_timeout_s
-        # From now on for one that is started: after a restart its caller has to connect first.
-        made_at = hosted.state.made_at if hosted.state.phase is Phase.CREATED else datetime.now(UTC)
-        age = (datetime.now(UTC) - made_at).total_seconds()
-        hosted.expiry = asyncio.get_running_loop().call_later(max(limit - age, 0.0), self._expire_now, hosted)
-
-    def _expire_now(self, hosted: Hosted) -> None:
-        with contextlib.suppress(errors.Unavailable):  # the daemon is closing: the next one counts on
-            self._parts.owner.spawn(self._expire(hosted), name=f"sandbox/{hosted.key}/expire")
-
-    async def _expire(self, hosted: Hosted) -> None:
-        async with hosted.lock:
-            if hosted.is_gone or not self.may_expire(hosted):
-                return
-            log.warning("%s: was not started, or asked about, within its time; it is freed", hosted)
-            for left in await self._free(hosted):
-                log.error("%s: not freed yet, will be retried: %s", hosted, left)
-
-    @staticmethod
-    def may_expire(hosted: Hosted) -> bool:
-        """Whether its caller may never have got to it."""
-        return hosted.state.phase is Phase.CREATED or not hosted.state.is_heard_of
-
-    def hear_of(self, hosted: Hosted) -> None:
-        """Somebody asks about the sandbox, so its caller got the answer to its start: it is kept."""
-        if hosted.state.is_heard_of or hosted.is_gone:
-            return
-        self._keep(hosted)
-        hosted.record = hosted.changed(is_heard_of=True)
-        with contextlib.suppress(errors.Unavailable):  # the daemon is closing: the next one is asked again
-            self._parts.owner.spawn(self._note_heard(hosted.record), name=f"sandbox/{hosted.key}/heard of")
-
-    async def _note_heard(self, record: HostedRecord) -> None:
-        try:
-            await self._parts.db.commit(self.store.plan_heard_of(record))
-        except errors.AtollError as error:
-            log.warning("sandbox %s: that it was asked about is not on disk: %s", record.id[:13], error)
-
-    @staticmethod
-    def _keep(hosted: Hosted) -> None:
-        if hosted.expiry is not None:
-            hosted.expiry.cancel()
-            hosted.expiry = None
 
     # --- start ---
 
@@ -272,7 +226,7 @@ class Sandboxes:
 
     async def _start(self, hosted: Hosted) -> ControllerInstance:
         controller = self.controller(hosted)
-        self._keep(hosted)
+        self.expiry.end(hosted)
         noted = self._become(hosted, phase=Phase.STARTING)
         instance, _ = await wait_all([controller.start(hosted.inner_id), noted])
         assert isinstance(instance, ControllerInstance)
@@ -285,7 +239,7 @@ class Sandboxes:
         is_heard_of = not is_cri_pod(hosted.record.namespace, hosted.record.sandbox)
         await self._become(hosted, phase=Phase.STARTED, instance=instance, platform=platform, is_heard_of=is_heard_of)
         if not is_heard_of:
-            self.expire_later(hosted)
+            self.expiry.begin(hosted)
         return instance
 
     async def _platform(self, controller: Controller, hosted: Hosted) -> Platform | None:
@@ -320,7 +274,7 @@ class Sandboxes:
 
     async def _free(self, hosted: Hosted) -> list[str]:
         """Walk the ledger in reverse; the record goes. What is left, in words, of a sandbox that is then UNKNOWN."""
-        self._keep(hosted)
+        self.expiry.end(hosted)
         try:
             debts = await self._parts.ledger.release_all(
                 hosted.key, within=TEARDOWN_TIMEOUT_S, also=(self.store.plan_delete(hosted.record),)
@@ -495,7 +449,7 @@ class Sandboxes:
     def aclose(self) -> None:
         """Forget the timers; the sandboxes live on."""
         for hosted in self._hosted.values():
-            self._keep(hosted)
+            self.expiry.end(hosted)
 
 
 def unknown_end() -> ExitStatus:
