@@ -155,6 +155,29 @@ def test_what_cannot_be_checkpointed_is_told(cri: CRI) -> None:
         checkpoint(cri, other, cri.roots.base / "never.tar")
 
 
+def update(cri: CRI, container: str, **limits: object) -> None:
+    request = pb.UpdateContainerResourcesRequest(
+        container_id=container,
+        linux=pb.LinuxContainerResources(**limits),  # pyright: ignore[reportArgumentType]
+    )
+    cri.runtime.call("UpdateContainerResources", request, pb.UpdateContainerResourcesResponse)
+
+
+def test_the_oom_score_of_every_process_changes_and_of_those_to_come(cri: CRI) -> None:
+    pod = cri.run_pod(cri.pod_config(namespaces=pb.NamespaceOption(pid=pb.CONTAINER)))
+    container = cri.script(pod, "sleep 1000 & while :; do sleep 0.1; done")
+    update(cri, container, oom_score_adj=700)
+    assert set(cri.sh(container, "cat /proc/[0-9]*/oom_score_adj").split()) == {"700"}
+    assert cri.status(container).resources.linux.oom_score_adj == 700
+    for bad in (1001, -1001):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "oom_score_adj"):
+            update(cri, container, oom_score_adj=bad)
+    created = cri.create(pod, cri.container_config("sleep", "1000"))
+    update(cri, created, oom_score_adj=300)
+    cri.start(created)
+    assert cri.sh(created, "cat /proc/1/oom_score_adj") == "300"
+
+
 def test_every_end_may_be_asked_for_twice_and_at_the_same_time(cri: CRI) -> None:
     pod = cri.run_pod()
     container, other = (cri.script(pod, "trap '' TERM; while :; do sleep 0.1; done") for _ in range(2))

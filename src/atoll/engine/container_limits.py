@@ -15,6 +15,7 @@ from atoll.engine.lines import tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
 from atoll.engine.pod import Pod
+from atoll.linux import process
 from atoll.nri.limits import overlay
 from atoll.oci import resources
 from atoll.oci import spec as oci
@@ -35,6 +36,7 @@ async def update(parts: Parts, pod: Pod, container: Container, asked: LinuxConta
     async with parts.nri.changing():
         _require_updatable(container)
         resources.resolve(asked, parts.host)
+        resources.oom_score_adj(asked.oom_score_adj, parts.host)
         await _change(parts, pod, container, asked, await parts.nri.update(pod, container, asked))
     await parts.nri.updated(pod, container)
 
@@ -61,11 +63,16 @@ async def _change(
         if wanted is not None:
             limits = overlay(limits, wanted, parts.host)
             merged = told(merged, limits)
-        spec = oci.encode(
-            msgspec.structs.replace(before, linux=msgspec.structs.replace(before.linux, resources=limits))
-        )
+        after = msgspec.structs.replace(before, linux=msgspec.structs.replace(before.linux, resources=limits))
+        score = resources.oom_score_adj(asked.oom_score_adj, parts.host) if asked.oom_score_adj else None
+        if score is not None and after.process is not None:
+            after = msgspec.structs.replace(after, process=msgspec.structs.replace(after.process, oom_score_adj=score))
+        spec = oci.encode(after)
         if now.state is State.RUNNING:
-            await (await tasks_of(pod)).update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
+            tasks = await tasks_of(pod)
+            await tasks.update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
+            if score is not None:  # no OCI runtime changes it
+                await parts.blocking.run(process.set_oom_score_adj, await tasks.pids(container.id), score)
         else:
             bundle = Bundle(id=container.id, namespace=NAMESPACE, path=parts.paths.bundles / container.id)
             await parts.blocking.run(bundle.write_spec, spec)

@@ -13,7 +13,7 @@ import functools
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -91,6 +91,20 @@ def is_alive(process: ProcessId) -> bool:
         return False
     seen = stat(process.pid)
     return seen is not None and seen.start_ticks == process.start_ticks and seen.state not in "ZX"
+
+
+def set_oom_score_adj(pids: Iterable[int], score: int) -> None:
+    """Set how likely the kernel is to kill these, from -1000 to 1000; those that have ended are fine.
+
+    Raises `FailedPrecondition` for a value below what only CAP_SYS_RESOURCE may set; proc(5).
+    """
+    for pid in pids:
+        try:
+            Path(f"/proc/{pid}/oom_score_adj").write_text(str(score), encoding="ascii")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError as error:
+            raise errors.FailedPrecondition(f"oom_score_adj of process {pid}: {score}: {error.strerror}") from error
 
 
 def open_pidfd(process: ProcessId) -> int | None:
