@@ -43,11 +43,12 @@ class Inflow:
         if not chunk or self._ended or self._gone:
             return
         size = len(chunk)
-        self._changed(size)
         if self._discards:
+            self._changed(size)
             self._changed(-size)
             return
         self.size += size
+        self._changed(size)
         if size >= SMALL_BYTES:
             self._chunks.append(chunk)
         elif self._chunks and isinstance(last := self._chunks[-1], bytearray) and len(last) < JOIN_BYTES:
