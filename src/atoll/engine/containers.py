@@ -36,7 +36,6 @@ from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
 from atoll.engine.signals import resolve
 from atoll.image.model import Image
-from atoll.nri.adjust import Place
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
 from atoll.snapshot.mount import with_users
@@ -138,8 +137,7 @@ class Containers:
             stop_signal=image.config.stop_signal,
         )
         async with parts.nri.changing():
-            place = Place(host=parts.host, runtime=parts.features[pod.handler_name])
-            spec = await parts.nri.create(pod, container_id, config, spec, place, parts.blocking)
+            spec = await parts.nri.create(pod, container_id, config, spec, parts)
             try:
                 container = await self._create_adjusted(pod, metadata, image, spec, story)
             except BaseException:

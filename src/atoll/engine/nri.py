@@ -17,16 +17,16 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from pathlib import Path
 
 from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import nri_v1alpha1_pb2 as pb
-from atoll.concurrency import Blocking
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
 from atoll.engine import nri_views as views
+from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.nri import adjust
 from atoll.nri.merge import Updates
@@ -35,8 +35,6 @@ from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources
 
 log = logging.getLogger(__name__)
-
-RequestT = TypeVar("RequestT", bound=Message)
 
 
 class Nri:
@@ -130,8 +128,7 @@ class Nri:
         container_id: str,
         config: ContainerConfig,
         spec: oci.Spec,
-        place: adjust.Place,
-        blocking: Blocking,
+        parts: Parts,
     ) -> oci.Spec:
         """The spec as plugins adjust it; raises where one refuses, two conflict, or this host cannot do it."""
         if self._plugins is None or not (
@@ -142,7 +139,12 @@ class Nri:
             pod=self.pod(pod), container=views.new_container(container_id, pod.id, config, spec)
         )
         made = await self._plugins.create(request)
-        adjusted = await blocking.run(adjust.apply, spec, made.adjust, place)
+        place = adjust.Place(
+            host=parts.host,
+            runtime=parts.features[pod.handler_name],
+            cdi_folders=tuple(Path(folder) for folder in parts.config.cdi_spec_dirs),
+        )
+        adjusted = await parts.blocking.run(adjust.apply, spec, made.adjust, place)
         await self._apply(made.updates)
         return adjusted
 

@@ -1,7 +1,7 @@
 """A merged adjustment, put into the runtime spec of a container that is being created.
 
 What it asks for and this host or OCI runtime cannot do is an error: `FailedPrecondition`, which fails the creation.
-CDI devices are not here: whoever builds specs injects them.
+CDI devices come first, so that what else is asked for holds over what their files say.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ class Place:
 
     host: HostFacts
     runtime: RuntimeFeatures
+    cdi_folders: tuple[Path, ...] = ()
 
 
 def apply(made: spec.Spec, asked: pb.ContainerAdjustment, place: Place) -> spec.Spec:
-    """`made` with everything that is asked for. Raises `InvalidArgument` for what is no value of its field."""
+    """`made` with everything that is asked for. Raises `InvalidArgument` for what is no value of its field.
+
+    Blocks for as long as files of CDI devices take.
+    """
+    if asked.CDI_devices:
+        raise errors.FailedPrecondition("nri: CDI devices cannot be injected yet")
     assert made.process is not None
     assert made.linux is not None
     linux = _linux(made.linux, asked, place)

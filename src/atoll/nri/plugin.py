@@ -39,6 +39,8 @@ Updater = Callable[["Plugin", pb.UpdateContainersRequest], Awaitable[pb.UpdateCo
 
 PLUGIN = "nri.pkg.api.v1alpha1.Plugin"
 RUNTIME = "nri.pkg.api.v1alpha1.Runtime"
+NRI_VERSION = "v0.12.0"
+"""The release of NRI whose protocol this is, by which plugins tell what the runtime knows."""
 VALID_EVENTS = (1 << (pb.LAST - 1)) - 1
 CLOSE_TIMEOUT_S = 1.0
 SYNC_BYTES = MAX_PAYLOAD_BYTES - (64 << 10)
@@ -192,6 +194,7 @@ class Plugin:
                 runtime_version=version,
                 registration_timeout=int(self._timeouts.registration_s * 1000),
                 request_timeout=int(self._timeouts.request_s * 1000),
+                NRI_version=NRI_VERSION,
             ),
             pb.ConfigureResponse,
         )
