@@ -157,9 +157,10 @@ class Container:
             asked.since = since if isinstance(since, int) else int(since.timestamp() * 1e9)
         answers = self._wire.stream(wire.LOGS, asked)
         try:
-            async for line in answers:
-                stream = "stderr" if line.stream == own.LogsResponse.STDERR else "stdout"
-                yield LogLine(stream=stream, time_ns=line.time, content=line.content, partial=line.partial)
+            async for answer in answers:
+                for line in answer.lines:
+                    stream = "stderr" if line.stream == own.LogLine.STDERR else "stdout"
+                    yield LogLine(stream=stream, time_ns=line.time, content=line.content, partial=line.partial)
         finally:
             await answers.aclose()
 

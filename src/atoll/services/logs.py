@@ -65,8 +65,10 @@ def parse_time(text: str) -> int:
 
 async def read(
     path: Path, *, follow: bool, tail: int, since_ns: int, ended: Latch[Status], blocking: Blocking
-) -> AsyncGenerator[Line]:
-    """The lines of a log; with `follow` until the container has ended and its log was read to the end.
+) -> AsyncGenerator[list[Line]]:
+    """The lines of a log, as many at once as one read gives; with `follow` until it has ended.
+
+    It has ended once the container has and its log was read to the end.
 
     `tail` counts entries from the end, negative or zero for all of them. Without `follow` it ends where the file
     ended at the call. The disk is waited for in `blocking`, a chunk at a time.
@@ -76,8 +78,8 @@ async def read(
     with Reader(path, since_ns=since_ns) as reader:
         await blocking.run(reader.start, max(tail, 0))
         while (lines := await blocking.run(reader.batch)) is not None:
-            for line in lines:
-                yield line
+            if lines:
+                yield lines
         if not follow:
             return
         reader.go_on()
@@ -85,8 +87,8 @@ async def read(
             while True:
                 over = ended.is_set
                 while (lines := await blocking.run(reader.batch)) is not None:
-                    for line in lines:
-                        yield line
+                    if lines:
+                        yield lines
                 if over:
                     return
                 await _change(watch, ended)

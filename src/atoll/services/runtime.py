@@ -142,9 +142,9 @@ class RuntimeService:
             ended=container.stopped,
             blocking=self._engine.parts.blocking,
         )
-        async with contextlib.aclosing(reading) as lines:
-            async for line in lines:
-                yield _line(line)
+        async with contextlib.aclosing(reading) as batches:
+            async for lines in batches:
+                yield pb.LogsResponse(lines=[_line(line) for line in lines])
 
     async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
         container = self._engine.containers.get(request.container_id)
@@ -266,9 +266,9 @@ async def _container_exit(container: Container) -> pb.Exit:
     )
 
 
-def _line(line: logs.Line) -> pb.LogsResponse:
-    return pb.LogsResponse(
-        stream=pb.LogsResponse.STDERR if line.stream == "stderr" else pb.LogsResponse.STDOUT,
+def _line(line: logs.Line) -> pb.LogLine:
+    return pb.LogLine(
+        stream=pb.LogLine.STDERR if line.stream == "stderr" else pb.LogLine.STDOUT,
         time=line.time_ns,
         content=line.content,
         partial=line.partial,

@@ -104,7 +104,7 @@ class FakeContainer:
     status: cri.ContainerStatus
     pod_id: str
     config: cri.ContainerConfig
-    log: list[own.LogsResponse] = field(default_factory=list[own.LogsResponse])
+    log: list[own.LogLine] = field(default_factory=list[own.LogLine])
     logged: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
     killed_with: int = KILLED
@@ -241,9 +241,9 @@ class FakeDaemon:
         async with TaskOwner("program") as owner:
             running = owner.spawn(self.run_program(program, streams), name="program")
             while (answer := await streams.output.get()) is not None:
-                stream = own.LogsResponse.STDOUT if answer.stdout else own.LogsResponse.STDERR
+                stream = own.LogLine.STDOUT if answer.stdout else own.LogLine.STDERR
                 for line in (answer.stdout or answer.stderr).splitlines():
-                    container.log.append(own.LogsResponse(stream=stream, time=time.time_ns(), content=line))
+                    container.log.append(own.LogLine(stream=stream, time=time.time_ns(), content=line))
                 async with container.logged:
                     container.logged.notify_all()
             return await running

@@ -224,9 +224,9 @@ class FakeExtras:
         container = self._daemon.container(request.container_id)
         at = max(0, len(container.log) - request.tail) if request.tail > 0 else 0
         while True:
-            for line in container.log[at:]:
-                if line.time >= request.since:
-                    yield line
+            lines = [line for line in container.log[at:] if line.time >= request.since]
+            if lines:
+                yield own.LogsResponse(lines=lines)
             at = len(container.log)
             if not request.follow or (container.ended.is_set and at == len(container.log)):
                 return

@@ -66,8 +66,8 @@ def blocking() -> Iterator[Blocking]:
 async def collected(path: Path, *, follow: bool = False, tail: int = -1, since_ns: int = 0) -> list[bytes]:
     ended: Latch[Status] = Latch()
     with contextlib.closing(Blocking(1)) as blocking:
-        lines = read(path, follow=follow, tail=tail, since_ns=since_ns, ended=ended, blocking=blocking)
-        return [line.content async for line in lines]
+        batches = read(path, follow=follow, tail=tail, since_ns=since_ns, ended=ended, blocking=blocking)
+        return [line.content async for lines in batches for line in lines]
 
 
 async def test_all_the_last_and_those_since(tmp_path: Path) -> None:
@@ -115,17 +115,17 @@ async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: 
     path = tmp_path / "log"
     path.write_bytes(entry(1, "one"))
     ended: Latch[Status] = Latch()
-    lines = read(path, follow=True, tail=-1, since_ns=0, ended=ended, blocking=blocking)
+    batches = read(path, follow=True, tail=-1, since_ns=0, ended=ended, blocking=blocking)
     async with asyncio.timeout(5):
-        found = [(await anext(lines)).content]
+        found = [line.content for line in await anext(batches)]
         for number in (2, 3):
             with path.open("ab") as file:
                 file.write(entry(number, str(number)))
-            found.append((await anext(lines)).content)
+            found += [line.content for line in await anext(batches)]
         with path.open("ab") as file:
             file.write(entry(4, "last"))
         ended.set(Status())
-        found += [line.content async for line in lines]
+        found += [line.content async for lines in batches for line in lines]
     assert found == [b"one", b"2", b"3", b"last"]
 
 
