@@ -49,7 +49,7 @@ class Statistics:
 
     async def ContainerStats(self, request: pb.ContainerStatsRequest, context: object) -> Encoded:
         _, container = find(self._engine, request.container_id)
-        return whole([field(STATS, one) for one in await self._of_containers([container])])
+        return whole([field(STATS, one) for one in await self._of_containers([container], fresh=True)])
 
     async def ListContainerStats(self, request: pb.ListContainerStatsRequest, context: object) -> Encoded:
         return whole([field(ITEMS, one) for one in await self._listed_containers(request.filter)])
@@ -70,8 +70,8 @@ class Statistics:
             ]
         )
 
-    async def _of_containers(self, wanted: list[Container]) -> list[bytes]:
-        return [self._container(one) for one in await self._engine.usages.of_containers(wanted)]
+    async def _of_containers(self, wanted: list[Container], *, fresh: bool = False) -> list[bytes]:
+        return [self._container(one) for one in await self._engine.usages.of_containers(wanted, fresh=fresh)]
 
     def _container(self, usage: ContainerUsage) -> bytes:
         """An encoded ContainerStats: who it is, which stays, and the figures."""
@@ -109,7 +109,7 @@ class Statistics:
         pod = self._engine.pods.get(request.pod_sandbox_id)
         if views.pod_state(pod) != pb.SANDBOX_READY:
             raise errors.FailedPrecondition(f"pod {pod.id[:13]}: is not ready, it uses nothing")
-        return whole([field(STATS, one) for one in await self._of_pods([pod])])
+        return whole([field(STATS, one) for one in await self._of_pods([pod], fresh=True)])
 
     async def ListPodSandboxStats(self, request: pb.ListPodSandboxStatsRequest, context: object) -> Encoded:
         return whole([field(ITEMS, one) for one in await self._listed_pods(request.filter)])
@@ -131,8 +131,8 @@ class Statistics:
             ]
         )
 
-    async def _of_pods(self, wanted: list[Pod]) -> list[bytes]:
-        return [self._pod(one) for one in await self._engine.usages.of_pods(wanted)]
+    async def _of_pods(self, wanted: list[Pod], *, fresh: bool = False) -> list[bytes]:
+        return [self._pod(one) for one in await self._engine.usages.of_pods(wanted, fresh=fresh)]
 
     def _pod(self, usage: PodUsage) -> bytes:
         """An encoded PodSandboxStats."""

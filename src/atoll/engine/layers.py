@@ -21,7 +21,8 @@ from atoll.snapshot.tree import Tree
 SOON_S = 0.02
 SHARE = 0.01
 SMALL_S = 0.001
-"""What takes less CPU time is counted whenever somebody asks."""
+"""What takes less CPU time is counted whenever somebody asks, lists once in `RECENT_S`."""
+RECENT_S = 0.1
 LONGEST_PAUSE_S = 600.0
 SLICE_S = 0.005
 """Small layers are counted together for so long before the thread is given back."""
@@ -46,7 +47,7 @@ class _Layer:
 
 def pause_after(took_s: float) -> float:
     """How long a layer is not counted again whose count took so much CPU time."""
-    return min(took_s / SHARE, LONGEST_PAUSE_S) if took_s > SMALL_S else 0.0
+    return max(RECENT_S, min(took_s / SHARE, LONGEST_PAUSE_S)) if took_s > SMALL_S else RECENT_S
 
 
 class Layers:
@@ -60,9 +61,12 @@ class Layers:
         self._pending: dict[str, bool] = {}
         self._counting: asyncio.Task[None] | None = None
 
-    async def sizes(self, wanted: Sequence[tuple[str, bool]]) -> list[LayerSize | None]:
-        """The size of each layer, None where it is not counted yet; each with whether its container has ended."""
-        now = time.monotonic()
+    async def sizes(self, wanted: Sequence[tuple[str, bool]], *, fresh: bool = False) -> list[LayerSize | None]:
+        """The size of each layer, None where it is not counted yet; each with whether its container has ended.
+
+        Without `fresh` those will do that were counted within `RECENT_S`.
+        """
+        now = time.monotonic() + (RECENT_S if fresh else 0)
         for key, is_final in wanted:
             known = self._known.setdefault(key, _Layer())
             if not known.is_final and (known.due <= now or is_final):

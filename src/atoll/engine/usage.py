@@ -37,6 +37,8 @@ from atoll.sandbox.controller import State as PodState
 from atoll.sandbox.controller import TypedAny
 from atoll.shim import records
 
+FRESH_NS = 100_000_000
+"""How old a sample may be that answers a list; so many that ask at once share one."""
 MIN_WINDOW_NS = 1_000_000_000
 MAX_WINDOW_NS = 120_000_000_000
 """A CPU rate is told over a time between these: less is noise, more is no news."""
@@ -103,10 +105,20 @@ class ContainerDetails:
     path: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    at_ns: int
+    places: Places | None = None
+    usage: Usage | None = None
+    processes: int = 0
+    interfaces: dict[str, LinkCounters] = field(default_factory=dict[str, LinkCounters])
+
+
 @dataclass(slots=True, kw_only=True)
 class _Known:
     rate: Rate
     places: Places | None = None
+    sample: _Sample | None = None
 
 
 class Usages:
@@ -135,17 +147,20 @@ class Usages:
 
     # --- containers ---
 
-    async def of_containers(self, wanted: Sequence[Container], *, processes: bool = False) -> list[ContainerUsage]:
-        """A sample of each, in order; `processes` has theirs counted. What ends meanwhile has none."""
+    async def of_containers(self, wanted: Sequence[Container], *, fresh: bool = False) -> list[ContainerUsage]:
+        """A sample of each, in order; a `fresh` one is of now, any other may be `FRESH_NS` old.
+
+        What ends meanwhile has none.
+        """
         self._prune()
         running = [one for one in wanted if one.status.get().state is State.RUNNING]
         jobs = [(self._known_of(one), self._bundle(one)) for one in running]
         found = dict(
-            zip((one.id for one in running), await self._parts.blocking.run(self._read, jobs, processes), strict=True)
+            zip((one.id for one in running), await self._parts.blocking.run(self._read, jobs, fresh), strict=True)
         )
         await self._ask_shims([one for one in running if not found[one.id].places], found)
         sizes = await self.layers.sizes(
-            [(one.record.snapshot_key, one.status.get().state is State.EXITED) for one in wanted]
+            [(one.record.snapshot_key, one.status.get().state is State.EXITED) for one in wanted], fresh=fresh
         )
         return [
             self._sampled(container, found.get(container.id), size)
@@ -161,15 +176,17 @@ class Usages:
     def _bundle(self, container: Container) -> Path:
         return self._parts.paths.bundles / container.id
 
-    def _read(self, jobs: Sequence[tuple[_Known, Path]], processes: bool) -> list[_Sample]:
+    def _read(self, jobs: Sequence[tuple[_Known, Path]], fresh: bool) -> list[_Sample]:
         """Blocks for some hundred microseconds a container."""
         found: list[_Sample] = []
         for known, bundle in jobs:
-            if known.places is None:
-                known.places = self._places(bundle)
-            usage = cgroup_usage.read(known.places) if known.places else None
-            count = len(cgroup_usage.processes(known.places)) if processes and known.places else 0
-            found.append(_Sample(at_ns=time.time_ns(), places=known.places, usage=usage, processes=count))
+            if fresh or known.sample is None or time.time_ns() - known.sample.at_ns > FRESH_NS:
+                if known.places is None:
+                    known.places = self._places(bundle)
+                usage = cgroup_usage.read(known.places) if known.places else None
+                count = len(cgroup_usage.processes(known.places)) if known.places else 0
+                known.sample = _Sample(at_ns=time.time_ns(), places=known.places, usage=usage, processes=count)
+            found.append(known.sample)
         return found
 
     def _places(self, bundle: Path) -> Places:
@@ -236,39 +253,46 @@ class Usages:
 
     # --- pods ---
 
-    async def of_pods(self, wanted: Sequence[Pod]) -> list[PodUsage]:
-        """A sample of each with its running containers, in order."""
+    async def of_pods(self, wanted: Sequence[Pod], *, fresh: bool = False) -> list[PodUsage]:
+        """A sample of each with its running containers, in order; as `of_containers`."""
         ids = {pod.id for pod in wanted}
         members = [one for one in self._containers.list() if one.sandbox_id in ids]
         members = [one for one in members if one.status.get().state is State.RUNNING]
         by_pod: dict[str, list[ContainerUsage]] = {}
-        for one in await self.of_containers(members, processes=True):
+        for one in await self.of_containers(members, fresh=fresh):
             by_pod.setdefault(one.container.sandbox_id, []).append(one)
-        jobs = [(pod, self._own_cgroup(pod)) for pod in wanted]
-        read = await self._parts.blocking.run(self._read_pods, jobs)
+        jobs = [(pod, self._known_pod(pod), self._has_own_cgroup(pod)) for pod in wanted]
+        read = await self._parts.blocking.run(self._read_pods, jobs, fresh)
         return [self._pod_sampled(pod, by_pod.get(pod.id, []), found) for pod, found in zip(wanted, read, strict=True)]
 
-    def _own_cgroup(self, pod: Pod) -> Places | None:
-        """Its cgroup, where no other pod is in the same one; made once a pod."""
+    def _known_pod(self, pod: Pod) -> _Known:
         known = self._known.get(pod.id)
         if known is None:
             known = self._known[pod.id] = _Known(rate=Rate(pod.created_at_ns))
-        if known.places is None:
-            path = expanded(specs.pod_cgroup(self._parts, pod))
-            try:
-                folders = Cgroup(path, self._parts.host.hierarchies).folders
-            except errors.InvalidArgument:
-                folders = ()
-            known.places = cgroup_usage.places(map(str, folders), self._parts.host.hierarchies)
-        parent = pod.config.cgroup_parent
-        is_shared = parent and any(one is not pod and one.config.cgroup_parent == parent for one in self._pods.list())
-        return None if is_shared else known.places
+        return known
 
-    def _read_pods(self, jobs: Sequence[tuple[Pod, Places | None]]) -> list[_Sample]:
+    def _has_own_cgroup(self, pod: Pod) -> bool:
+        """Whether no other pod is in the same one."""
+        parent = pod.config.cgroup_parent
+        return not parent or not any(one is not pod and one.config.cgroup_parent == parent for one in self._pods.list())
+
+    def _pod_places(self, pod: Pod) -> Places:
+        hierarchies = self._parts.host.hierarchies
+        try:
+            folders = Cgroup(expanded(specs.pod_cgroup(self._parts, pod)), hierarchies).folders
+        except errors.InvalidArgument:
+            folders = ()
+        return cgroup_usage.places(map(str, folders), hierarchies)
+
+    def _read_pods(self, jobs: Sequence[tuple[Pod, _Known, bool]], fresh: bool) -> list[_Sample]:
         found: list[_Sample] = []
-        for pod, where in jobs:
-            usage = cgroup_usage.read(where) if where else None
-            found.append(_Sample(at_ns=time.time_ns(), usage=usage, interfaces=_interfaces(pod)))
+        for pod, known, has_cgroup in jobs:
+            if fresh or known.sample is None or time.time_ns() - known.sample.at_ns > FRESH_NS:
+                if known.places is None:
+                    known.places = self._pod_places(pod)
+                usage = cgroup_usage.read(known.places) if has_cgroup and known.places else None
+                known.sample = _Sample(at_ns=time.time_ns(), usage=usage, interfaces=_interfaces(pod))
+            found.append(known.sample)
         return found
 
     def _pod_sampled(self, pod: Pod, containers: list[ContainerUsage], found: _Sample) -> PodUsage:
@@ -284,15 +308,6 @@ class Usages:
             default_interface=joined[0].ifname if joined else DEFAULT_INTERFACE,
             interfaces=found.interfaces,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    at_ns: int
-    places: Places | None = None
-    usage: Usage | None = None
-    processes: int = 0
-    interfaces: dict[str, LinkCounters] = field(default_factory=dict[str, LinkCounters])
 
 
 def _interfaces(pod: Pod) -> dict[str, LinkCounters]:

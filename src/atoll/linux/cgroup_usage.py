@@ -16,6 +16,8 @@ from atoll.linux import cgroup_files as files
 from atoll.linux.cgroup_layout import Hierarchies, Layout
 
 NS_PER_US = 1000
+LINKS_OF_A_LEAF = 2
+"""Of a cgroup's folder without another in it; each adds one (kernfs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +125,13 @@ def processes(where: Places) -> list[int]:
 
 def _below(folder: str) -> list[int]:
     found = files.pids(folder)
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                found += _below(entry.path)
+    with contextlib.suppress(OSError):
+        if os.stat(folder).st_nlink == LINKS_OF_A_LEAF:
+            return found
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    found += _below(entry.path)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from atoll.linux import netns
@@ -26,24 +28,25 @@ def counters(pid: int, path: Path) -> dict[str, LinkCounters]:
     """
     if pid and _is_in(pid, path):
         try:
-            return parse(Path(f"/proc/{pid}/net/dev").read_text(encoding="utf-8", errors="surrogateescape"))
-        except (FileNotFoundError, ProcessLookupError):
-            pass  # it ended since it was looked at
+            return parse(_read(f"/proc/{pid}/net/dev"))
         except OSError as error:
-            if error.errno != 22:  # EINVAL: a process that is ending has no namespace any more
+            # It has ended since it was looked at; one that is ending has no namespace any more: EINVAL.
+            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
                 raise
-    return netns.inside(path, _own)
+    return netns.inside(path, lambda: parse(_read("/proc/thread-self/net/dev")))
 
 
 def _is_in(pid: int, path: Path) -> bool:
     try:
-        return Path(f"/proc/{pid}/ns/net").stat().st_ino == path.stat().st_ino
+        return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(path).st_ino
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def _own() -> dict[str, LinkCounters]:
-    return parse(Path("/proc/thread-self/net/dev").read_text(encoding="utf-8", errors="surrogateescape"))
+def _read(path: str) -> str:
+    """The whole file, which is told in pieces of a page."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall().decode("utf-8", "surrogateescape")
 
 
 def parse(text: str) -> dict[str, LinkCounters]:

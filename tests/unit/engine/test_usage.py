@@ -86,6 +86,6 @@ def test_metrics_of_shims_are_understood_in_both_versions() -> None:
 
 
 def test_a_count_that_takes_long_is_made_less_often() -> None:
-    assert layers.pause_after(layers.SMALL_S / 2) == 0
+    assert layers.pause_after(layers.SMALL_S / 2) == layers.RECENT_S
     assert layers.pause_after(1.0) == 1.0 / layers.SHARE
     assert layers.pause_after(60.0) == layers.LONGEST_PAUSE_S
