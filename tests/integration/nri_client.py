@@ -71,10 +71,10 @@ class Plugin:
             else:
                 return cls(connection, name, index, events=events)
 
-    def start(self) -> Plugin:
+    def start(self, *, within: float = WITHIN_S) -> Plugin:
         self._thread.start()
         self.call("RegisterPlugin", pb.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index), pb.Empty)
-        assert self.synchronized.wait(WITHIN_S), f"{self.name} is not synchronised"
+        assert self.synchronized.wait(within), f"{self.name} is not synchronised"
         return self
 
     def close(self) -> None:

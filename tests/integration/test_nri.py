@@ -246,7 +246,7 @@ def test_two_plugins_that_set_the_same_are_refused(connect: Connect, cri: CRI) -
     adjusting(connect("second", "20"), pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="2")]))
     pod = cri.run_pod()
     code, text = refused(lambda: cri.create(pod, cri.container_config("true")))
-    assert code == grpc.StatusCode.ALREADY_EXISTS
+    assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert "10-first" in text
     assert "20-second" in text
     assert cri.list() == []
@@ -358,6 +358,19 @@ def test_a_plugin_that_hangs_costs_its_timeout_once(connect: Connect, cri: CRI) 
     assert good.names() == ["RunPodSandbox", "RunPodSandbox"]
     cri.remove_pod(first)
     cri.remove_pod(second)
+
+
+def test_a_plugin_that_hangs_as_it_joins_holds_up_creations_for_its_timeout(connect: Connect, cri: CRI) -> None:
+    plugin = connect()
+    plugin.answers["Synchronize"] = lambda _: time.sleep(3 * TIMEOUT_S)
+    with pytest.raises(AssertionError):
+        plugin.start(within=0.1)
+    began = time.monotonic()
+    pod = cri.run_pod()
+    assert time.monotonic() - began < TIMEOUT_S + 1.0
+    assert plugin.ended.wait(1.0)
+    assert plugin.names() == []
+    cri.remove_pod(pod)
 
 
 def test_a_plugin_that_dies_costs_nothing(connect: Connect, cri: CRI) -> None:

@@ -101,7 +101,14 @@ def overlay(now: spec.Resources | None, wanted: pb.LinuxResources, host: HostFac
             raise errors.FailedPrecondition(f"{name} {getattr(wanted, name).value!r}: this host has no such classes")
     if wanted.unified and host.hierarchies.layout is not Layout.V2:
         raise errors.FailedPrecondition("unified: this host does not run cgroup version 2 alone")
+    for limit in wanted.hugepage_limits:
+        if limit.page_size not in host.hugepage_sizes or "hugetlb" not in host.hierarchies.controllers:
+            raise errors.FailedPrecondition(
+                f"hugepage_limits: this host cannot limit pages of {limit.page_size[:20]!r}"
+            )
     memory = _changes(wanted.memory, MEMORY)
+    if memory.get("swap") and not host.swap_limit:
+        raise errors.FailedPrecondition("memory.swap: this host cannot limit swap")
     if "limit" in memory and "swap" not in memory and host.swap_limit:
         memory["swap"] = memory["limit"]
     cpu: dict[str, int | bool | str] = {

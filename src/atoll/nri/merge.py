@@ -53,7 +53,7 @@ class Updates:
         return [one for key, one in self._updates.items() if self._own is None or key != self._own[0]]
 
     def apply(self, updates: Iterable[pb.ContainerUpdate], plugin: str) -> None:
-        """Take one plugin's updates; raises `AlreadyExists` for a conflict, `InvalidArgument` for the one in making."""
+        """Take one plugin's updates; raises `FailedPrecondition` for a conflict, `InvalidArgument` for the one in making."""
         for update in updates:
             if update.container_id == self._making:
                 raise errors.InvalidArgument(f"nri plugin {plugin}: updates the container that is being created")
@@ -65,7 +65,7 @@ class Updates:
             merged.ignore_failure = update.ignore_failure and (known is None or known.ignore_failure)
             try:
                 resources(update.linux.resources, merged.linux.resources, trial, update.container_id, plugin)
-            except errors.AlreadyExists:
+            except errors.FailedPrecondition:
                 if not update.ignore_failure:
                     raise
                 continue
@@ -91,7 +91,7 @@ class Creation:
         return self.updates.owners
 
     def apply(self, answer: pb.CreateContainerResponse, plugin: str) -> None:
-        """Take one plugin's answer; raises `AlreadyExists` for a conflict with an earlier one."""
+        """Take one plugin's answer; raises `FailedPrecondition` for a conflict with an earlier one."""
         asked, container = answer.adjust, self.request.container
         self._map(asked.annotations, self.adjust.annotations, container.annotations, pb.Annotations, plugin)
         self._items(asked.mounts, self.adjust.mounts, container.mounts, "destination", pb.Mounts, plugin)
@@ -261,7 +261,7 @@ class Creation:
 
 
 def resources(asked: pb.LinuxResources, into: pb.LinuxResources, owners: Owners, container: str, plugin: str) -> None:
-    """Put every limit that is set in `asked` into `into`, and claim it; raises `AlreadyExists` for a conflict."""
+    """Put every limit that is set in `asked` into `into`, and claim it; raises `FailedPrecondition` for a conflict."""
     for part, fields in (("memory", MEMORY), ("cpu", CPU)):
         source: pb.LinuxMemory | pb.LinuxCPU = getattr(asked, part)
         for name, field in fields:

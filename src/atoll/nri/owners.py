@@ -31,13 +31,13 @@ class Owners:
         return copy.deepcopy(self)
 
     def claim(self, container: str, field: int, plugin: str, key: str | None = None) -> None:
-        """Say that `plugin` sets the field; raises `AlreadyExists` where another one did."""
+        """Say that `plugin` sets the field; raises `FailedPrecondition` where another one did."""
         known = self._simple.get((container, field)) if key is None else self._keyed.get((container, field, key))
         if known is not None:
             clearer = removed(known)
             if clearer != plugin:
                 what = pb.Field.Name(field) if key is None else f"{pb.Field.Name(field)} {key}"
-                raise errors.AlreadyExists(f"nri plugins {plugin} and {clearer or known} both set {what}")
+                raise errors.FailedPrecondition(f"nri plugins {plugin} and {clearer or known} both set {what}")
         if key is None:
             self._simple[container, field] = plugin
         else:

@@ -254,7 +254,7 @@ class Plugins:
     async def create(self, request: pb.CreateContainerRequest) -> Creation:
         """What all plugins together make of a container; `request` changes.
 
-        Raises `AlreadyExists` for a conflict of two, `FailedPrecondition` where one refuses or rejects.
+        Raises `FailedPrecondition` for a conflict of two, and where one refuses or rejects.
         """
         async with self._asking:
             plugins = tuple(self._plugins)

@@ -90,7 +90,7 @@ SETTERS: dict[str, Callable[[], pb.ContainerAdjustment]] = {
 
 @pytest.mark.parametrize("field", SETTERS)
 def test_what_two_plugins_set_conflicts(field: str) -> None:
-    with pytest.raises(errors.AlreadyExists, match=f"p2 and p1 both set {field}$"):
+    with pytest.raises(errors.FailedPrecondition, match=f"p2 and p1 both set {field}$"):
         give(creation(), SETTERS[field](), SETTERS[field]())
 
 
@@ -150,7 +150,7 @@ def test_a_later_plugin_may_take_away_and_set_again(
 
 
 def test_what_was_taken_away_from_another_is_not_set_by_a_third() -> None:
-    with pytest.raises(errors.AlreadyExists, match="p3 and p2"):
+    with pytest.raises(errors.FailedPrecondition, match="p3 and p2"):
         give(creation(), env("K=1"), env("-K"), env("K=3"))
 
 
@@ -211,7 +211,7 @@ def test_updates_conflict_and_one_that_may_fail_is_left_out() -> None:
     updates.apply([update("a", 1)], "p1")
     updates.apply([update("a", 2, ignore_failure=True)], "p2")
     assert [one.linux.resources.memory.limit.value for one in updates.others] == [1]
-    with pytest.raises(errors.AlreadyExists, match="both set MemLimit"):
+    with pytest.raises(errors.FailedPrecondition, match="both set MemLimit"):
         updates.apply([update("a", 3)], "p3")
 
 
