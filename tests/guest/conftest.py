@@ -15,6 +15,21 @@ from tests.integration.conftest import Daemon, Roots, settled_leaks
 from tests.integration.cri_client import CRI, connected
 from tests.integration.leaks import MARKER, Footprint, Machine, own_fds
 
+HANDLERS = """
+[runtimes.atoll]
+oci_runtime = "{runtime}"
+
+[runtimes.pause]
+sandboxer = "podsandbox"
+oci_runtime = "{runtime}"
+
+[runtimes.pause-go]
+sandboxer = "podsandbox"
+shim = "io.containerd.runc.v2"
+oci_runtime = "{runtime}"
+"""
+"""A pod of namespaces; one of a pause container by our own shim, and by containerd's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -40,7 +55,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
         roots = Roots(prefix=prefix, base=folders[0], state=folders[1])
         roots.root.mkdir(mode=0o700)
         roots.write_network()
-        roots.write_config(f'[runtimes.atoll]\noci_runtime = "{request.param}"\n')
+        roots.write_config(HANDLERS.format(runtime=request.param))
         try:
             yield from serve(roots, request.param)
             subprocess.run(["ip", "link", "delete", roots.bridge], check=False, capture_output=True)  # no plugin does

@@ -39,13 +39,15 @@ def pod(host: Host) -> Iterator[str]:
 
 
 def pod_cgroup(host: Host, pod: str) -> Cgroup:
-    """The cgroup that the daemon made for a pod."""
+    """The cgroup that the daemon made for a pod; a pause container's, which has the pod's name too, is below it."""
     container = host.cri.create(pod, host.cri.container_config("/bin/true"))
     host.cri.start(container)
     host.cri.wait(container)
     host.cri.remove(container)
     root = cgroup_layout.detect().mounts[0]
-    (found,) = (path for path in root.glob(f"{host.roots.prefix}/**/") if pod in path.name)
+    found = min(
+        (path for path in root.glob(f"{host.roots.prefix}/**/") if pod in path.name), key=lambda path: len(path.parts)
+    )
     return Cgroup(f"/{found.relative_to(root)}", cgroup_layout.detect())
 
 
