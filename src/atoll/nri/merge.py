@@ -53,7 +53,7 @@ class Updates:
         return [one for key, one in self._updates.items() if self._own is None or key != self._own[0]]
 
     def apply(self, updates: Iterable[pb.ContainerUpdate], plugin: str) -> None:
-        """Take one plugin's updates; raises `FailedPrecondition` for a conflict, `InvalidArgument` for one in making."""
+        """Take one plugin's; raises `FailedPrecondition` for a conflict, `InvalidArgument` for the one in making."""
         for update in updates:
             if update.container_id == self._making:
                 raise errors.InvalidArgument(f"nri plugin {plugin}: updates the container that is being created")
