@@ -235,6 +235,7 @@ def execute(
     from atoll.cli import run as running
     from atoll.cli import terminal
     from atoll.client.container import command_error
+    from atoll.client.model import Cause
     from atoll.errors import AtollError
 
     words = own_words(command)
@@ -256,9 +257,12 @@ def execute(
             size=terminal.size() if tty else None,
         )
         try:
-            return (await running.execute(process, tty=tty, stdin=interactive)).code
+            end = await running.execute(process, tty=tty, stdin=interactive)
         except AtollError as error:
             raise command_error(error) from None
+        if end.cause is Cause.TIMEOUT:
+            outcome.say(f"exec in {name}: was killed, for it took longer than --timeout {timeout:g} s")
+        return end.code
 
     ask(socket, work)
 

@@ -58,9 +58,10 @@ class Found:
 
 
 class Archive:
-    """The folder of an archive or a layout."""
+    """The folder of an archive or a layout; `name` is what errors call it."""
 
-    def __init__(self, folder: Path, content: Content, settings: ImageSettings) -> None:
+    def __init__(self, folder: Path, content: Content, settings: ImageSettings, name: str) -> None:
+        self._name = name
         self._folder = Path(os.path.realpath(folder))
         self._content = content
         self._settings = settings
@@ -78,7 +79,7 @@ class Archive:
         if (self._folder / "manifest.json").is_file():
             return self._docker()
         raise errors.InvalidArgument(
-            f"{self._folder}: has neither index.json nor manifest.json; give an oci or docker archive, or an oci layout"
+            f"{self._name}: has neither index.json nor manifest.json; give an oci or docker archive, or an oci layout"
         )
 
     def _oci(self) -> list[Found]:
@@ -180,7 +181,7 @@ class Archive:
 
         def next_chunk() -> bytes:
             if self._stopped.is_set():
-                raise errors.Cancelled(f"{self._folder}: the import was ended")
+                raise errors.Cancelled(f"{self._name}: the import was ended")
             return read()
 
         return next_chunk

@@ -207,22 +207,22 @@ class ImageStore:
         scratch = await self._blocking.run(self._content.folder)
         try:
             if is_folder:
-                return await self._import_folder(path, name)
+                return await self._import_folder(path, name, path)
             await self._unpacker.unpack(path, scratch, str(path), lambda _: None, plain=True)
-            return await self._import_folder(scratch, name)
+            return await self._import_folder(scratch, name, path)
         finally:
             cleanup = self._pool.run(lambda: shutil.rmtree(scratch, ignore_errors=True))
             await run_to_completion(cleanup, within=WRITE_TIMEOUT_S)
 
-    async def _import_folder(self, folder: Path, name: Reference | None) -> list[Imported]:
+    async def _import_folder(self, folder: Path, name: Reference | None, told: Path) -> list[Imported]:
         before: dict[str, int] = {}
         try:
             async with self._leases.hold_all():
                 before = await self._pool.run(self._content.digests)
-                archive = Archive(folder, self._content, self._settings)
+                archive = Archive(folder, self._content, self._settings, str(told))
                 found = await self._pool.finish(archive.take, stop=archive.stop)
                 if name is not None and len(found) != 1:
-                    raise errors.InvalidArgument(f"{folder}: has {len(found)} images; one name cannot be all of them")
+                    raise errors.InvalidArgument(f"{told}: has {len(found)} images; one name cannot be all of them")
                 return [await self._import(one, name) for one in found]
         except BaseException:
             await run_to_completion(self._drop_new(before), within=WRITE_TIMEOUT_S)
