@@ -37,14 +37,14 @@ class Service:
 
     def __init__(self, channel: grpc.Channel, service: ServiceDescriptor) -> None:
         self.channel = channel
-        self._service = service
+        self.descriptor = service
 
     def call(self, name: str, request: Message, answer: type[M], *, timeout: float = CALL_TIMEOUT_S) -> M:
         return self.future(name, request, answer, timeout=timeout).result()
 
     def future(self, name: str, request: Message, answer: type[M], *, timeout: float = CALL_TIMEOUT_S):
         method = self.channel.unary_unary(
-            f"/{self._service.full_name}/{name}",
+            f"/{self.descriptor.full_name}/{name}",
             request_serializer=_encode,
             response_deserializer=answer.FromString,
         )
@@ -54,8 +54,8 @@ class Service:
         self, name: str, requests: Iterator[Message] | Message, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> Any:
         """The answers of a streaming method, as an iterator that has `cancel`."""
-        method = self._service.methods_by_name[name]
-        path = f"/{self._service.full_name}/{name}"
+        method = self.descriptor.methods_by_name[name]
+        path = f"/{self.descriptor.full_name}/{name}"
         answer = GetMessageClass(method.output_type).FromString
         if isinstance(requests, Message):
             return self.channel.unary_stream(path, _encode, answer)(requests, timeout=timeout)
