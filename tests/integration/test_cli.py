@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Daemon, Roots
+from tests.integration.conftest import BIN, Daemon, Roots
 from tests.integration.leaks import wait_until
 
 pytestmark = pytest.mark.shared_daemon
@@ -82,6 +82,7 @@ def test_exec_passes_streams_code_and_environment(daemon: Daemon) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "-- a\n", "")
     done = daemon.run("exec", "--timeout", "0.5", "x", "sh", "-c", "echo so far; exec sleep 1000")
     assert (done.returncode, done.stdout) == (137, "so far\n")
+    assert done.stderr == "atoll: exec in x: was killed, for it took longer than --timeout 0.5 s\n"
     assert daemon.run("rm", "-f", "x").returncode == 0
 
 
@@ -137,6 +138,13 @@ def catches(pid: int, number: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_output_is_what_the_container_wrote_byte_for_byte(daemon: Daemon) -> None:
+    command = [str(BIN / "atoll"), "run", "--rm", *NONE, IMAGE, "cat", "/bin/busybox"]
+    env = {**os.environ, "ATOLL_SOCKET": str(daemon.roots.socket)}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=env)
+    assert done.stdout == Path("/bin/busybox").read_bytes()  # which has every pair of bytes, CR LF too
 
 
 def test_signals_reach_an_exec(daemon: Daemon) -> None:
