@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -307,6 +308,43 @@ async def test_mirror_is_asked_first(roots: Roots, registry: Registry, pushed: s
     async with stack(roots.root, ImageSettings(registries=registries)) as one:
         pulled = await one.images.pull("registry.invalid/team/app:v1")
         assert (pulled.id, pulled.repo_tags) == (files.id, ("registry.invalid/team/app:v1",))
+
+
+@pytest.fixture
+def mirrored(roots: Roots, locked_registry: Registry, tls_registry: Registry, files: ImageFiles) -> None:
+    locked_registry.push(f"oci:{roots.base}/layout", "second/team/one:v1")
+    tls_registry.push(f"oci:{roots.base}/layout", "team/two:v1")
+
+
+async def test_mirrors_are_asked_in_order_with_their_own_settings_and_credentials(
+    roots: Roots,
+    registry: Registry,
+    locked_registry: Registry,
+    tls_registry: Registry,
+    files: ImageFiles,
+    mirrored: None,
+) -> None:
+    """Two paths of one host; a name and password by the auth file; a certificate; then nobody who has it."""
+    auth_file = roots.base / "auth.json"
+    encoded = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    auth_file.write_text(json.dumps({"auths": {locked_registry.address: {"auth": encoded}}}))
+    locked, secure = locked_registry.address, tls_registry.address
+    mirrors = (f"{locked}/first", f"{locked}/second", registry.address, secure)
+    registries = {
+        "registry.invalid": RegistryConfig(mirrors=mirrors),
+        secure: RegistryConfig(ca_file=tls_registry.ca_file),
+        "*": RegistryConfig(plain_http=True),
+    }
+    async with stack(roots.root, ImageSettings(registries=registries, auth_file=auth_file)) as one:
+        assert (await one.images.pull("registry.invalid/team/one:v1")).id == files.id
+        assert (await one.images.pull("registry.invalid/team/two:v1")).id == files.id
+        with pytest.raises(
+            errors.Unavailable, match=rf"cannot reach registry\.invalid.*its mirrors.*{registry.address}"
+        ):
+            await one.images.pull("registry.invalid/team/three:v1")
+        auth_file.write_text("{")
+        with pytest.raises(errors.FailedPrecondition, match=r"auth\.json: is no auth file"):
+            await one.images.pull("registry.invalid/team/one:v1")
 
 
 @pytest.mark.parametrize("name", ["team/app:v9", "team/none:v1"])

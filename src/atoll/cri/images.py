@@ -1,7 +1,7 @@
 """runtime.v1.ImageService on the image store.
 
-An image is the same for every runtime handler: `runtime_handler` of an image spec must name one where something is to be
-pulled, and changes nothing else.
+An image is the same for every runtime handler: the one that an image spec names must be there where something is to be
+pulled, and changes nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ImageService:
             raise errors.InvalidArgument(
                 f"image.runtime_handler {request.image.runtime_handler!r}: is none of {', '.join(sorted(handlers))}"
             )
-        auth = _auth(request.auth, name) if request.HasField("auth") else None
+        auth = credentials(request.auth, name) if request.HasField("auth") else None
         image = await self._images.pull(name, auth)
         return pb.PullImageResponse(image_ref=image.id)
 
@@ -103,7 +103,7 @@ def _named(image: pb.ImageSpec) -> str:
     return image.image
 
 
-def _auth(given: pb.AuthConfig, name: str) -> Auth | None:
+def credentials(given: pb.AuthConfig, name: str) -> Auth | None:
     """The credentials of a pull; None where they are meant for another registry, as `server_address` says."""
     if given.server_address and host_of(given.server_address) != Reference.parse(name).domain:
         return None
