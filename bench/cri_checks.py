@@ -194,12 +194,11 @@ def _files(subject: Subject, pod: str, request: PodRequest, container: str) -> N
 
 
 def _stop(subject: Subject, pod: str, request: PodRequest) -> None:
-    polite = subject.run(pod, request, "trap 'exit 6' TERM; while :; do sleep 0.05; done")
-    subject.cri.stop(polite, 20)
-    equal(subject.exit_code(polite), 6)
-    deaf = subject.run(pod, request, "trap '' TERM; while :; do sleep 0.05; done")
-    subject.cri.stop(deaf, 1)
-    equal(subject.exit_code(deaf), 137)
+    for trap, grace_s, code in (("exit 6", 20, 6), ("", 1, 137)):
+        container = subject.run(pod, request, f"trap '{trap}' TERM; touch /set; while :; do sleep 0.05; done")
+        eventually(lambda one=container: subject.sh(one, "ls /").count("set") == 1, "the trap is set")
+        subject.cri.stop(container, grace_s)
+        equal(subject.exit_code(container), code)
 
 
 def _oom(subject: Subject, pod: str, request: PodRequest) -> None:
