@@ -157,8 +157,10 @@ async def over_spdy(
 async def _finish_spdy(streams: dict[int, Stream], end: End, version: int) -> None:
     """Tell the end, after all output: input is reset, output ended."""
     for number in (STDIN, RESIZE):
-        if number in streams and not streams[number].inflow.is_over:
-            streams[number].reset()
+        if number in streams:
+            streams[number].inflow.discard()  # what nobody reads would keep us from seeing the client leave
+            if not streams[number].inflow.is_over:
+                streams[number].reset()
     with contextlib.suppress(Gone):
         await streams[ERROR].write(status.as_json(end) if version >= 4 else status.as_text(end))
     for number in (STDOUT, STDERR, ERROR):

@@ -86,6 +86,7 @@ class Stream:
         """End both directions, and drop what is on its way; idempotent."""
         if not self.is_reset:
             self._session.carrier.send(codec.rst_stream(self.id, reason))
+            self.inflow.discard()
             self.cut()
 
     def cut(self) -> None:
