@@ -16,7 +16,7 @@ import pytest
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.engine.paths import NAMESPACE
 from tests.integration.conftest import Daemon, Roots
-from tests.integration.cri_client import CRI, connected
+from tests.integration.cri_client import CRI, connected, refused
 from tests.integration.leaks import wait_until
 
 SCRIPT = """
@@ -145,6 +145,21 @@ def test_containers_go_on_while_the_other_side_is_replaced(both: tuple[CRI, Daem
     cri.stop_pod(pod)
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
     cri.remove_pod(pod)
+
+
+def test_a_pod_of_a_sandboxer_that_nobody_serves_leaves_nothing(roots: Roots) -> None:
+    roots.write_config(f'[runtimes.atoll]\n[runtimes.far]\nsandboxer = "remote"\naddress = "{roots.state}/none"\n')
+    daemon = Daemon(roots)
+    daemon.start()
+    try:
+        with connected(roots) as cri:
+            with refused(grpc.StatusCode.UNAVAILABLE, f"{roots.state}/none", "correct its address"):
+                cri.run_pod(handler="far")
+            assert cri.list_pods() == []
+            assert cri.fsck() == []
+        assert daemon.stop() == 0, daemon.log_tail()
+    finally:
+        daemon.kill()
 
 
 THIRTY_LINES = """

@@ -66,6 +66,7 @@ PING_TIMEOUT_S = 2.0
 """Bounds for calls of a side that hangs; the first two are over those that the contract gives the other side (C47)."""
 CONNECT_TIMEOUT_S = 5.0
 CALLS_PER_LINE = 512
+UNASKED_LIMIT = 4096
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.128, 4.096
 """Between two tries of a wait, doubled after each; containerd's own client has the same."""
 
@@ -93,6 +94,8 @@ class RemoteController(Controller):
         self.address = Address.parse(address)
         self._sandboxer = sandboxer
         self._reached = asyncio.Event()
+        # Whose creation never reached anybody, the latest last: there is nothing of them to free.
+        self._unasked: dict[str, None] = {}
         self._waits = SharedWaits(f"sandboxer at {self.address}")
         self._wire: Wire
         if self.address.protocol == TTRPC:
@@ -108,11 +111,24 @@ class RemoteController(Controller):
         return answered
 
     async def create(self, sandbox: Sandbox, options: CreateOptions) -> None:
+        """Raises `Unavailable` where nobody serves the address; such a sandbox is nowhere, and need not be freed."""
         request = to_create(sandbox, options, self._sandboxer or sandbox.sandboxer)
+        await self._require_somebody(sandbox.id)
         try:
             await self._call("Create", request, wire.ControllerCreateResponse, CHANGE_TIMEOUT_S)
         except errors.AtollError as error:
             raise _with_left(error) from None
+
+    async def _require_somebody(self, sandbox_id: str) -> None:
+        self._unasked.pop(sandbox_id, None)
+        try:
+            (await self.address.connect(timeout_s=CONNECT_TIMEOUT_S)).close()
+        except errors.Unavailable as error:
+            self._unasked[sandbox_id] = None
+            while len(self._unasked) > UNASKED_LIMIT:
+                del self._unasked[next(iter(self._unasked))]
+            told = _unavailable(self.address, error)
+            raise errors.Unavailable(f"{told}; start the sandboxer, or correct its address") from error
 
     async def start(self, sandbox_id: str) -> ControllerInstance:
         request = wire.ControllerStartRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
@@ -128,6 +144,8 @@ class RemoteController(Controller):
 
     async def stop(self, sandbox_id: str, timeout_s: float | None = None) -> None:
         """`timeout_s` goes over the wire in whole seconds, rounded up; `NotFound` is nothing to stop."""
+        if sandbox_id in self._unasked:
+            return
         seconds = -int(-timeout_s // 1) if timeout_s else 0
         request = wire.ControllerStopRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer, timeout_secs=seconds)
         with contextlib.suppress(errors.NotFound):
@@ -166,6 +184,9 @@ class RemoteController(Controller):
 
     async def shutdown(self, sandbox_id: str) -> None:
         """`NotFound` is nothing to free."""
+        if sandbox_id in self._unasked:
+            del self._unasked[sandbox_id]
+            return
         request = wire.ControllerShutdownRequest(sandbox_id=sandbox_id, sandboxer=self._sandboxer)
         with contextlib.suppress(errors.NotFound):
             await self._call("Shutdown", request, wire.ControllerShutdownResponse, CHANGE_TIMEOUT_S)

@@ -446,15 +446,28 @@ async def test_a_hung_side_is_told_by_the_deadline(pair: Pair, monkeypatch: pyte
 
 async def test_nobody_there_is_told_at_once_and_by_name(address: str) -> None:
     there = RemoteController(address)
-    for method in CALLS:
-        if method == "wait":
-            continue
+    for method in (*(set(CALLS) - {"wait", "create"}), "create"):
         with pytest.raises(errors.Unavailable) as raised:
             async with asyncio.timeout(2):
                 await ask(there, method)
         assert str(there.address) in str(raised.value)
     status = await there.recover(RECORD)
     assert (status.state, str(there.address) in status.reason) == (State.UNKNOWN, True)
+    await there.aclose()
+
+
+async def test_what_was_never_asked_for_need_not_be_freed(address: str) -> None:
+    there, here = RemoteController(address), FakeController()
+    with pytest.raises(errors.Unavailable, match="start the sandboxer, or correct its address"):
+        await there.create(RECORD, CreateOptions())
+    await there.stop("one")
+    await there.shutdown("one")
+    with pytest.raises(errors.Unavailable):
+        await there.shutdown("one")  # who asks again may know more
+    async with listening(here, address):
+        await there.create(RECORD, CreateOptions())
+    with pytest.raises(errors.Unavailable):
+        await there.shutdown("one")
     await there.aclose()
 
 
