@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
@@ -17,7 +18,7 @@ from atoll.api import containerd_types_pb2 as types_pb2
 from atoll.linux import process as processes
 from atoll.linux import syscalls
 from atoll.oci.runtime import OCIRuntime
-from atoll.shim import cgroups, pod_files, records, runtimes, wire
+from atoll.shim import cgroups, pod_files, pod_links, records, runtimes, wire
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.reaper import Reaper
 from atoll.shim.records import ExitRecord, GuestRecord, SandboxRecord, TaskRecord
@@ -109,6 +110,7 @@ def _delete_pod(bundle: Path, faults: list[str]) -> None:
         return
     if pod.holder is not None:
         processes.send_signal(pod.holder, signal.SIGKILL)
+    _attempt(faults, functools.partial(pod_links.remove, bundle), Path(pod.files))
     _attempt(faults, pod_files.remove, Path(pod.files))
     if pod.has_rootfs:
         _attempt(faults, unmount_root, bundle / "rootfs")

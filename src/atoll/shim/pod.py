@@ -27,7 +27,7 @@ from atoll.oci.spec import Resources
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.info import SandboxInfo
 from atoll.sandbox.resources import NOTHING, UpdatedResources
-from atoll.shim import pod_files, pod_sysctls, records
+from atoll.shim import pod_files, pod_links, pod_sysctls, records
 from atoll.shim.container import Container
 from atoll.shim.pod_cgroup import PodCgroup, PodResources
 from atoll.shim.pod_holder import Holder
@@ -144,6 +144,7 @@ class Pod:
             self._cgroup.create(request.config.linux)
         faults.reached("shim pod/files")
         pod_files.create(request.files, request.config, shm=spaces.ipc)
+        pod_links.make(request.bundle, request.files)
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
         faults.reached("shim pod/holder")
@@ -336,6 +337,7 @@ class Pod:
             if request.rootfs:
                 unmount_root(request.bundle / "rootfs")
         with _noting(left, "pod files"):
+            pod_links.remove(request.bundle, request.files)
             pod_files.remove(request.files)
         with _noting(left, "cgroup"):
             if self._cgroup is not None and self._made_cgroup:
