@@ -7,7 +7,6 @@ pulled, and changes nothing.
 from __future__ import annotations
 
 import base64
-import binascii
 import time
 from collections.abc import AsyncGenerator
 
@@ -113,7 +112,7 @@ def credentials(given: pb.AuthConfig, name: str) -> Auth | None:
     if given.auth and not username:
         try:
             username, _, password = base64.b64decode(given.auth, validate=True).decode().rstrip("\0").partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             raise errors.InvalidArgument("auth.auth: is not base64 of user:password") from None
     if not (username or password or given.identity_token):
         return None

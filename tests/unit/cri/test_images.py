@@ -47,6 +47,7 @@ def test_docker_hub_has_several_names(server: str) -> None:
     [
         (pb.AuthConfig(registry_token="t"), "registry_token: is not supported"),
         (pb.AuthConfig(auth="?"), "is not base64"),
+        (pb.AuthConfig(auth="é"), "is not base64"),
         (pb.AuthConfig(auth=both(b"\xff\xfe:x")), "is not base64"),
     ],
 )
