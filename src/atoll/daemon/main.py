@@ -134,9 +134,13 @@ async def _serve(config: Config, owner: Owner, handed: activation.Handed | None,
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    hung_up = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     async with compose(config) as engine, TaskOwner("serve") as tasks:
         reloader = Reloader(engine.parts.live, engine.parts.images, read, owner.config)
         loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
+        if hung_up.is_set():
+            reloader.on_signal()
         idle = Idle(stop, config.idle_exit_s, engine)
         _raise_descriptor_limit()
         controllers = ControllerService(engine.front.find)
