@@ -242,7 +242,7 @@ def test_a_later_plugin_sees_what_an_earlier_one_did(connect: Connect, cri: CRI)
 
 
 def test_two_plugins_that_set_the_same_are_refused(connect: Connect, cri: CRI) -> None:
-    adjusting(connect("first", "10"), pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="1")]))
+    first = adjusting(connect("first", "10"), pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="1")]))
     adjusting(connect("second", "20"), pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="2")]))
     pod = cri.run_pod()
     code, text = refused(lambda: cri.create(pod, cri.container_config("true")))
@@ -250,6 +250,7 @@ def test_two_plugins_that_set_the_same_are_refused(connect: Connect, cri: CRI) -
     assert "10-first" in text
     assert "20-second" in text
     assert cri.list() == []
+    assert first.names()[1:] == ["CreateContainer", "RemoveContainer"]
     cri.remove_pod(pod)
 
 

@@ -131,10 +131,18 @@ class Nri:
         parts: Parts,
     ) -> oci.Spec:
         """The spec as plugins adjust it; raises where one refuses, two conflict, or this host cannot do it."""
-        if self._plugins is None or not (
-            self._plugins.wants(pb.CREATE_CONTAINER) or self._plugins.wants(pb.VALIDATE_CONTAINER_ADJUSTMENT)
-        ):
+        if not self.wants(pb.CREATE_CONTAINER) and not self.wants(pb.VALIDATE_CONTAINER_ADJUSTMENT):
             return spec
+        try:
+            return await self._adjusted(pod, container_id, config, spec, parts)
+        except errors.AtollError:
+            await self.not_created(pod, container_id, config, spec)
+            raise
+
+    async def _adjusted(
+        self, pod: Pod, container_id: str, config: ContainerConfig, spec: oci.Spec, parts: Parts
+    ) -> oci.Spec:
+        assert self._plugins is not None
         request = pb.CreateContainerRequest(
             pod=self.pod(pod), container=views.new_container(container_id, pod.id, config, spec)
         )
