@@ -146,6 +146,33 @@ def test_figures_grow_with_use(host: Host, pod: str) -> None:
     assert 0 < after.memory.available_bytes.value < 64 * MIB
 
 
+def test_a_pod_is_counted_with_its_containers_in_every_layout(host: Host, pod: str) -> None:
+    script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=8 2>/dev/null; sleep 1000 & wait"
+    container = limited(host, pod, script, memory_limit_in_bytes=64 * MIB, cpu_quota=50000, cpu_period=100000)
+    request = pb.PodSandboxStatsRequest(pod_sandbox_id=pod)
+
+    def counted() -> pb.LinuxPodSandboxStats:
+        return host.cri.runtime.call("PodSandboxStats", request, pb.PodSandboxStatsResponse).stats.linux
+
+    eventually(lambda: counted().memory.usage_bytes.value >= 8 * MIB, "the memory is counted")
+    eventually(lambda: counted().process.process_count.value == 2, "the shell and its sleep run")
+    found = counted()
+    assert found.cpu.usage_core_nano_seconds.value >= found.containers[0].cpu.usage_core_nano_seconds.value > 0
+    has_pressure = Path("/proc/pressure/cpu").exists() and LAYOUT is not Layout.V1
+    for one in (found, found.containers[0]):
+        assert (one.cpu.HasField("psi"), one.memory.HasField("psi"), one.io.HasField("psi")) == (has_pressure,) * 3
+    metrics = host.cri.runtime.call(
+        "ListPodSandboxMetrics", pb.ListPodSandboxMetricsRequest(), pb.ListPodSandboxMetricsResponse
+    ).pod_metrics[0]
+    assert [one.container_id for one in metrics.container_metrics] == [container]
+    values = {one.name: one.value.value for one in metrics.container_metrics[0].metrics}
+    assert values["container_spec_memory_limit_bytes"] == 64 * MIB
+    assert values["container_memory_cache"] >= 8 * MIB
+    assert values["container_memory_max_usage_bytes"] >= 8 * MIB
+    assert (values["container_processes"], values["container_oom_events_total"]) == (2, 0)
+    assert {"container_cpu_user_seconds_total", "container_cpu_cfs_periods_total", "container_threads_max"} <= {*values}
+
+
 def test_what_runs_out_of_memory_says_so(host: Host, pod: str) -> None:
     container = limited(host, pod, "tail /dev/zero", memory_limit_in_bytes=16 * MIB)
     assert host.cri.wait(container).code == 137
