@@ -199,7 +199,7 @@ def _network_settings(config: Config, paths: Paths) -> NetworkSettings:
         state=paths.state,
         conf_dir=Path(config.network.conf_dir),
         conf_template=Path(config.network.conf_template) if config.network.conf_template else None,
-        default_network=not config.network.conf_template,
+        default_network=config.network.default_network and not config.network.conf_template,
         bin_dirs=tuple(Path(one) for one in config.network.bin_dirs),
         max_conf_num=config.network.max_conf_num,
         default_subnet=config.network.default_subnet,
