@@ -12,6 +12,7 @@ from atoll import errors
 from atoll.api import nri_v1alpha1_pb2 as pb
 from atoll.nri import installed
 from atoll.nri.plugin import Identity, Plugin, Timeouts, split
+from tests.integration import nri_client as client
 
 
 def test_everything_in_one_message_where_it_fits() -> None:
@@ -65,6 +66,31 @@ async def test_garbage_ends_the_connection() -> None:
         async with asyncio.timeout(1):
             await plugin.gone
     await plugin.close()
+
+
+async def test_a_plugin_is_told_more_than_one_message_holds() -> None:
+    ours, its = socket.socketpair()
+    timeouts = Timeouts(registration_s=5.0, request_s=10.0)
+    plugin = await Plugin.connect(ours, timeouts=timeouts, updater=nobody)
+    other = client.Plugin(its, "test", "42")
+    starting = asyncio.to_thread(other.start)
+    pods = [pb.PodSandbox(id=str(number), name="x" * 300_000) for number in range(30)]
+
+    async def runtime() -> None:
+        await plugin.start(runtime="atoll", version="1", config="text")
+        assert await plugin.synchronize(pods, []) == []
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(starting)
+        group.create_task(runtime())
+    assert str(plugin) == "42-test"
+    assert other.configured is not None
+    assert other.configured.config == "text"
+    parts = other.of("Synchronize", pb.SynchronizeRequest)
+    assert [part.more for part in parts] == [True, True, False]
+    assert [pod.id for part in parts for pod in part.pods] == [str(number) for number in range(30)]
+    await plugin.close()
+    await asyncio.to_thread(other.close)
 
 
 @pytest.mark.parametrize(("index", "name"), [("1", "a"), ("100", "a"), ("aa", "a"), ("10", ""), ("10", "a/b")])
