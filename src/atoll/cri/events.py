@@ -6,14 +6,17 @@ none is made. A reader has all of them in order from its first answer on, or is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Iterator
 
-from atoll import rpc
+from atoll import errors, rpc
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.cri import views
 from atoll.cri.encoded import Encoded
 from atoll.engine.engine import Engine
 from atoll.engine.events import Backlog, Bus, Event, EventType
+
+log = logging.getLogger(__name__)
 
 TYPES = {
     EventType.CREATED: pb.CONTAINER_CREATED_EVENT,
@@ -47,11 +50,19 @@ class Events:
         pod = self._engine.pods.find(event.pod_id)
         if pod is not None:
             message.pod_sandbox_status.CopyFrom(views.pod_status(pod))
-        find = self._engine.parts.images.find
-        message.containers_statuses.extend(
-            views.container_status(container, find) for container in self._engine.containers.list(event.pod_id)
-        )
+        message.containers_statuses.extend(self._statuses(event.pod_id))
         return message
+
+    def _statuses(self, pod_id: str) -> Iterator[pb.ContainerStatus]:
+        """Of the pod's containers whose records can be read: an event is told whatever became of another's."""
+        find = self._engine.parts.images.find
+        for container in self._engine.containers.list(pod_id):
+            if container.metadata.config is None:
+                continue
+            try:
+                yield views.container_status(container, find)
+            except errors.InvalidArgument as error:
+                log.warning("container %s: left out of an event: %s", container.id[:13], error)
 
     async def GetContainerEvents(self, request: pb.GetEventsRequest, context: rpc.Context) -> AsyncGenerator[Encoded]:
         """Who has got the initial metadata misses nothing from then on.

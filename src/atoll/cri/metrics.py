@@ -123,7 +123,9 @@ class Metrics:
     def _pod(self, pod: PodUsage, details: dict[str, ContainerDetails], disk: _Disk) -> bytes:
         writer = self._pods.get(pod.pod.id)
         if writer is None:
-            writer = self._pods[pod.pod.id] = Writer(pod.path, pod.pod.id, "")
+            writer = Writer(pod.path, pod.pod.id, "")
+            if self._engine.pods.find(pod.pod.id) is not None:  # it may have gone since it was sampled
+                self._pods[pod.pod.id] = writer
         for name, counters in pod.interfaces.items():
             if name != LOOPBACK:
                 _add_network(writer, name, counters)
@@ -162,7 +164,8 @@ class Metrics:
             resources = linux.resources if linux is not None else None
             writer = known.writer if known is not None else Writer(more.path, container.id, container.record.image)
             known = _Known(writer=writer, spec=document, resources=resources or oci.Resources())
-            self._containers[container.id] = known
+            if self._engine.parts.containers.has(container.id):  # as for a pod
+                self._containers[container.id] = known
         return known
 
 

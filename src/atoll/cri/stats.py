@@ -100,8 +100,15 @@ class Statistics:
                 attributes.annotations.update(config.annotations)
                 if config.metadata is not None:
                     to_message(config.metadata, attributes.metadata)
-            known = self._attributes[container.id] = field(ATTRIBUTES, attributes.SerializeToString())
+            known = self._kept(container.id, attributes.SerializeToString())
         return known
+
+    def _kept(self, owner: str, attributes: bytes) -> bytes:
+        """Attributes as a field, kept for as long as their owner is there: it may have gone since it was sampled."""
+        encoded = field(ATTRIBUTES, attributes)
+        if self._engine.pods.find(owner) is not None or self._engine.parts.containers.has(owner):
+            self._attributes[owner] = encoded
+        return encoded
 
     # --- pods ---
 
@@ -162,7 +169,7 @@ class Statistics:
             )
             if pod.config.metadata is not None:
                 to_message(pod.config.metadata, attributes.metadata)
-            known = self._attributes[pod.id] = field(ATTRIBUTES, attributes.SerializeToString())
+            known = self._kept(pod.id, attributes.SerializeToString())
         return known
 
 
