@@ -93,7 +93,11 @@ class HeadReader:
                 return
             elif isinstance(event, h11.EndOfMessage):
                 self._wire.hold("head")
-                self._head.set_result(self._made())
+                head = self._made()
+                if sum(len(name) + len(value) for name, value in head.headers) + len(head.path) > MAX_HEAD_BYTES:
+                    self._head.set_exception(Refused(431, f"a request's head has at most {MAX_HEAD_BYTES} bytes"))
+                else:
+                    self._head.set_result(head)
                 return
             else:
                 return

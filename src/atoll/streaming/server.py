@@ -25,6 +25,8 @@ FLUSH_TIMEOUT_S = 2.0
 """For the last words of a session that has ended."""
 BACKLOG = 256
 METHODS = ("GET", "POST")
+MAX_UNKNOWN = 64
+"""Connections that have shown no token yet; then the oldest of them goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Server:
         self._settings = settings
         self._tokens: Tokens[tuple[str, Command | Forward]] = Tokens()
         self._sessions = TaskOwner("streaming")
+        self._unknown: dict[Wire, None] = {}  # the oldest first
         self._starting = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._base = ""
@@ -94,17 +97,22 @@ class Server:
         await self._sessions.aclose()
 
     def _accepted(self, wire: Wire) -> None:
-        if len(self._sessions) >= self._settings.max_connections:
-            log.warning("streaming: %d connections, another one is refused", len(self._sessions))
-            wire.abort()
-            return
+        if len(self._unknown) >= MAX_UNKNOWN:
+            log.warning("streaming: %d connections have shown no token, the oldest is ended", MAX_UNKNOWN)
+            oldest = next(iter(self._unknown))
+            del self._unknown[oldest]
+            oldest.abort()
+        self._unknown[wire] = None
         self._sessions.spawn(self._serve(wire), name="streaming/session")
 
     async def _serve(self, wire: Wire) -> None:
         reader = HeadReader(wire)
         try:
-            async with asyncio.timeout(HEAD_TIMEOUT_S):
-                head = await reader.read()
+            try:
+                async with asyncio.timeout(HEAD_TIMEOUT_S):
+                    head = await reader.read()
+            finally:
+                self._unknown.pop(wire, None)
             match self._asked(head):
                 case Command() as asked:
                     await self._command(wire, reader, head, asked)
@@ -122,6 +130,8 @@ class Server:
         """What the token of a request stands for, which is used up. Raises `Refused`."""
         if head.method not in METHODS:
             raise Refused(405, f"{head.method}: is none of {', '.join(METHODS)}", [("Allow", ", ".join(METHODS))])
+        if len(self._sessions) - len(self._unknown) > self._settings.max_connections:
+            raise Refused(503, f"{self._settings.max_connections} connections are served; try again")
         kind, _, token = head.path.removeprefix("/").partition("/")
         found = self._tokens.redeem(token) if token else None
         if found is None or found[0] != kind:

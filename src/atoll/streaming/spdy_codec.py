@@ -18,7 +18,7 @@ from atoll.streaming.flow import Chunk
 
 VERSION = 3
 MAX_CONTROL_BYTES = 64 << 10
-MAX_HEADER_BYTES = 16 << 10
+MAX_HEADER_BYTES = 4 << 10
 """Of one header block, inflated."""
 MAX_HEADERS = 64
 MAX_SETTINGS = 64

@@ -37,6 +37,8 @@ class Socket:
 
     def pieces(self, data: Chunk) -> Iterator[Piece | None]:
         """What came of messages; None now and then, to give the loop back. Pings and closes are answered."""
+        if self.peer_closed:
+            return
         try:
             self._connection.receive_data(bytes(data))
             for count, event in enumerate(self._connection.events(), 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -18,6 +19,14 @@ HIGH_WATER_BYTES = 256 << 10
 LOW_WATER_BYTES = 64 << 10
 MAX_UNREAD_ANSWERS = 64 << 10
 """Bytes of answers (pings, resets) that a peer may cause without reading any."""
+
+KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+"""A peer whose machine has gone is noticed after two minutes; tcp(7)."""
 
 Receiver = Callable[[Chunk], Iterator[None]]
 """Takes what came; a generator that gives the loop back now and then, where there is much to do."""
@@ -76,6 +85,9 @@ class Wire(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+        if (connection := transport.get_extra_info("socket")) is not None:
+            for level, option, value in KEEP_ALIVE:
+                connection.setsockopt(level, option, value)
         self._watch_idleness()
         self._accepted(self)
 
