@@ -160,6 +160,7 @@ async def _serve(config: Config, owner: Owner, handed: activation.Handed | None,
             log.info("atoll stops; pods go on")
             if handed is not None:
                 handed.put_back(bound)
+                await asyncio.sleep(activation.DRAIN_S)
             engine.release_waiters()
             await server.stop(GRACE_S)
             await streaming.aclose()
