@@ -234,6 +234,12 @@ def test_what_can_be_no_sandbox_is_refused_and_leaves_nothing(api: SandboxAPI, d
         api.create(options=pod_options(network=cri_pb.POD))
     with refused(CODE.INVALID_ARGUMENT, "path"):
         api.create(options=pod_options(network=cri_pb.POD), netns_path="../../etc")
+    for netns in ("/nosuch", "/etc/passwd", "/dev/null", "/proc/self/ns/mnt"):
+        there, made = api.inside("r4"), new_id()  # where our name for it is another one
+        with refused(CODE.INVALID_ARGUMENT, made, netns):
+            there.create(made, options=pod_options(network=cri_pb.POD), netns_path=netns)
+    with refused(CODE.INVALID_ARGUMENT, "nosuchfs"):
+        api.create(rootfs=[types.Mount(type="nosuchfs", source="/nosuch")])
     too_large = api.record(new_id())
     too_large.extensions["x"].value = bytes(17 << 20)
     with refused(CODE.RESOURCE_EXHAUSTED):

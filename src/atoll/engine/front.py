@@ -134,7 +134,12 @@ class FrontController(Controller):
         if not verbose or hosted.is_gone:
             return known
         try:
-            told = await self._sandboxes.controller(hosted).status(hosted.inner_id, verbose=True)
+            with hosted.named():
+                told = await self._sandboxes.controller(hosted).status(hosted.inner_id, verbose=True)
+        except errors.NotFound as error:
+            # Of one that ended before this daemon began its controller was told nothing.
+            why = "it ended before the daemon was started" if hosted.state.ended is not None else str(error)
+            return known if known.reason else dataclasses.replace(known, reason=f"no info: {why}")
         except errors.AtollError as error:
             return known if known.reason else dataclasses.replace(known, reason=f"no info: {error}")
         return dataclasses.replace(_known(hosted), info=told.info, extra=told.extra)
@@ -171,7 +176,8 @@ class FrontController(Controller):
         if pod is not None:
             return await self._pods.controller(pod).metrics(pod.id)
         hosted = self._running(sandbox_id)
-        metric = await self._sandboxes.controller(hosted).metrics(hosted.inner_id)
+        with hosted.named():
+            metric = await self._sandboxes.controller(hosted).metrics(hosted.inner_id)
         return dataclasses.replace(metric, id=sandbox_id)
 
     async def ping(self, sandbox_id: str) -> None:
@@ -180,7 +186,8 @@ class FrontController(Controller):
             await self._pods.controller(pod).ping(pod.id)
             return
         hosted = self._running(sandbox_id)
-        await self._sandboxes.controller(hosted).ping(hosted.inner_id)
+        with hosted.named():
+            await self._sandboxes.controller(hosted).ping(hosted.inner_id)
 
     # --- changes ---
 
@@ -191,12 +198,14 @@ class FrontController(Controller):
     async def pause(self, sandbox_id: str) -> None:
         self._refuse_pod(sandbox_id, "pause", "the daemon's own clients")
         hosted = self._running(sandbox_id)
-        await self._sandboxes.controller(hosted).pause(hosted.inner_id)
+        with hosted.named():
+            await self._sandboxes.controller(hosted).pause(hosted.inner_id)
 
     async def resume(self, sandbox_id: str) -> None:
         self._refuse_pod(sandbox_id, "resume", "the daemon's own clients")
         hosted = self._running(sandbox_id)
-        await self._sandboxes.controller(hosted).resume(hosted.inner_id)
+        with hosted.named():
+            await self._sandboxes.controller(hosted).resume(hosted.inner_id)
 
     def _running(self, sandbox_id: str) -> Hosted:
         hosted = self._hosted(sandbox_id)

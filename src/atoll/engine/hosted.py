@@ -20,10 +20,11 @@ the same ID, and no caller can choose a key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -138,6 +139,16 @@ class Hosted:
     @property
     def is_ready(self) -> bool:
         return self.state.phase is Phase.STARTED and self.state.ended is None and not self.is_gone
+
+    @contextlib.contextmanager
+    def named(self) -> Generator[None]:
+        """Within, errors are told with the ID that the caller knows, not with what its controller calls it."""
+        try:
+            yield
+        except errors.AtollError as error:
+            for one in (error, *error.joined):
+                one.message = one.message.replace(self.inner_id, self.record.id)
+            raise
 
     def changed(self, **changes: object) -> HostedRecord:
         """The record with these values in its state."""

@@ -161,6 +161,10 @@ class Sandboxes:
         # What is not ours by now must not be freed where we fail.
         entered = parts.ledger.plan_enter(*asked.intents)
         hosted = self.adopt(record)
+        with hosted.named():
+            await self._created(hosted, controller, asked, entered)
+
+    async def _created(self, hosted: Hosted, controller: Controller, asked: Wanted, entered: Plan[list[Entry]]) -> None:
         async with hosted.lock:
             try:
                 await self._create(hosted, controller, asked, entered)
@@ -168,7 +172,7 @@ class Sandboxes:
                 await self._undone(hosted, error)
                 raise
             self.expiry.begin(hosted)
-            parts.topics.created(namespace, sandbox.id)
+            self._parts.topics.created(hosted.record.namespace, hosted.record.id)
 
     def _require_free(self, namespace: str, sandbox_id: str) -> None:
         with contextlib.suppress(errors.NotFound):
@@ -201,6 +205,10 @@ class Sandboxes:
         What cannot be freed now is owed: `CleanupFailed`, and the ledger tries again for ever.
         """
         hosted = self.find(namespace, sandbox_id)
+        with hosted.named():
+            return await self._started(hosted)
+
+    async def _started(self, hosted: Hosted) -> ControllerInstance:
         async with hosted.lock:
             self._require_startable(hosted)
             try:
@@ -209,7 +217,7 @@ class Sandboxes:
                 await self._undone(hosted, error)
                 raise
             self.watch(hosted)
-            self._parts.topics.started(namespace, sandbox_id)
+            self._parts.topics.started(hosted.record.namespace, hosted.record.id)
             return instance
 
     @staticmethod
@@ -351,7 +359,8 @@ class Sandboxes:
             pass  # behind a creation or a start, beside another stop
         if hosted.is_gone or hosted.state.ended is not None:
             return
-        await self.controller(hosted).stop(hosted.inner_id, timeout_s)
+        with hosted.named():
+            await self.controller(hosted).stop(hosted.inner_id, timeout_s)
         if hosted.state.phase is not Phase.STARTED:
             await self.settle(hosted, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
             return
@@ -408,7 +417,8 @@ class Sandboxes:
             if hosted.state.controller not in self._parts.config.runtimes:  # a kind honours what the record names
                 runtime = Runtime(name=runtime.name, options=merged.runtime.options)
             told = dataclasses.replace(sandbox, id=hosted.inner_id, runtime=runtime)
-            await self.controller(hosted).update(hosted.inner_id, told, fields)
+            with hosted.named():
+                await self.controller(hosted).update(hosted.inner_id, told, fields)
             changed = dataclasses.replace(hosted.record, sandbox=merged)
             await self._parts.db.commit(self.store.plan_sandbox(changed))
             hosted.record = changed

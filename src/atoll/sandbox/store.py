@@ -224,8 +224,8 @@ def require_path(path: str) -> None:
     whole = not dot and part in ("labels", "extensions", "spec", "runtime")
     if not whole and not (part in ("labels", "extensions") and key):
         raise errors.InvalidArgument(
-            f"field path {path!r}: cannot be updated; "
-            "labels, extensions, spec, runtime, labels.KEY and extensions.KEY can"
+            f"field path {path!r}: cannot be updated; labels, extensions, spec, runtime, labels.KEY and extensions.KEY "
+            "can, and of a controller's sandbox annotations and annotations.KEY"
         )
 
 

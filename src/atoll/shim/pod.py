@@ -135,6 +135,7 @@ class Pod:
 
     async def _acquire(self) -> None:
         request, spaces = self.request, self._namespaces
+        spaces.require_network()
         faults.reached("shim pod/record")
         self._write_record()
         faults.reached("shim pod/cgroup")

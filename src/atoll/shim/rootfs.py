@@ -32,6 +32,10 @@ class RootMount:
         return cls(type=message.type, source=message.source, target=message.target, options=tuple(message.options))
 
 
+_WRONG_MOUNT = (errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENOTBLK, errno.EINVAL)
+"""What the kernel says of a type that it has not, and of a source or an option that is none (mount(2))."""
+
+
 def mount_root(wanted: tuple[RootMount, ...], rootfs: Path) -> None:
     """Make the folder and mount all in order; an error names the mount, and the earlier ones are undone."""
     rootfs.mkdir(mode=0o711, exist_ok=True)
@@ -42,7 +46,8 @@ def mount_root(wanted: tuple[RootMount, ...], rootfs: Path) -> None:
             try:
                 mounts.mount(mount.type, mount.source, target, mount.options)
             except OSError as error:
-                raise errors.Internal(f"mount {mount.type} {mount.source} on {target}: {error.strerror}") from error
+                kind = errors.InvalidArgument if error.errno in _WRONG_MOUNT else errors.Internal
+                raise kind(f"mount {mount.type} {mount.source} on {target}: {error.strerror}") from error
         done = True
     finally:
         if not done:

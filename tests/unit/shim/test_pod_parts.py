@@ -30,6 +30,10 @@ def pod(
 
 
 def test_a_pod_has_its_own_namespaces_unless_it_says_otherwise() -> None:
+    PodNamespaces.of(PodConfig(), "/proc/self/ns/net").require_network()
+    for wrong in ("/nosuch", "/etc/passwd", "/proc/self/ns/mnt"):
+        with pytest.raises(errors.InvalidArgument, match=wrong):
+            PodNamespaces.of(PodConfig(), wrong).require_network()
     spaces = PodNamespaces.of(PodConfig(), "/run/netns/a")
     assert (spaces.network, spaces.uts, spaces.ipc, spaces.pid) == (True, True, True, True)
     spaces = PodNamespaces.of(pod(network=NamespaceMode.NODE, pid=NamespaceMode.CONTAINER), "")
