@@ -347,6 +347,20 @@ async def test_mirrors_are_asked_in_order_with_their_own_settings_and_credential
             await one.images.pull("registry.invalid/team/one:v1")
 
 
+async def test_a_mirror_that_keeps_silent_is_passed_over(
+    roots: Roots, registry: Registry, pushed: str, files: ImageFiles
+) -> None:
+    async with Throttle(registry.address, bytes_per_s=0, free=0) as silent:
+        registries = {
+            "registry.invalid": RegistryConfig(mirrors=("127.0.0.1:1", silent.address, registry.address)),
+            "*": RegistryConfig(plain_http=True),
+        }
+        limits = ImageLimits(stall_timeout_s=1.0)
+        async with stack(roots.root, ImageSettings(registries=registries, limits=limits)) as one:
+            pulled = await one.images.pull("registry.invalid/team/app:v1")
+            assert (pulled.id, pulled.repo_tags) == (files.id, ("registry.invalid/team/app:v1",))
+
+
 @pytest.mark.parametrize("name", ["team/app:v9", "team/none:v1"])
 async def test_unknown_image_is_not_found(store: Stack, pushed: str, registry: Registry, name: str) -> None:
     with pytest.raises(errors.NotFound, match=name):

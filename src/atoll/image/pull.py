@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -32,6 +33,8 @@ from atoll.image.progress import OnProgress, Phase, Progress
 from atoll.image.reference import Reference
 from atoll.image.skopeo import Skopeo
 from atoll.image.workers import Workers, first_error
+
+log = logging.getLogger(__name__)
 
 CLEAN_UP_TIMEOUT_S = 60.0
 Settle = Callable[[records.Stored, Source], None]
@@ -145,7 +148,19 @@ class Puller:
             self._forget(key, flight)
 
     async def _pull(self, reference: Reference, auth: Auth | None, flight: _Flight) -> str:
-        async with self._skopeo(reference, auth) as skopeo:
+        """skopeo goes on to the next mirror where one fails; where one keeps silent, the first of them is left out."""
+        mirrors = self._settings.registry(reference.domain).mirrors
+        for first in range(len(mirrors)):
+            try:
+                return await self._pull_by(mirrors[first:], reference, auth, flight)
+            except Exception as error:
+                if not isinstance(first_error(error), errors.DeadlineExceeded):
+                    raise
+                log.warning("%s; tried again without the mirror %s", first_error(error), mirrors[first])
+        return await self._pull_by((), reference, auth, flight)
+
+    async def _pull_by(self, mirrors: Sequence[str], reference: Reference, auth: Auth | None, flight: _Flight) -> str:
+        async with self._skopeo(mirrors, reference, auth) as skopeo:
             documents = await self._documents(skopeo, reference)
             data = documents[-1]
             limits = self._settings.limits
@@ -243,10 +258,10 @@ class Puller:
         return (await self._ingester.ingest(source, flight.report, self._settle)).id
 
     @asynccontextmanager
-    async def _skopeo(self, reference: Reference, auth: Auth | None) -> AsyncGenerator[Skopeo]:
+    async def _skopeo(self, mirrors: Sequence[str], reference: Reference, auth: Auth | None) -> AsyncGenerator[Skopeo]:
         folder = await self._pool.run(self._content.folder)
         try:
-            skopeo = Skopeo(folder, reference, auth, self._settings)
+            skopeo = Skopeo(folder, mirrors, reference, auth, self._settings)
             await skopeo.prepare(self._pool)
             yield skopeo
         finally:

@@ -49,15 +49,22 @@ class _Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skopeo:
-    """One registry as seen with one set of credentials; `folder` is private and holds the settings."""
+    """One registry and its mirrors as seen with one set of credentials; `folder` is private and holds the settings."""
 
-    def __init__(self, folder: Path, reference: Reference, auth: Auth | None, settings: ImageSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mirrors: Sequence[str],
+        reference: Reference,
+        auth: Auth | None,
+        settings: ImageSettings,
+    ) -> None:
         self._folder = folder
         self._settings = settings
         self._reference = reference
         self._has_auth = auth is not None
         self._auth = auth
-        self._mirrors = settings.registry(reference.domain).mirrors
+        self._mirrors = mirrors
         hosts = (reference.domain, *(host_of(mirror) for mirror in self._mirrors))
         self._known = {host: settings.registry(host) for host in hosts}
 
