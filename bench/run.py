@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import chatter, costs, crowd, host, places, programs, report, sandbox_api, standing, timing
+from bench import chatter, costs, crowd, host, places, programs, report, sandbox_api, standing, streaming, timing
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
 from bench.report import PAGE, Result
@@ -27,7 +27,7 @@ from bench.timing import Contestant
 REPO = Path(__file__).resolve().parents[1]
 PARTS = (
     *("latency", "programs", "pool", "host", "sandbox", "throughput"),
-    *("callers", "log", "standing", "memory", "cpu", "calls"),
+    *("streams", "callers", "log", "standing", "memory", "cpu", "calls"),
 )
 POOL_SIZE = 4
 TRACED_PODS = 5
@@ -70,6 +70,16 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
     wanted: set[str] = set(options.only)
     has_crun = shutil.which("crun", path=places.PATH) is not None
     runtimes = ("runc", "crun") if has_crun else ("runc",)
+    if "streams" in wanted:
+        _say("exec and port forward")
+        _streams(result, prefix, runtimes[-1:], options)
+    if wanted - {"streams"}:
+        _measure_calls(result, prefix, runtimes, wanted, options)
+
+
+def _measure_calls(
+    result: Result, prefix: str, runtimes: tuple[str, ...], wanted: set[str], options: argparse.Namespace
+) -> None:
     theirs = Places(prefix=prefix, name="containerd", number=0)
     with ExitStack() as stack:
         base = stack.enter_context(Containerd(theirs, folder=options.containerd))
@@ -132,6 +142,15 @@ def _measure_cri(
         )
 
 
+def _streams(result: Result, prefix: str, runtimes: tuple[str, ...], options: argparse.Namespace) -> None:
+    base = Containerd(Places(prefix=prefix, name="containerd", number=0), folder=options.containerd)
+    own = Atoll(Places(prefix=prefix, name="atoll", number=1), runtimes=runtimes)
+    names = {base.places.name: report.BASE, own.places.name: f"atoll/{runtimes[0]}"}
+    found = streaming.measure([own, base], options.stream_mib << 20, 3)
+    for row in streaming.ROWS:
+        result.rates[row] = {name: [rate / 1e6 for rate, _ in found[row, one]] for one, name in names.items()}
+
+
 def _pool(result: Result, containerd: Contestant, prefix: str, options: argparse.Namespace) -> None:
     daemon = Atoll(Places(prefix=prefix, name="pool", number=2), pool_size=POOL_SIZE)
     with daemon:
@@ -153,6 +172,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--listed", type=int, default=500, help="pods of the lists (default %(default)s)")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of rest (default %(default)s)")
     parser.add_argument("--log-mib", type=int, default=128, help="MiB of the chatty container (default %(default)s)")
+    parser.add_argument("--stream-mib", type=int, default=256, help="MiB a stream (default %(default)s)")
     parser.add_argument("--containerd", type=Path, metavar="FOLDER", help="another containerd's programs")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the parts to run (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample as JSON")
