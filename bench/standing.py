@@ -21,12 +21,18 @@ LISTS = {
     "ListPodSandbox": pb.ListPodSandboxRequest().SerializeToString(),
     "ListContainers": pb.ListContainersRequest().SerializeToString(),
 }
+STATS = {
+    "ListContainerStats": pb.ListContainerStatsRequest().SerializeToString(),
+    "ListPodSandboxStats": pb.ListPodSandboxStatsRequest().SerializeToString(),
+}
+APART_S = 0.12
+"""Between two questions about statistics: what is asked again at once may be answered from the same sample."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Standing:
-    """`running` pods with a running container each were there while CPU and memory were measured, `listed` pods while
-    lists were. CPU in per cent of one processor, memory in KiB of PSS a pod, lists in milliseconds."""
+    """`running` pods with a running container each were there while CPU, memory and statistics were measured, `listed`
+    pods while lists were. CPU in per cent of one processor, memory in KiB of PSS a pod, lists in milliseconds."""
 
     running: int
     listed: int
@@ -35,6 +41,7 @@ class Standing:
     all_cpu: dict[str, float] = field(default_factory=dict[str, float])
     pss: dict[str, float] = field(default_factory=dict[str, float])
     lists: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
+    stats: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
 
 
 def measure(contestants: Sequence[Contestant], *, running: int, listed: int, idle_s: float, n: int) -> Standing:
@@ -48,16 +55,31 @@ def measure(contestants: Sequence[Contestant], *, running: int, listed: int, idl
             time.sleep(SETTLE_S)
             found.pss[one.name] = (_pss(one) - before) / running
         _idle(on_host, found)
+        _ask(on_host, STATS, running, n, found.stats, apart_s=APART_S)
         for one in on_host:
             stack.enter_context(_pods(one, range(running, listed), start=False))
         time.sleep(SETTLE_S)
-        for number in range(-3, n):
-            for what, request in LISTS.items():
-                for one in on_host if number % 2 == 0 else on_host[::-1]:
-                    took = _list(one, what, request, listed)
-                    if number >= 0:
-                        found.lists.setdefault(what, {}).setdefault(one.name, []).append(took)
+        _ask(on_host, LISTS, listed, n, found.lists)
     return found
+
+
+def _ask(
+    contestants: Sequence[Contestant],
+    requests: dict[str, bytes],
+    pods: int,
+    n: int,
+    found: dict[str, dict[str, list[float]]],
+    *,
+    apart_s: float = 0.0,
+) -> None:
+    """Each list of each daemon, in turns; the first three times are not counted."""
+    for number in range(-3, n):
+        for what, request in requests.items():
+            for one in contestants if number % 2 == 0 else contestants[::-1]:
+                time.sleep(apart_s)
+                took = _list(one, what, request, pods)
+                if number >= 0:
+                    found.setdefault(what, {}).setdefault(one.name, []).append(took)
 
 
 @contextlib.contextmanager
@@ -132,7 +154,7 @@ def table(found: Standing, base: str) -> str:
         f"| {' | '.join(head)} |",
         "|---|" + "---:|" * (2 * len(others) + 2),
     ]
-    for what, by_name in found.lists.items():
+    for what, by_name in (found.lists | found.stats).items():
         medians = {name: timing.median(values) for name, values in by_name.items()}
         n = len(by_name[base])
         lines.append(_row(f"{what}, ms (n = {n})", medians, base, others, "{:.2f}", "1.00"))
