@@ -526,10 +526,15 @@ class Containers:
         await wait_all([self.remove(pod, container.id) for container in self.list(pod.id)])
 
     async def _release(self, container_id: str) -> None:
-        debts = await self._parts.ledger.release_all(container_id, within=TEARDOWN_TIMEOUT_S)
+        """The walk and the end of the record are one commit: a crash finds either the container or nothing."""
+        containers = self._parts.containers
+        container = containers.get(container_id) if containers.has(container_id) else None
+        record = containers.plan_delete(container_id)
+        debts = await self._parts.ledger.release_all(container_id, within=TEARDOWN_TIMEOUT_S, also=(record,))
         for debt in debts:
             log.error("container %s: not freed yet, will be retried: %s", container_id[:13], debt)
-        await self._parts.containers.delete(container_id)
+        if container is not None:
+            await container.status.delete()
 
 
 def _oom_kills(metrics: TypedAny) -> int:
