@@ -135,6 +135,20 @@ def test_a_pod_tells_of_itself_and_of_its_running_containers(cri: CRI, pod: str)
     assert stats.linux.cpu.usage_core_nano_seconds.value > 0
 
 
+def test_a_container_whose_cgroup_is_not_known_is_asked_through_its_shim(cri: CRI, pod: str) -> None:
+    lost, kept = cri.run(pod, "/bin/sleep", "600"), cri.run(pod, "/bin/sleep", "600")
+    record = cri.roots.state / "bundles" / lost / "task.json"
+    content = record.read_bytes()
+    record.write_bytes(content[:20])
+    try:
+        assert cri.stats(lost).memory.usage_bytes.value > 0
+        found = {one.attributes.id: one for one in list_stats(cri)}
+        assert found[lost].cpu.usage_core_nano_seconds.value > 0
+        assert found[kept].memory.usage_bytes.value > 0
+    finally:
+        record.write_bytes(content)
+
+
 def test_pods_in_one_cgroup_are_not_taken_for_one(cri: CRI) -> None:
     parent = f"/{cri.roots.prefix}"
     configs = [cri.pod_config() for _ in range(2)]

@@ -7,6 +7,7 @@ A container whose cgroup is not of this host, such as one in a virtual machine, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ from atoll.linux.netlink import LinkCounters
 from atoll.sandbox.controller import State as PodState
 from atoll.sandbox.controller import TypedAny
 from atoll.shim import records
+
+log = logging.getLogger(__name__)
 
 FRESH_NS = 100_000_000
 """How old a sample may be that answers a list; so many that ask at once share one."""
@@ -183,15 +186,17 @@ class Usages:
             if fresh or known.sample is None or time.time_ns() - known.sample.at_ns > FRESH_NS:
                 if known.places is None:
                     known.places = self._places(bundle)
-                usage = cgroup_usage.read(known.places) if known.places else None
-                count = len(cgroup_usage.processes(known.places)) if known.places else 0
-                known.sample = _Sample(at_ns=time.time_ns(), places=known.places, usage=usage, processes=count)
+                known.sample = _sample(known.places)
             found.append(known.sample)
         return found
 
     def _places(self, bundle: Path) -> Places:
-        """As the shim, or the driver of a foreign one, has recorded them."""
-        task = records.read(bundle / records.TASK, records.TaskRecord)
+        """As the shim, or the driver of a foreign one, has recorded them; none where that cannot be read."""
+        try:
+            task = records.read(bundle / records.TASK, records.TaskRecord)
+        except errors.DataLoss as error:
+            log.warning("its shim is asked for statistics: %s", error)
+            task = None
         return cgroup_usage.places(task.cgroups if task is not None else (), self._parts.host.hierarchies)
 
     async def _ask_shims(self, containers: Sequence[Container], found: dict[str, _Sample]) -> None:
@@ -235,11 +240,14 @@ class Usages:
             if known.places is None:
                 known.places = self._places(bundle)
             if known.places:
-                pids = cgroup_usage.processes(known.places)
+                try:
+                    pids = cgroup_usage.processes(known.places)
+                    details = cgroup_details.read_details(known.places)
+                except OSError as error:
+                    log.warning("container %s: is left out: %s", container_id[:13], error)
+                    continue
                 found[container_id] = ContainerDetails(
-                    details=cgroup_details.read_details(known.places),
-                    held=held.by(pids, init),
-                    path=self._path(known.places),
+                    details=details, held=held.by(pids, init), path=self._path(known.places)
                 )
         return found
 
@@ -290,8 +298,8 @@ class Usages:
             if fresh or known.sample is None or time.time_ns() - known.sample.at_ns > FRESH_NS:
                 if known.places is None:
                     known.places = self._pod_places(pod)
-                usage = cgroup_usage.read(known.places) if has_cgroup and known.places else None
-                known.sample = _Sample(at_ns=time.time_ns(), usage=usage, interfaces=_interfaces(pod))
+                sample = _sample(known.places if has_cgroup else None, processes=False)
+                known.sample = replace(sample, interfaces=_interfaces(pod))
             found.append(known.sample)
         return found
 
@@ -308,6 +316,18 @@ class Usages:
             default_interface=joined[0].ifname if joined else DEFAULT_INTERFACE,
             interfaces=found.interfaces,
         )
+
+
+def _sample(where: Places | None, *, processes: bool = True) -> _Sample:
+    """What a cgroup says now; nothing where it is gone, or its files cannot be read."""
+    usage, count = None, 0
+    try:
+        if where:
+            usage = cgroup_usage.read(where)
+            count = len(cgroup_usage.processes(where)) if processes else 0
+    except OSError as error:
+        log.warning("cgroup: cannot be read: %s", error)
+    return _Sample(at_ns=time.time_ns(), places=where, usage=usage, processes=count)
 
 
 def _interfaces(pod: Pod) -> dict[str, LinkCounters]:
