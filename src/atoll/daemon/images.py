@@ -9,7 +9,7 @@ from atoll.image.config import ImageLimits, ImageSettings, RegistryConfig
 
 
 def image_settings(config: Config) -> ImageSettings:
-    """Registries, credentials, pinned names and limits."""
+    """Registries, credentials, limits, and what is pinned: the pause images of handlers too."""
     registries = {
         name: RegistryConfig(
             plain_http=one.plain_http,
@@ -20,10 +20,11 @@ def image_settings(config: Config) -> ImageSettings:
         for name, one in config.images.registries.items()
     }
     images = config.images
+    pauses = {handler.pause_image for handler in config.runtimes.values() if handler.sandboxer == "podsandbox"}
     return ImageSettings(
         registries=registries,
         auth_file=Path(images.auth_file) if images.auth_file else None,
-        pinned=frozenset(images.pinned),
+        pinned=frozenset(images.pinned) | pauses,
         limits=ImageLimits(
             max_layer_bytes=images.max_layer_bytes,
             unpacks=images.max_concurrent_unpacks,
