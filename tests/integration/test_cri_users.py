@@ -41,7 +41,7 @@ pytestmark = pytest.mark.shared_daemon(config=RUNTIMES)
 
 def users(**fields: object) -> pb.UserNamespace:
     ids = [pb.IDMapping(host_id=FIRST, container_id=0, length=COUNT)]
-    return pb.UserNamespace(**{"mode": POD, "uids": ids, "gids": ids, **fields})  # pyright: ignore[reportArgumentType]
+    return pb.UserNamespace(**{"mode": POD, "uids": ids, "gids": ids, **fields})
 
 
 def handlers(cri: CRI) -> dict[str, pb.RuntimeHandlerFeatures]:

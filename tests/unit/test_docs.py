@@ -33,12 +33,13 @@ SECTIONS = {
     "[runtimes.name]": config.RuntimeHandler,
     "[sandboxes]": config.SandboxSection,
     "[streaming]": config.StreamingSection,
+    "[cdi]": config.CdiSection,
     "[nri]": config.NriSection,
     "[network]": config.NetworkSection,
     "[images]": config.ImageSection,
     '[images.registries."host:port"]': config.Registry,
 }
-TABLES = {"runtimes", "sandboxes", "streaming", "nri", "network", "images", "registries"}
+TABLES = {"runtimes", "sandboxes", "streaming", "cdi", "nri", "network", "images", "registries"}
 """Keys that are tables of their own in the file."""
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -157,6 +158,7 @@ def test_the_example_of_the_configuration_has_every_key_with_its_default() -> No
     assert set(tables) == set(config.Config.__struct_fields__)
     assert set(tables["runtimes"]["atoll"]) == set(config.RuntimeHandler.__struct_fields__)
     assert set(tables["streaming"]) == set(config.StreamingSection.__struct_fields__)
+    assert set(tables["cdi"]) == set(config.CdiSection.__struct_fields__)
     assert set(tables["nri"]) == set(config.NriSection.__struct_fields__)
     assert set(tables["network"]) == set(config.NetworkSection.__struct_fields__)
     assert set(tables["images"]) == set(config.ImageSection.__struct_fields__)

@@ -10,6 +10,7 @@ A mistake is told with the file, the line and the way out. docs/config.md says w
 
 from atoll.config.loading import DEFAULT_PATH, check, file_of, load
 from atoll.config.sections import (
+    CdiSection,
     Config,
     ImageSection,
     NetworkSection,
@@ -23,6 +24,7 @@ from atoll.config.sections import (
 
 __all__ = [
     "DEFAULT_PATH",
+    "CdiSection",
     "Config",
     "ImageSection",
     "NetworkSection",

@@ -62,6 +62,9 @@ def check(config: Config) -> None:
         )
     if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", config.cgroup_parent) or ".." in config.cgroup_parent:
         raise Mistake(("cgroup_parent",), f"{config.cgroup_parent!r}: must be like /atoll")
+    for folder in config.cdi.spec_dirs:
+        if not folder.startswith("/"):
+            raise Mistake(("cdi", "spec_dirs"), f": {folder!r} must be an absolute path")
     _within((), config, (("pods_per_shim", 1, 1024), ("idle_exit_s", 0, YEAR_S)))
 
 

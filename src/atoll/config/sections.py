@@ -94,6 +94,12 @@ class NriSection(Section, frozen=True):
     legacy_plugin_path: str = "/opt/nri/bin"
 
 
+class CdiSection(Section, frozen=True):
+    """The Container Device Interface: folders of the files that describe devices, a later one counts more."""
+
+    spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+
+
 class Config(Section, frozen=True):
     root: str = "/var/lib/atoll"
     state: str = "/run/atoll"
@@ -105,9 +111,9 @@ class Config(Section, frozen=True):
     network: NetworkSection = NetworkSection()
     images: ImageSection = ImageSection()
     nri: NriSection = NriSection()
+    cdi: CdiSection = CdiSection()
     streaming: StreamingSection = StreamingSection()
     cgroup_parent: str = "/atoll"
-    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     max_container_log_line_bytes: int = 16384
     idle_exit_s: float = 0.0
     pods_per_shim: int = 32

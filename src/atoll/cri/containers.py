@@ -7,8 +7,7 @@ import msgspec
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_struct
-from atoll.container.config import ContainerConfig
-from atoll.cri import views
+from atoll.cri import views, wanted
 from atoll.cri.selection import find
 from atoll.engine.engine import Engine
 from atoll.oci.config import LinuxContainerResources
@@ -22,7 +21,7 @@ class Containers:
 
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: object) -> pb.CreateContainerResponse:
         pod = self._engine.pods.get(request.pod_sandbox_id)
-        container = await self._engine.containers.create(pod, to_struct(ContainerConfig, request.config))
+        container = await self._engine.containers.create(pod, wanted.container(request.config))
         return pb.CreateContainerResponse(container_id=container.id)
 
     async def StartContainer(self, request: pb.StartContainerRequest, context: object) -> pb.StartContainerResponse:

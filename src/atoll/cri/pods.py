@@ -8,12 +8,11 @@ import msgspec
 
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.codec import to_struct
-from atoll.cri import views
+from atoll.cri import views, wanted
 from atoll.engine import pod_limits
 from atoll.engine.engine import Engine
 from atoll.engine.pod import Pod
 from atoll.oci.config import LinuxContainerResources
-from atoll.sandbox.config import PodConfig
 
 
 class Pods:
@@ -23,7 +22,7 @@ class Pods:
         self._engine = engine
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: object) -> pb.RunPodSandboxResponse:
-        pod = await self._engine.pods.run(to_struct(PodConfig, request.config), request.runtime_handler)
+        pod = await self._engine.pods.run(wanted.pod(request.config), request.runtime_handler)
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod.id)
 
     async def StopPodSandbox(self, request: pb.StopPodSandboxRequest, context: object) -> pb.StopPodSandboxResponse:

@@ -25,7 +25,7 @@ from atoll.container.metadata import Metadata
 from atoll.container.status import ContainerResources, State, Status, encode_status
 from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
-from atoll.engine import container_limits, kinds, lines, scheduling, specs
+from atoll.engine import container_limits, kinds, lines, scheduling, signals, specs, volumes
 from atoll.engine.events import Event, EventType
 from atoll.engine.exits import Exits
 from atoll.engine.lines import tasks_of
@@ -34,13 +34,12 @@ from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
 from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
-from atoll.engine.signals import resolve
 from atoll.image.model import Image
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
-from atoll.snapshot.mount import with_users
 from atoll.runtime.bundle import Bundle
 from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, TypedAny
+from atoll.snapshot.mount import with_users
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +94,7 @@ class Containers:
         if config.image is None or not config.image.image:
             raise errors.InvalidArgument("container config: image.image is required")
         log_path(pod.config, config, "")
+        signals.resolve(config.stop_signal, "")
         pod.require_open(NO_CREATE)
         name = f"{config.metadata.name}_{pod.name.rpartition('_')[0]}_{config.metadata.attempt}"
         holder = self._parts.containers.names.key(name)
@@ -123,9 +123,8 @@ class Containers:
         container_id = secrets.token_hex(32)
         story = parts.stories.begin(pod.id, "create", container_id)
         with story.step("spec"):
-            spec = await parts.blocking.run(
-                specs.build, parts, pod, container_id, config, image, self._target(pod, config)
-            )
+            target = self._target(pod, config)
+            spec = await parts.blocking.run(specs.build, parts, pod, container_id, config, image, target)
         metadata = Metadata(
             id=container_id,
             name=name,
@@ -182,11 +181,16 @@ class Containers:
     async def _record(self, pod: Pod, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
-        parent = image.top
+        parent, config = image.top, record.metadata.config
+        assert config is not None
+        intents = kinds.container_intents(record.id, (volumes.key(record.id, number) for number in volumes.of(config)))
         container: Container | None = None
         self._busy.add(record.id)
         try:
-            async with parts.snapshotter.preparing(record.id, parent, users=pod.config.users) as prepared:
+            async with (
+                parts.snapshotter.preparing(record.id, parent, users=pod.config.users) as prepared,
+                volumes.preparing(parts, record.id, config) as views,
+            ):
                 with story.step("record", "disk"):
                     container = await parts.containers.prepare(record, status)
                     # An end of the pod that would not wait any longer has listed its containers.
@@ -194,8 +198,8 @@ class Containers:
                     # A commit goes on where its caller is cancelled, so what is to be undone is known behind it.
                     added = parts.db.commit(
                         parts.containers.plan_add(container),
-                        Plan(prepared.record),
-                        parts.ledger.plan_enter(*kinds.container_intents(record.id)),
+                        *(Plan(one.record) for one in (prepared, *views)),
+                        parts.ledger.plan_enter(*intents),
                     )
                     await run_to_completion(added, within=COMMIT_TIMEOUT_S)
             with story.step("bundle"):
@@ -416,7 +420,7 @@ class Containers:
         if not container.stop_signalled:
             container.stop_signalled = True
             config = container.metadata.config
-            number = resolve(config.stop_signal if config is not None else 0, container.metadata.stop_signal)
+            number = signals.resolve(config.stop_signal if config is not None else 0, container.metadata.stop_signal)
             try:
                 await (await tasks_of(pod)).kill(container.id, number)
             except errors.NotFound:

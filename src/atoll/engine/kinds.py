@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,8 @@ SNAPSHOT = "snapshot"
 BUNDLE = "bundle"
 TASK = "task"
 
+VOLUME = ".volume."
+"""Between the container's ID and a number, in the key of the snapshot of an image volume."""
 NETWORK_OWNER = "net."
 """Prefix of the owner of a pod's network entry."""
 
@@ -244,11 +247,16 @@ class SnapshotRemovalKind(Kind):
         return self._snapshotter.has(entry.key)
 
     async def scan(self) -> list[Found]:
-        active = self._snapshotter.walk(SnapshotKind.ACTIVE)
         return [
-            Found(kind=SNAPSHOT, key=snapshot.name, owner=snapshot.name.removeprefix(pause_snapshot("")))
-            for snapshot in active
+            Found(kind=SNAPSHOT, key=snapshot.name, owner=_snapshot_owner(snapshot.name))
+            for snapshot in self._snapshotter.walk()
+            if snapshot.kind is not SnapshotKind.COMMITTED
         ]
+
+
+def _snapshot_owner(key: str) -> str:
+    """The pod of a pause container's, the container of its own and of its image volumes'."""
+    return key.removeprefix(pause_snapshot("")).partition(VOLUME)[0]
 
 
 class TaskKind(Kind):
@@ -341,11 +349,11 @@ def pod_intents(
     return tuple(intents)
 
 
-def container_intents(container_id: str) -> tuple[Intent, ...]:
-    """What a container is about to acquire."""
-    return tuple(
-        Intent(owner=container_id, kind=kind, key=container_id) for kind in (CHECKPOINT, SNAPSHOT, BUNDLE, TASK)
-    )
+def container_intents(container_id: str, volumes: Iterable[str] = ()) -> tuple[Intent, ...]:
+    """What a container is about to acquire; `volumes` are the keys of its image volumes' snapshots."""
+    snapshots = [(SNAPSHOT, container_id), *((SNAPSHOT, key) for key in volumes)]
+    wanted = [(CHECKPOINT, container_id), *snapshots, (BUNDLE, container_id), (TASK, container_id)]
+    return tuple(Intent(owner=container_id, kind=kind, key=key) for kind, key in wanted)
 
 
 def network_data(attachment: Attachment) -> dict[str, str]:

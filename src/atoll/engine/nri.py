@@ -150,7 +150,7 @@ class Nri:
         place = adjust.Place(
             host=parts.host,
             runtime=parts.features[pod.handler_name],
-            cdi_folders=tuple(Path(folder) for folder in parts.config.cdi_spec_dirs),
+            cdi_folders=tuple(Path(folder) for folder in parts.config.cdi.spec_dirs),
         )
         adjusted = await parts.blocking.run(adjust.apply, spec, made.adjust, place)
         await self._apply(made.updates)

@@ -12,7 +12,7 @@ from atoll.engine.parts import Parts
 from atoll.linux.cgroup_layout import validated
 from atoll.oci import resources, seccomp, security, user
 from atoll.oci.config import LinuxContainerSecurityContext
-from atoll.sandbox.config import PodConfig
+from atoll.sandbox.config import DNSConfig, PodConfig
 
 PORT_LIMIT = 65535
 
@@ -22,6 +22,9 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
 
     Blocks as long as it takes to read the seccomp profile where the host's is named.
     """
+    if config.namespaces.target_id:
+        raise errors.InvalidArgument("namespace_options.target_id: is for containers, not for pods")
+    _require_dns(config.dns_config or DNSConfig())
     for mapping in config.port_mappings:
         if not 0 <= mapping.host_port <= PORT_LIMIT or not 0 <= mapping.container_port <= PORT_LIMIT:
             raise errors.InvalidArgument(f"port_mappings: {mapping.host_port}:{mapping.container_port}: no such port")
@@ -38,6 +41,14 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
             resources.resolve(asked, parts.host)
     if config.linux.security_context is not None:
         _require_security(parts, handler_name, config.linux.security_context.in_container_words())
+
+
+def _require_dns(dns: DNSConfig) -> None:
+    """Each value is one word of a line of resolv.conf(5)."""
+    for name in ("servers", "searches", "options"):
+        for value in getattr(dns, name):
+            if not value or not value.isprintable() or " " in value:
+                raise errors.InvalidArgument(f"dns_config.{name}: {value[:100]!r} is not one word")
 
 
 def _require_security(parts: Parts, handler_name: str, asked: LinuxContainerSecurityContext) -> None:

@@ -10,10 +10,11 @@ import msgspec
 from atoll import errors
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
+from atoll.engine import volumes
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.image.model import Image, ImageConfig
-from atoll.oci import resources, spec, user
+from atoll.oci import cdi, resources, rlimits, spec, user
 from atoll.oci.builder import ContainerSpecRequest, ImageDefaults, PodContext, container_spec
 from atoll.oci.config import LinuxContainerSecurityContext, NamespaceMode, NamespaceOption
 from atoll.oci.failures import explain_command
@@ -26,29 +27,35 @@ SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 def build(
     parts: Parts, pod: Pod, container_id: str, config: ContainerConfig, image: Image, target: Container | None
 ) -> spec.Spec:
-    """The spec of a container to be; blocks for as long as host paths take. Errors as `container_spec`."""
+    """The spec of a container to be; blocks for as long as host paths take.
+
+    Errors as `container_spec`, `volumes.specified` and `cdi.inject`.
+    """
+    devices = cdi.requested((device.name for device in config.CDI_devices), config.annotations)
     target_pid = target.status.get().pid if target is not None else 0
     name = config.metadata.name if config.metadata is not None else ""
-    return container_spec(
+    built = container_spec(
         ContainerSpecRequest(
             id=container_id,
             image=_defaults(image.config),
             pod=pod_context(parts, pod),
             host=parts.host,
             runtime=parts.features[pod.handler_name],
-            rootfs_layers=layers(parts, image),
+            rootfs_layers=volumes.layers(parts, image),
             cgroups_path=cgroups_path(parts, pod, container_id),
             command=config.command,
             args=config.args,
             env=config.envs,
             working_dir=config.working_dir,
             tty=config.tty,
-            mounts=config.mounts,
+            mounts=tuple(mount for mount in config.mounts if mount.image is None),
+            made_mounts=volumes.specified(parts, pod, config),
             devices=config.devices,
             security=msgspec.structs.replace(
                 config.security, namespace_options=namespaces(pod.config.namespaces, config.security.namespace_options)
             ),
             resources=config.resources,
+            rlimits=rlimits.of(config.annotations, pod.config.annotations, parts.host),
             annotations={
                 **_allowed(pod.config.annotations, pod.handler.pod_annotations),
                 **_allowed(config.annotations, pod.handler.container_annotations),
@@ -61,14 +68,21 @@ def build(
             privileged_without_host_devices=pod.handler.privileged_without_host_devices,
         )
     )
+    return cdi.inject(built, devices, tuple(Path(folder) for folder in parts.config.cdi.spec_dirs))
 
 
 def namespaces(pod: NamespaceOption, asked: NamespaceOption | None) -> NamespaceOption:
     """The namespaces of a container in a pod: its network and ipc are the pod's whatever it asks, so is the host's pid.
 
-    In a pod that shares no pid namespace each container has its own: it can never join the host's by asking.
+    In a pod that shares no pid namespace each container has its own: POD, the default of the message, says nothing.
+    Raises `InvalidArgument` for a container that asks for the host's where its pod has its own.
     """
     wanted = asked or NamespaceOption()
+    for name, of_pod in (("network", pod.network), ("ipc", pod.ipc), ("pid", pod.pid)):
+        if getattr(wanted, name) is NamespaceMode.NODE and of_pod is not NamespaceMode.NODE:
+            raise errors.InvalidArgument(f"namespace_options.{name}: NODE, but the pod has a namespace of its own")
+    if wanted.target_id and wanted.pid is not NamespaceMode.TARGET:
+        raise errors.InvalidArgument("namespace_options.target_id: goes with pid mode TARGET only")
     pid = wanted.pid
     if pid in (NamespaceMode.POD, NamespaceMode.NODE):
         pid = pod.pid
@@ -105,11 +119,6 @@ def cgroups_path(parts: Parts, pod: Pod, container_id: str) -> str:
     """Where a container's cgroup is; in systemd's form where the parent is a slice."""
     systemd = pod.handler.systemd_cgroup
     return resources.cgroups_path(pod_cgroup(parts, pod), container_id, systemd=systemd)
-
-
-def layers(parts: Parts, image: Image) -> tuple[Path, ...]:
-    """The folders of an image's layers, topmost first."""
-    return tuple(parts.snapshotter.fs(chain) for chain in reversed(image.chain_ids))
 
 
 def exec_user(parts: Parts, container: Container, name: str) -> spec.User:

@@ -80,7 +80,8 @@ class ContainerSpecRequest:
 
     `rootfs_layers` are the folders that make up the root, topmost first, read for user names only; `rootfs` is the
     path written into the spec, relative to the bundle. `volumes` are the image's own volumes as bind mounts.
-    `target_pid_namespace` is needed for pid mode TARGET. `unset_seccomp` applies where no profile is asked for.
+    `made_mounts` are as they are to be in the spec. `target_pid_namespace` is needed for pid mode TARGET.
+    `unset_seccomp` applies where no profile is asked for.
     """
 
     id: str
@@ -97,6 +98,7 @@ class ContainerSpecRequest:
     working_dir: str = ""
     tty: bool = False
     mounts: tuple[Mount, ...] = ()
+    made_mounts: tuple[spec.Mount, ...] = ()
     volumes: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
     security: LinuxContainerSecurityContext = field(default_factory=LinuxContainerSecurityContext)
@@ -145,6 +147,7 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
     mounted = mounts.resolve(
         mounts.MountRequest(
             asked=request.mounts,
+            made=request.made_mounts,
             volumes=request.volumes,
             files=pod.files,
             shm=pod.shm,
@@ -161,6 +164,10 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
         request.devices, all_devices=asked.privileged and not request.privileged_without_host_devices
     )
     labels = security.selinux_labels(None if asked.privileged else asked.selinux_options, host)
+    if labels.mount:  # only a host with SELinux has labels
+        for mount in request.mounts:
+            if mount.selinux_relabel:
+                security.relabel(os.path.realpath(mount.host_path), labels.mount)
     process = _process(request, labels)
     filtered = seccomp.resolve(
         seccomp.SeccompRequest(

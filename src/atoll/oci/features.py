@@ -22,7 +22,7 @@ class RuntimeFeatures:
     """Abilities that the spec builder, CRI's runtime handlers and `doctor` ask for.
 
     `document` is the JSON of the runtime's own answer, empty where it has no such command.
-    `seccomp_bpf`: takes a compiled filter by annotation. `no_users` is why pods can have no user namespaces of their own.
+    `seccomp_bpf`: takes a compiled filter by annotation. `no_users`: why pods can have no user namespaces of their own.
     """
 
     name: str

@@ -56,11 +56,13 @@ _PROPAGATION = {
 class MountRequest:
     """Everything that decides about mounts.
 
-    `asked` are the request's, `volumes` the image's own volumes, which give way to them. `files` is the pod's
-    folder of hostname, hosts and resolv.conf, `shm` its shared memory; None leaves them out.
+    `asked` are the request's, `made` more of them as they are to be in the spec, `volumes` the image's own volumes,
+    which give way to them. `files` is the pod's folder of hostname, hosts and resolv.conf, `shm` its shared memory;
+    None leaves them out.
     """
 
     asked: tuple[Mount, ...] = ()
+    made: tuple[spec.Mount, ...] = ()
     volumes: tuple[Mount, ...] = ()
     files: Path | None = None
     shm: Path | None = None
@@ -85,7 +87,7 @@ def resolve(request: MountRequest, host: HostFacts, runtime: RuntimeFeatures) ->
     Looks at the host's file system: follows symlinks of host paths, and makes one that is missing a folder (0755).
     Raises `InvalidArgument` naming the mount, `FailedPrecondition` for what this host or runtime cannot do.
     """
-    asked = [_bind(mount, host, runtime) for mount in request.asked]
+    asked = [*(_bind(mount, host, runtime) for mount in request.asked), *request.made]
     taken = {mount.destination for mount in asked}
     asked += [bound for mount in request.volumes if (bound := _bind(mount, host, runtime)).destination not in taken]
     taken.update(mount.destination for mount in asked)
@@ -147,23 +149,21 @@ def _pod_files(request: MountRequest) -> list[spec.Mount]:
 
 
 def _bind(mount: Mount, host: HostFacts, runtime: RuntimeFeatures) -> spec.Mount:
-    destination = _destination(mount)
+    place = destination(mount)
     if mount.recursive_read_only:
         if not mount.readonly or mount.propagation is not MountPropagation.PRIVATE:
-            raise errors.InvalidArgument(
-                f"mount {destination}: recursive_read_only needs readonly and private propagation"
-            )
+            raise errors.InvalidArgument(f"mount {place}: recursive_read_only needs readonly and private propagation")
         if not runtime.recursive_read_only or host.kernel < RECURSIVE_READ_ONLY_KERNEL:
             raise errors.FailedPrecondition(
-                f"mount {destination}: {runtime.name} or this kernel cannot mount recursively read-only"
+                f"mount {place}: {runtime.name} or this kernel cannot mount recursively read-only"
             )
     if (mount.uidMappings or mount.gidMappings) and not runtime.id_mapped_mounts:
-        raise errors.FailedPrecondition(f"mount {destination}: the ids of a mount cannot be mapped here")
+        raise errors.FailedPrecondition(f"mount {place}: the ids of a mount cannot be mapped here")
     mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     return spec.Mount(
-        destination=destination,
+        destination=place,
         type="bind",
-        source=_source(mount, destination),
+        source=_source(mount, place),
         options=("rbind", _PROPAGATION[mount.propagation], mode),
         uid_mappings=id_mappings(mount.uidMappings),
         gid_mappings=id_mappings(mount.gidMappings),
@@ -180,7 +180,8 @@ def id_mappings(mappings: Sequence[IDMapping]) -> tuple[spec.IDMapping, ...]:
     )
 
 
-def _destination(mount: Mount) -> str:
+def destination(mount: Mount) -> str:
+    """Where a mount is in the container, clean; `InvalidArgument` for what is no place below its root."""
     path = mount.container_path
     if not path or "\0" in path or len(os.fsencode(path)) > PATH_LIMIT:
         raise errors.InvalidArgument(f"mount {path[:200]!r}: container_path must be a path of 1 to {PATH_LIMIT} bytes")

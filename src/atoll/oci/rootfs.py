@@ -39,6 +39,10 @@ class RootfsView:
             raise OSError(errno.EFBIG, f"is larger than {limit_bytes} bytes", path)
         return content
 
+    def exists(self, path: str) -> bool:
+        """Whether there is anything at `path` inside the view, its symlinks followed."""
+        return self._find(path) is not None
+
     def _find(self, path: str) -> Path | None:
         """The real path of what `path` means, never a symlink itself."""
         pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]

@@ -1,11 +1,14 @@
-"""AppArmor and SELinux of a process: as asked, or an error where the host has no such module.
+"""AppArmor and SELinux of a process and of its files: as asked, or an error where the host has no such module.
 
 Source: config.md of the runtime spec (`apparmorProfile`, `selinuxLabel`); the CRI's security contexts.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from dataclasses import dataclass
 
 from atoll import errors
@@ -14,6 +17,11 @@ from atoll.oci.config import LinuxContainerSecurityContext, ProfileType, Securit
 
 _LEVEL = re.compile(r"s\d+(-s\d+)?(:c\d+([.,]c\d+)*)?")
 _WORD = re.compile(r"[A-Za-z0-9_.]{1,255}")
+SELINUX_ATTRIBUTE = "security.selinux"
+NOT_RELABELED = frozenset(
+    f"/{name}" for name in ("", "boot", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var")
+)
+"""Folders that others than containers need with their labels."""
 _PROFILE_NAME = re.compile(r"[^\x00-\x20\x7f]{1,255}")
 
 
@@ -85,3 +93,25 @@ def selinux_labels(options: SELinuxOption | None, host: HostFacts) -> Labels:
         process=f"{options.user or 'system_u'}:{options.role or 'system_r'}:{kind}:{level}",
         mount=f"system_u:object_r:container_file_t:{level}",
     )
+
+
+def relabel(path: str, label: str) -> None:
+    """Give a mount's source, and what is below it, the SELinux label of the container's files; links are not followed.
+
+    File systems without labels are left out. Raises `InvalidArgument` for a folder that is the host's own,
+    `FailedPrecondition` naming the file whose label cannot be set.
+    """
+    if path in NOT_RELABELED:
+        raise errors.InvalidArgument(f"mount {path}: selinux_relabel: would take the folder from the host")
+    pending = [path]
+    for place in pending:
+        try:
+            os.setxattr(place, SELINUX_ATTRIBUTE, label.encode() + b"\0", follow_symlinks=False)
+            if stat.S_ISDIR(os.lstat(place).st_mode):
+                pending += [os.path.join(place, name) for name in os.listdir(place)]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:
+                continue
+            raise errors.FailedPrecondition(f"mount {path}: selinux_relabel: {place}: {error.strerror}") from error

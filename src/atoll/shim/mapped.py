@@ -2,8 +2,9 @@
 
     rootfs/      an overlay with the options `uidmap=` and `gidmap=`: its lower folders have their owners mapped. The
                  upper one has not: who made it gave it to the root of the user namespace
-    mounts/<n>   the n-th mount of the spec, where it has uidMappings: a bind mount with these ids. The spec names this
-                 folder as its source then, without mappings
+    mounts/<n>   the n-th mount of the spec, where it has uidMappings: a bind mount with these ids; and where it has the
+                 option `x-atoll.volume=`: an image volume, with the ids of the root file system. The spec then binds
+                 this folder, without mappings, or what is below it at the path that the option names
 
 Source: config.md of the runtime spec (mounts); the options are those that containerd's snapshotters write.
 """
@@ -14,7 +15,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from atoll.shim.rootfs import MAPPED, RootMount, mount_root, unmount_root
 
 LAYERS = "layers"
 UIDS, GIDS = "uidmap=", "gidmap="
+VOLUME = "x-atoll.volume="
 _RANGE = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})")
 
 
@@ -36,7 +38,9 @@ class SpecMount(msgspec.Struct, frozen=True, rename="camel"):
     """What is read of a mount of a spec."""
 
     destination: str = ""
+    type: str = ""
     source: str = ""
+    options: tuple[str, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
 
@@ -55,9 +59,7 @@ async def mount_all(holders: Holders, bundle: Path, rootfs: tuple[RootMount, ...
         async with holders.user_namespace(users) as fd:
             _mount_mapped_root(rootfs, at, fd)
     try:
-        wanted = {number: mount for number, mount in enumerate(asked) if mount.uid_mappings or mount.gid_mappings}
-        if wanted:
-            await _bind_mapped(holders, bundle, wanted)
+        await _mount_beside(holders, bundle, asked, users)
     except BaseException:
         unmount_root(at)
         raise
@@ -97,25 +99,28 @@ def _mount_mapped_root(rootfs: tuple[RootMount, ...], at: Path, users: int) -> N
     layers = at.parent / LAYERS
     layers.mkdir(mode=0o700, exist_ok=True)
     try:
-        mapped = tuple(_with_mapped_layers(mount, layers, users) for mount in rootfs)
-        mount_root(mapped, at)
+        with contextlib.ExitStack() as opened:
+            mount_root(tuple(_with_mapped_layers(mount, layers, users, opened) for mount in rootfs), at)
     finally:
         # The overlay has its own copies of the mounts of its folders.
         mounts.unmount_tree(layers)
         layers.rmdir()
 
 
-def _with_mapped_layers(mount: RootMount, layers: Path, users: int) -> RootMount:
+def _with_mapped_layers(mount: RootMount, layers: Path, users: int, opened: contextlib.ExitStack) -> RootMount:
     options = tuple(option for option in mount.options if not option.startswith((UIDS, GIDS)))
     if options == mount.options:
         return mount
     lower = next((option for option in options if option.startswith("lowerdir=")), None)
     if mount.type != "overlay" or lower is None:
         raise errors.InvalidArgument(f"rootfs: a mount of type {mount.type!r} takes no uidmap, only an overlay does")
-    folders = lower.removeprefix("lowerdir=").split(":")
+    folders = [Path(folder) for folder in lower.removeprefix("lowerdir=").split(":")]
     common = Path(os.path.commonpath(folders))
     _map(common, layers, users)
-    moved = ":".join(os.path.normpath(layers / Path(folder).relative_to(common)) for folder in folders)
+    # By a descriptor, for the bundle's path in front of each of many layers would be too long (mount(2)).
+    shared = os.open(layers, os.O_PATH | os.O_CLOEXEC)
+    opened.callback(os.close, shared)
+    moved = ":".join(os.path.normpath(f"/proc/self/fd/{shared}/{folder.relative_to(common)}") for folder in folders)
     return replace(mount, options=tuple(f"lowerdir={moved}" if option is lower else option for option in options))
 
 
@@ -139,20 +144,75 @@ def _explained(source: Path) -> Generator[None]:
 # Mounts of the spec
 
 
-async def _bind_mapped(holders: Holders, bundle: Path, wanted: dict[int, SpecMount]) -> None:
+async def _mount_beside(holders: Holders, bundle: Path, asked: Sequence[SpecMount], users: IDMap | None) -> None:
+    volumes = {number: mount for number, mount in enumerate(asked) if _volume(mount) is not None}
+    mapped = {number: mount for number, mount in enumerate(asked) if mount.uid_mappings or mount.gid_mappings}
+    if not volumes and not mapped:
+        return
     folder = bundle / MAPPED
     folder.mkdir(mode=0o711, exist_ok=True)
+    sources: dict[int, str] = {}
+    if volumes:
+        async with _maybe(holders, users) as fd:
+            sources |= {number: _mount_volume(mount, folder / str(number), fd) for number, mount in volumes.items()}
     by_users: dict[IDMap, list[int]] = {}
-    for number, mount in wanted.items():
-        users = IDMap(uids=_of_spec(mount.uid_mappings), gids=_of_spec(mount.gid_mappings))
-        by_users.setdefault(checked(users, f"mount {mount.destination}", root=False), []).append(number)
-    for users, numbers in by_users.items():
-        async with holders.user_namespace(users) as fd:
+    for number, mount in mapped.items():
+        own = IDMap(uids=_of_spec(mount.uid_mappings), gids=_of_spec(mount.gid_mappings))
+        by_users.setdefault(checked(own, f"mount {mount.destination}", root=False), []).append(number)
+    for own, numbers in by_users.items():
+        async with holders.user_namespace(own) as fd:
             for number in numbers:
-                source = Path(wanted[number].source)
+                source = Path(mapped[number].source)
                 with _explained(source):
                     idmap.bind(source, folder / str(number), fd)
-    _rename_sources(bundle, {number: str(folder / str(number)) for number in wanted})
+                sources[number] = str(folder / str(number))
+    _rename_sources(bundle, sources)
+
+
+@contextlib.asynccontextmanager
+async def _maybe(holders: Holders, users: IDMap | None) -> AsyncGenerator[int | None]:
+    if users is None:
+        yield None
+        return
+    async with holders.user_namespace(users) as fd:
+        yield fd
+
+
+def _volume(mount: SpecMount) -> str | None:
+    """The path in the image that an image volume shows, empty for all of it; None for any other mount."""
+    return next((option.removeprefix(VOLUME) for option in mount.options if option.startswith(VOLUME)), None)
+
+
+def _mount_volume(mount: SpecMount, at: Path, users: int | None) -> str:
+    """Mount an image volume at `at`, which is made; the path that the container is to have."""
+    at.mkdir(mode=0o711)
+    options = tuple(option for option in mount.options if not option.startswith(VOLUME))
+    if mount.type != "overlay":
+        if users is None:
+            mounts.mount(mount.type, mount.source, at, options)
+        else:
+            _map(Path(mount.source), at, users)
+    elif users is None:
+        mounts.mount("overlay", "overlay", at, options)
+    else:
+        root = RootMount(type="overlay", source="overlay", options=(*options, UIDS, GIDS))
+        _mount_mapped_root((root,), at, users)
+    return _below(at, _volume(mount) or "")
+
+
+def _below(folder: Path, path: str) -> str:
+    """The real path of what `path` means with `folder` as its root: the links in an image lead nowhere else."""
+    root = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = syscalls.openat2(path or ".", os.O_PATH, resolve=syscalls.RESOLVE_IN_ROOT, folder_fd=root)
+    except OSError as error:
+        raise errors.InvalidArgument(f"image_sub_path {path[:200]!r}: {error.strerror}") from error
+    finally:
+        os.close(root)
+    try:
+        return os.readlink(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
 
 
 def _of_spec(mappings: tuple[IDMapping, ...]) -> tuple[IDRange, ...]:
@@ -165,7 +225,10 @@ def _rename_sources(bundle: Path, sources: dict[int, str]) -> None:
     spec = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
     listed = msgspec.json.decode(spec["mounts"], type=list[dict[str, msgspec.Raw]])
     for number, source in sources.items():
-        listed[number]["source"] = msgspec.Raw(msgspec.json.encode(source))
+        options = msgspec.json.decode(listed[number].get("options", b"[]"), type=list[str])
+        kept = [option for option in options if not option.startswith((VOLUME, "lowerdir="))]
+        bound = {"type": "bind", "source": source, "options": kept if "rbind" in kept else ["rbind", *kept]}
+        listed[number].update({name: msgspec.Raw(msgspec.json.encode(value)) for name, value in bound.items()})
         listed[number].pop("uidMappings", None)
         listed[number].pop("gidMappings", None)
     spec["mounts"] = msgspec.Raw(msgspec.json.encode(listed))

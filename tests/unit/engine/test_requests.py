@@ -56,20 +56,33 @@ MODES = (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE)
 def test_a_container_is_in_the_hosts_pid_namespace_only_where_its_pod_is(
     pod: NamespaceMode, asked: NamespaceMode
 ) -> None:
-    given_ = namespaces(NamespaceOption(pid=pod), NamespaceOption(pid=asked))
+    wanted = NamespaceOption(pid=asked, target_id="x" if asked is NamespaceMode.TARGET else "")
+    if asked is NamespaceMode.NODE and pod is not NamespaceMode.NODE:
+        with pytest.raises(errors.InvalidArgument, match="pid: NODE"):
+            namespaces(NamespaceOption(pid=pod), wanted)
+        return
+    given_ = namespaces(NamespaceOption(pid=pod), wanted)
     if given_.pid is NamespaceMode.NODE:
         assert pod is NamespaceMode.NODE
     if asked in (NamespaceMode.CONTAINER, NamespaceMode.TARGET):
         assert given_.pid is asked
 
 
+OWN = (NamespaceMode.POD, NamespaceMode.CONTAINER)
+
+
 @given(
     pod=st.builds(NamespaceOption, network=st.sampled_from(MODES), ipc=st.sampled_from(MODES)),
-    asked=st.none() | st.builds(NamespaceOption, network=st.sampled_from(MODES), ipc=st.sampled_from(MODES)),
+    asked=st.none() | st.builds(NamespaceOption, network=st.sampled_from(OWN), ipc=st.sampled_from(OWN)),
 )
 def test_network_and_ipc_are_always_the_pods(pod: NamespaceOption, asked: NamespaceOption | None) -> None:
     made = namespaces(pod, asked)
     assert (made.network, made.ipc) == (pod.network, pod.ipc)
+
+
+def test_a_target_goes_with_its_mode_only() -> None:
+    with pytest.raises(errors.InvalidArgument, match="target_id"):
+        namespaces(NamespaceOption(), NamespaceOption(target_id="x"))
 
 
 SPEC = oci.Spec(process=oci.Process(args=("sleep",), env=("A=1", "B=2"), cwd="/"))

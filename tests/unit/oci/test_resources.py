@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -88,3 +89,21 @@ def test_other_sysctls_are_refused(name: str) -> None:
 def test_sysctl_of_the_hosts_network_is_refused() -> None:
     with pytest.raises(errors.InvalidArgument, match="host"):
         sysctls.resolve({"net.core.somaxconn": "1"}, NamespaceOption(network=NamespaceMode.NODE))
+
+
+def test_unified_keys_need_version_two(host: HostFacts) -> None:
+    asked = LinuxContainerResources(unified={"memory.high": "1000", "io.weight": "default 50", "pids.max": "9"})
+    with pytest.raises(errors.FailedPrecondition, match="unified"):
+        resources.resolve(asked, host)
+    unified = replace(
+        host,
+        hierarchies=replace(
+            host.hierarchies, layout=Layout.V2, v1=MappingProxyType({}), unified_controllers=frozenset({"pids", "io"})
+        ),
+    )
+    found = resources.resolve(asked, unified)
+    assert found.unified == {"memory.high": "1000", "io.weight": "default 50"}
+    assert found.pids == spec.Pids(limit=9)
+    for name in ("../x", "cgroup.procs/..", "Memory.high", "memory"):
+        with pytest.raises(errors.InvalidArgument, match="unified"):
+            resources.resolve(LinuxContainerResources(unified={name: "1"}), unified)
