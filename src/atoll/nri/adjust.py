@@ -20,7 +20,7 @@ from atoll.linux.host import HostFacts
 from atoll.nri.limits import number, overlay
 from atoll.nri.merge import HOOKS
 from atoll.nri.owners import removed
-from atoll.oci import bpf, spec
+from atoll.oci import bpf, cdi, spec
 from atoll.oci.features import RuntimeFeatures
 from atoll.oci.resources import oom_score_adj
 
@@ -43,8 +43,8 @@ def apply(made: spec.Spec, asked: pb.ContainerAdjustment, place: Place) -> spec.
 
     Blocks for as long as files of CDI devices take.
     """
-    if asked.CDI_devices:
-        raise errors.FailedPrecondition("nri: CDI devices cannot be injected yet")
+    devices = cdi.requested((one.name for one in asked.CDI_devices), {})
+    made = cdi.inject(made, devices, place.cdi_folders)
     assert made.process is not None
     assert made.linux is not None
     linux = _linux(made.linux, asked, place)
