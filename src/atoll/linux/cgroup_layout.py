@@ -9,6 +9,7 @@ Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst of the kernel.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ def detect(table: Sequence[MountInfo] | None = None) -> Hierarchies:
     if unified is not None and (told := unified / "cgroup.controllers").exists():
         controllers = frozenset(told.read_text(encoding="ascii").split())
     return Hierarchies(layout=layout, v1=MappingProxyType(v1), unified=unified, unified_controllers=controllers)
+
+
+@functools.cache
+def of_host() -> Hierarchies:
+    """`detect`, once a process: a mount table has an entry or more for each container of the node."""
+    return detect()
 
 
 def validated(path: str) -> str:

@@ -59,7 +59,7 @@ class PauseHeld(Held):
     def cgroup(self) -> Cgroup | None:
         """The cgroup that every container of the pod is below; None where it has none."""
         parent = self.record.cgroup_parent
-        return Cgroup(parent, cgroup_layout.detect()) if parent else None
+        return Cgroup(parent, cgroup_layout.of_host()) if parent else None
 
     @property
     def needed_cgroup(self) -> Cgroup:

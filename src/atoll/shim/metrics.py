@@ -57,7 +57,7 @@ def of_cgroup(folders: tuple[Path, ...], what: str) -> AnyMessage:
 def of_cgroups(groups: Iterable[tuple[Path, ...]]) -> AnyMessage:
     """The metrics of several cgroups together: sums, but the largest of limits, peaks and shares of time."""
     present = [_Folders(folders) for group in groups if (folders := tuple(filter(Path.is_dir, group)))]
-    is_v1 = cgroup_layout.detect().layout is not cgroup_layout.Layout.V2
+    is_v1 = cgroup_layout.of_host().layout is not cgroup_layout.Layout.V2
     total: Message = v1_pb2.Metrics() if is_v1 else v2_pb2.Metrics()
     for files in present:
         _add(total, _v1(files) if is_v1 else _v2(files))

@@ -32,7 +32,7 @@ class PodCgroup:
 
     def __init__(self, path: str, *, exclusive: bool) -> None:
         """Nothing is made yet; `InvalidArgument` for a path that could leave the hierarchies."""
-        self._cgroup = Cgroup(path, cgroup_layout.detect())
+        self._cgroup = Cgroup(path, cgroup_layout.of_host())
         self.exclusive = exclusive
 
     @property

@@ -22,11 +22,13 @@ from google.protobuf import empty_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 import atoll
+from atoll import errors
 from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.api import containerd_runtime_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
 from atoll.api.cri_runtime_v1_pb2 import PodSandboxConfig
+from atoll.linux import cgroup_layout
 from atoll.linux import process as processes
 from atoll.shim import records
 from atoll.shim.own import OwnService
@@ -148,6 +150,8 @@ def own_stat(pid: int | str = "self") -> str:
 def rehearse() -> None:
     """Be a shim without a process of its own for a moment, so that what is built lazily is there before the fork."""
     processes.boot_id()
+    with contextlib.suppress(errors.FailedPrecondition):  # no hierarchy is mounted: a pod that needs one says so
+        cgroup_layout.of_host()
     asyncio.run(_rehearse())
 
 

@@ -117,7 +117,7 @@ def test_the_cgroups_of_a_pod_without_its_own_are_summed(tmp_path: Path, monkeyp
         pids__current="1\n",
     )
     hierarchies = Hierarchies(layout=Layout.V1, v1=MappingProxyType({}), unified=None, unified_controllers=frozenset())
-    monkeypatch.setattr(cgroup_layout, "detect", lambda: hierarchies)
+    monkeypatch.setattr(cgroup_layout, "of_host", lambda: hierarchies)
     total = v1_pb2.Metrics()
     total.ParseFromString(metrics.of_cgroups([(first,), (second,), (tmp_path / "gone",)]).value)
     assert (total.cpu.usage.total, list(total.cpu.usage.per_cpu), total.pids.current) == (15, [9, 6], 3)
