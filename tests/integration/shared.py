@@ -139,11 +139,16 @@ def start(config: str) -> Live:
     with roots.config.open("a") as file:
         file.write(config.replace("{state}", str(roots.state)))
     daemon = Daemon(roots)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(MARKER, roots.prefix)
-        daemon.start()
-    with connected(roots) as cri:
-        images = frozenset(image.id for image in cri.list_images())
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv(MARKER, roots.prefix)
+            daemon.start()
+        with connected(roots) as cri:
+            images = frozenset(image.id for image in cri.list_images())
+    except BaseException:  # such as a configuration that this tree refuses
+        daemon.kill()
+        footprint.remove()
+        raise
     return Live(
         config=config,
         roots=roots,
