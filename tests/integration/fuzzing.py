@@ -68,7 +68,7 @@ IMAGES = (
     "a b",
     "\0",
 )
-CGROUPS = ("", "/<prefix>/fuzz", "/<prefix>/a b", "..", "/../x", "x/y.slice", "\0", "/" + "c" * 300)
+CGROUPS = ("", "/<prefix>/fuzz<new>", "/<prefix>/a b<new>", "..", "/../x", "x/y.slice", "\0", "/" + "c" * 300)
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "log_directory": INSIDE,
     "location": (*INSIDE, BASE + "/checkpoint.tar"),

@@ -65,6 +65,7 @@ _RULES = (
     _rule(r"setns\(pid=\d+, \w+\): no such process", errors.FailedPrecondition, "exec", clearer=_FINISHED),
     _rule(r"is not in `created` or `stopped` state|that is not stopped", errors.FailedPrecondition, "delete"),
     _rule(r"cannot (?:pause|resume) |container is (?:already )?paused", errors.FailedPrecondition),
+    _rule(r"memory limit (?:could be )?too low", errors.InvalidArgument),
     _rule(r"device or resource busy|unable to set memory limit", errors.FailedPrecondition, "update"),
     _rule(r": (?:invalid argument|numerical result out of range)", errors.InvalidArgument, "update"),
 )
