@@ -26,7 +26,7 @@ from tests.integration.fuzzing import Draw, fill, mutated, random_message
 
 pytestmark = pytest.mark.shared_daemon
 
-EXAMPLES = int(os.environ.get("ATOLL_FUZZ_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("ATOLL_FUZZ_EXAMPLES", "300"))
 IS_LONG = "ATOLL_FUZZ_EXAMPLES" in os.environ
 ANSWER_WITHIN_S = 10.0
 STREAM_FOR_S = 0.1
