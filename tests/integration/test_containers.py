@@ -394,7 +394,8 @@ def test_an_exec_with_a_terminal_has_its_size_and_is_told_of_a_new_one(cri: CRI,
         yield own.ExecRequest(stdin=b"x\n")
 
     def requests() -> Iterator[own.ExecRequest]:
-        script = "tty; stty size; read line; stty size"
+        # A runtime may give the terminal its size only behind the start of the process.
+        script = "tty; until stty size | grep '^40 120$'; do sleep 0.05; done; read line; stty size"
         yield own.ExecRequest(
             start=own.ExecStart(
                 container_id=container,
