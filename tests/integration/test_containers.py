@@ -503,8 +503,9 @@ def test_a_rotated_log_loses_nothing(cri: CRI, pod: str) -> None:
     followed: list[bytes] = []
     reader = threading.Thread(
         target=lambda: followed.extend(
-            message.content
+            line.content
             for message in cri.own.stream("Logs", own.LogsRequest(container_id=container, follow=True, tail=-1))
+            for line in message.lines
         )
     )
     reader.start()
@@ -541,7 +542,7 @@ def test_logs_are_read_from_the_end_since_and_followed(cri: CRI, pod: str) -> No
 
     def read(**wanted: int | bool) -> list[bytes]:
         request = own.LogsRequest(container_id=container, **wanted)  # pyright: ignore[reportArgumentType]
-        return [message.content for message in cri.own.stream("Logs", request)]
+        return [line.content for message in cri.own.stream("Logs", request) for line in message.lines]
 
     eventually(lambda: len(read(tail=-1)) == 5, "five lines are there")
     assert read(tail=2) == [b"4", b"5"]
