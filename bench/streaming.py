@@ -188,30 +188,15 @@ def measure(daemons: list[Daemon], size: int, rounds: int) -> dict[tuple[str, st
     return found
 
 
-class Elsewhere(Containerd):
-    """A containerd of a folder of one's own."""
-
-    def __init__(self, own: Places, folder: str) -> None:
-        super().__init__(own)
-        self._folder = folder
-
-    @property
-    def path(self) -> str:
-        return f"{self._folder}:{super().path}"
-
-    def command(self) -> list[str]:
-        return [f"{self._folder}/containerd", *super().command()[1:]]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--containerd", default="", help="the folder of another containerd and its shim")
+    parser.add_argument("--containerd", type=Path, help="the folder of another containerd and its shim")
     options = parser.parse_args()
     with places.prefix() as prefix:
         theirs = Places(prefix=prefix, name="containerd", number=0)
-        containerd = Elsewhere(theirs, options.containerd) if options.containerd else Containerd(theirs)
+        containerd = Containerd(theirs, folder=options.containerd)
         daemons: list[Daemon] = [Atoll(Places(prefix=prefix, name="atoll", number=1)), containerd]
         found = measure(daemons, options.mb << 20, options.rounds)
     print("| median | atoll, MB/s | containerd, MB/s | ratio | atoll, CPU s a GB | containerd, CPU s a GB |")

@@ -16,6 +16,7 @@ import pytest
 from atoll import errors
 from atoll.config import StreamingSection
 from atoll.streaming import server as module
+from atoll.streaming import wire
 from atoll.streaming.command import Options, Streams
 from atoll.streaming.flow import Gone
 from atoll.streaming.server import Command, Server
@@ -122,6 +123,31 @@ async def test_a_silent_client_is_left_and_what_it_ran_too() -> None:
         await asyncio.to_thread(work)
         async with asyncio.timeout(5):
             await handler.left.wait()
+
+
+async def test_a_client_that_leaves_while_nothing_of_it_is_read_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "WATCH_S", 0.1)
+    left = asyncio.Event()
+
+    async def deaf(streams: Streams) -> End:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.set()
+        return End()
+
+    async with serving() as server:
+        url = await server.url("exec", Command(options=ALL, handler=deaf))
+
+        def work() -> None:
+            with SpdyCommand(url, "v4.channel.k8s.io", stdin=True) as command:
+                command.session.until(lambda: len(command.session.replied) == 4)
+                command.stdin(bytes(1 << 20))
+                command.stdin(bytes(10))
+
+        await asyncio.to_thread(work)
+        async with asyncio.timeout(5):
+            await left.wait()
 
 
 async def test_the_end_of_the_server_ends_its_sessions() -> None:

@@ -83,9 +83,14 @@ class Inflow:
 
     async def read(self) -> Chunk:
         """The next bytes, never none before the end, which is empty. Raises `Gone` after the last byte."""
+        chunks = await self.read_chunks()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def read_chunks(self) -> list[Chunk]:
+        """As `read`, in the pieces in which they wait: at most `JOIN_BYTES` where it is more than one."""
         while not self._chunks:
             if self._ended:
-                return b""
+                return []
             if self._gone:
                 raise Gone
             self._waiter = asyncio.get_running_loop().create_future()
@@ -93,17 +98,14 @@ class Inflow:
                 await self._waiter
             finally:
                 self._waiter = None
-        chunk = self._chunks.popleft()
-        size = len(chunk)
-        if self._chunks and size < JOIN_BYTES:
-            parts = [chunk]
-            while self._chunks and size + len(self._chunks[0]) <= JOIN_BYTES:
-                parts.append(self._chunks.popleft())
-                size += len(parts[-1])
-            chunk = b"".join(parts)
+        chunks = [self._chunks.popleft()]
+        size = len(chunks[0])
+        while self._chunks and size + len(self._chunks[0]) <= JOIN_BYTES:
+            chunks.append(self._chunks.popleft())
+            size += len(chunks[-1])
         self.size -= size
         self._changed(-size)
-        return chunk
+        return chunks
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -128,16 +128,27 @@ class Relay:
             self._loop.remove_reader(fd)
 
     async def _to_pod(self) -> None:
-        while chunk := await self._inflow.read():
+        while chunks := await self._inflow.read_chunks():
             self._moved = self._loop.time()
             try:
-                await self._loop.sock_sendall(self._connection, chunk)
+                await self._send(chunks)
             except (BrokenPipeError, ConnectionResetError):  # the pod takes no more: what it says is still passed on
                 self._inflow.discard()
                 return
             self._moved = self._loop.time()
         with contextlib.suppress(OSError):  # it has ended meanwhile
             self._connection.shutdown(socket.SHUT_WR)
+
+    async def _send(self, chunks: list[Chunk]) -> None:
+        """All of them: at once as far as there is room, without putting them together."""
+        try:
+            sent = self._connection.sendmsg(chunks)
+        except BlockingIOError:
+            sent = 0
+        for chunk in chunks:
+            if sent < len(chunk):
+                await self._loop.sock_sendall(self._connection, memoryview(chunk)[sent:])
+            sent = max(sent - len(chunk), 0)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

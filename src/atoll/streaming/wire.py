@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ LOW_WATER_BYTES = 64 << 10
 MAX_UNREAD_ANSWERS = 64 << 10
 """Bytes of answers (pings, resets) that a peer may cause without reading any."""
 
+WATCH_S = 10.0
 KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
@@ -74,7 +76,7 @@ class Wire(asyncio.Protocol):
         self._room: list[asyncio.Future[None]] = []
         self._answers = 0
         self._active = self._loop.time()
-        self._idle: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._lost_callbacks: list[Callable[[], None]] = []
         self.lost = asyncio.Event()
         """Set when the connection has ended, from either side."""
@@ -88,7 +90,7 @@ class Wire(asyncio.Protocol):
         if (connection := transport.get_extra_info("socket")) is not None:
             for level, option, value in KEEP_ALIVE:
                 connection.setsockopt(level, option, value)
-        self._watch_idleness()
+        self._watch()
         self._accepted(self)
 
     def data_received(self, data: bytes) -> None:
@@ -113,8 +115,8 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._idle is not None:
-            self._idle.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self.lost.set()
         self._wake()
         callbacks, self._lost_callbacks = self._lost_callbacks, []
@@ -219,9 +221,18 @@ class Wire(asyncio.Protocol):
                 await self.lost.wait()
         self.abort()
 
-    def _watch_idleness(self) -> None:
+    def _watch(self) -> None:
+        """End a connection that is idle, and one whose peer has left while nobody may read and so hear of it."""
         left = self._active + self._idle_timeout_s - self._loop.time()
-        if left <= 0:
+        if left <= 0 or (self._holds and self._has_hung_up()):
             self.abort()
         else:
-            self._idle = self._loop.call_later(left, self._watch_idleness)
+            self._watching = self._loop.call_later(min(left, WATCH_S), self._watch)
+
+    def _has_hung_up(self) -> bool:
+        connection = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if connection is None:
+            return False
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
