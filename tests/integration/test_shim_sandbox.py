@@ -243,8 +243,8 @@ async def test_unknown_sandboxes(shim: ShimUnderTest) -> None:
                     )
                 )
             ),
-            errors.Unimplemented,
-            "user namespace",
+            errors.InvalidArgument,
+            "needs 1 to 340 ranges",
         ),
     ],
 )
