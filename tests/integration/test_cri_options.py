@@ -444,7 +444,7 @@ def test_an_image_is_mounted_as_a_volume(cri: CRI, roots: Roots, kind: str, user
         assert (told.container_path, told.image.image) == ("/two", two)
         # The view of it keeps the files of an image that is removed.
         remove(cri, two)
-        cri.own.call("Fsck", own.FsckRequest(repair=True), own.FsckResponse)
+        cri.require_clean_books()
         assert cri.sh(made, "cat /two/file") == "upper"
         cri.remove_pod(pod)
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
-from tests.integration.conftest import Roots
+from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, refused
 
 RUNTIMES = """
@@ -124,6 +124,28 @@ def test_a_pod_with_users_has_the_networks_and_shares_pids(cri: CRI, handler: st
     assert cri.pod_status(pod).network.ip in cri.sh(made, "ip -4 addr show eth0")
     assert cri.sh(made, "readlink /proc/self/ns/pid") == os.readlink(f"/proc/{cri.pod_info(pod)['pid']}/ns/pid")
     assert "root" in cri.sh(made, "wget -qO- http://127.0.0.1/passwd"), "port 80 is the pod's to bind"
+
+
+def test_a_pod_with_users_outlives_its_daemon(cri: CRI, daemon: Daemon, handler: str, volume: Path) -> None:
+    namespaces = pb.NamespaceOption(pid=CONTAINER, userns_options=users())
+    pod = cri.run_pod(cri.pod_config(namespaces=namespaces), handler)
+    config = cri.container_config("/bin/sleep", "1000")
+    ids = users().uids
+    config.mounts.add(container_path="/volume", host_path=str(volume), uidMappings=ids, gidMappings=ids)
+    running = cri.create(pod, config)
+    cri.start(running)
+    config.metadata.name = "waiting"
+    waiting = cri.create(pod, config)
+    daemon.kill()
+    daemon.start()
+    cri.start(waiting)
+    for one in (running, waiting, cri.run(pod, "/bin/sleep", "1000")):
+        assert cri.sh(one, "cat /proc/self/uid_map").split() == ["0", str(FIRST), str(COUNT)]
+    assert cri.sh(waiting, "cat /volume/file") == "of the host"
+    cri.require_clean_books()
+    cri.stop(running)
+    cri.remove(running)
+    cri.require_clean_books()
 
 
 def test_a_pod_with_users_may_have_the_hosts_network(cri: CRI, handler: str) -> None:
