@@ -135,6 +135,13 @@ async def test_import_gives_the_name_asked_for(store: Stack, roots: Roots) -> No
     assert one.repo_tags == ("docker.io/team/app:latest",)
 
 
+async def test_a_pipe_is_no_archive_and_holds_nobody_up(store: Stack, roots: Roots) -> None:
+    os.mkfifo(roots.base / "pipe")
+    for path in (roots.base / "pipe", Path("/dev/tty")):
+        with pytest.raises(errors.InvalidArgument, match=f"{path}: is neither a file nor a folder"):
+            await store.images.import_archive(path)
+
+
 async def test_layout_of_an_index_gives_this_machines_image(store: Stack, roots: Roots) -> None:
     ours, other = image([BASE]), image([TOP], architecture="s390x")
     layout = write_layout(roots.base / "multi", (ours, ""), (other, ""))

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
+from atoll import errors
 from atoll.concurrency import run_to_completion
 
 T = TypeVar("T")
@@ -22,9 +23,13 @@ async def made_or_undone(
 ) -> T:
     """The result of `making`; where the caller is cancelled meanwhile, `undo` is run on it first. Both are bounded."""
     made: list[T] = []
+    failures: list[errors.AtollError] = []
 
     async def make() -> None:
-        made.append(await making)
+        try:
+            made.append(await making)
+        except errors.AtollError as error:  # a caller that was cancelled does not want to know
+            failures.append(error)
 
     try:
         await run_to_completion(make(), within=within)
@@ -32,4 +37,6 @@ async def made_or_undone(
         if made:
             await run_to_completion(undo(made[0]), within=UNDO_WITHIN_S)
         raise
+    if failures:
+        raise failures[0]
     return made[0]

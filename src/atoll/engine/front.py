@@ -196,13 +196,13 @@ class FrontController(Controller):
         await self._sandboxes.update(self._hosted(sandbox_id), sandbox, fields)
 
     async def pause(self, sandbox_id: str) -> None:
-        self._refuse_pod(sandbox_id, "pause", "the daemon's own clients")
+        self._refuse_pod(sandbox_id, "pause", "a sandbox of this API: CRI has no call for it")
         hosted = self._running(sandbox_id)
         with hosted.named():
             await self._sandboxes.controller(hosted).pause(hosted.inner_id)
 
     async def resume(self, sandbox_id: str) -> None:
-        self._refuse_pod(sandbox_id, "resume", "the daemon's own clients")
+        self._refuse_pod(sandbox_id, "resume", "a sandbox of this API: CRI has no call for it")
         hosted = self._running(sandbox_id)
         with hosted.named():
             await self._sandboxes.controller(hosted).resume(hosted.inner_id)

@@ -201,9 +201,12 @@ class ImageStore:
         if name is not None and name.digest is not None:
             raise errors.InvalidArgument(f"{ref}: an imported image is named by a tag; its digest is what it is")
         try:
-            is_folder = stat.S_ISDIR((await self._blocking.run(os.stat, path)).st_mode)
+            mode = (await self._blocking.run(os.stat, path)).st_mode
         except OSError as error:
             raise errors.NotFound(f"{path}: cannot be read: {error.strerror}") from error
+        is_folder = stat.S_ISDIR(mode)
+        if not is_folder and not stat.S_ISREG(mode):  # whoever opened a pipe would wait for its writer
+            raise errors.InvalidArgument(f"{path}: is neither a file nor a folder")
         scratch = await self._blocking.run(self._content.folder)
         try:
             if is_folder:

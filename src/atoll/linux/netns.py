@@ -131,7 +131,7 @@ def inside(path: Path, work: Callable[[], T]) -> T:
     """Run `work` on a thread of its own inside the namespace at `path`; blocks until it ends."""
 
     def enter() -> T:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # what is none must not hold us up
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWNET)
         finally:

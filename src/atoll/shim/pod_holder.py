@@ -263,7 +263,7 @@ class Holders:
 
 
 def _open(path: str, opened: contextlib.ExitStack) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     opened.callback(os.close, fd)
     return fd
 

@@ -33,8 +33,8 @@ SAFE: tuple[Check[ShimTrial], ...] = (*bootstrap.CHECKS, *task.CHECKS, *processe
 DESTRUCTIVE: tuple[Check[ShimTrial], ...] = ending.DESTRUCTIVE
 CHECKS: tuple[Check[ShimTrial], ...] = (*SAFE, *DESTRUCTIVE)
 FOLDER = Path("/run")
-RUNC_ROOTS = Path("/run/containerd/runc")
-"""Where the runc shim keeps runc's state, a folder a namespace, which it never removes; a killed one may leave more."""
+ROOTS = (Path("/run/containerd/runc"), Path("/run/atoll/oci"))
+"""Where shims keep their OCI runtime's state, a folder a namespace, which none removes; a killed one may leave more."""
 
 
 async def check_shim(
@@ -75,7 +75,8 @@ async def shim(binary: str, *, within_s: float = WITHIN_S, parent: Path = FOLDER
             yield subject
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(RUNC_ROOTS / namespace, ignore_errors=True)
+        for root in ROOTS:
+            shutil.rmtree(root / namespace, ignore_errors=True)
         _remove_cgroup(namespace)
 
 
