@@ -1,6 +1,6 @@
 """Throughput of exec and port forward over SPDY: Atoll beside containerd, by one client, in one run. As root.
 
-    python -m bench.streaming [--mb 256] [--rounds 3] [--containerd FOLDER]
+    bench/streaming.py [--mb 256] [--rounds 3] [--containerd FOLDER]
 
 The client is as cheap as it can be, so that what is measured is the server. The pod has the host's network: its port
 is one that this process listens on.
@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.streaming import spdy_codec as codec
@@ -209,5 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())
