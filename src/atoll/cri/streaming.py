@@ -238,11 +238,14 @@ class _Size(msgspec.Struct, frozen=True):
 
 def _resize(tasks: TaskOwner, inflow: Inflow | None, resize: Resize) -> None:
     if inflow is not None:
-        tasks.spawn(fed(_resizing(inflow, resize)), name="resize")
+        tasks.spawn(fed(follow_sizes(inflow, resize)), name="resize")
 
 
-async def _resizing(inflow: Inflow, resize: Resize) -> None:
-    """Sizes come as JSON objects behind each other; a client whose objects are none is not heard any more."""
+async def follow_sizes(inflow: Inflow, resize: Resize) -> None:
+    """Pass on the sizes that come, as JSON objects behind each other; a client whose objects are none is not heard.
+
+    A size with a 0 says nothing. Returns when no more will come.
+    """
     text = b""
     with contextlib.suppress(Gone):
         while chunk := await inflow.read():
