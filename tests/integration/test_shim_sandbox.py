@@ -31,6 +31,7 @@ from atoll.api.cri_runtime_v1_pb2 import (
 from atoll.linux import cgroup_layout, netns
 from atoll.linux.cgroup import Cgroup
 from atoll.shim import records
+from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.records import SandboxRecord
 from tests.integration.conftest import Roots
 from tests.integration.shim_pods import ShimUnderTest, ShimYard, open_yard
@@ -294,6 +295,17 @@ async def test_the_cgroup_is_made_with_limits_and_removed(shim: ShimUnderTest, n
     shim.containers.remove(container)
     await shim.shutdown()
     assert not cgroup.exists()
+
+
+async def test_a_cgroup_that_another_pod_made_goes_with_the_last_one(shim: ShimUnderTest, network: Path) -> None:
+    linux = LinuxPodSandboxConfig(cgroup_parent=f"/{shim.prefix}/pods")
+    other = PodCgroup(linux.cgroup_parent, exclusive=False)
+    other.create(linux)
+    assert other.is_made
+    await shim.create_sandbox(PodSandboxConfig(linux=linux), netns=str(network))
+    await shim.start_sandbox()
+    await shim.shutdown()  # here it is the last one
+    assert not other.exists()
 
 
 async def test_a_cgroup_of_others_is_left_alone(shim: ShimUnderTest, network: Path) -> None:

@@ -73,7 +73,7 @@ class RootProvider(Protocol):
 class PauseRecord(Record, frozen=True, kw_only=True):
     """What a new daemon must know of a pod; replaced whenever it changes. Times in ns since the epoch.
 
-    `owns_cgroup`: nobody else uses `cgroup_parent`. `made_cgroup`: it was not there before the pod. `annotations`,
+    `owns_cgroup`: nobody else uses `cgroup_parent`. `made_cgroup`: a pod made it. `annotations`,
     `overhead` and `resources` are None until an update changed them. `kept_frozen` names the cgroups below the pod's
     that a pause holds.
     """

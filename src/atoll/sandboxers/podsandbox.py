@@ -177,6 +177,8 @@ class PodSandboxController(HeldController[PauseHeld]):
         if not cgroup.is_slice and not cgroup.exists():
             held.note(made_cgroup=True)
             cgroup.create(record.config.linux)
+        elif cgroup.is_made:  # by another pod, which may go before this one
+            held.note(made_cgroup=True)
 
     # the end
 

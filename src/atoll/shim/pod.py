@@ -143,6 +143,8 @@ class Pod:
             self._made_cgroup = True
             self._write_record()
             self._cgroup.create(request.config.linux)
+        elif self._cgroup is not None and self._cgroup.is_made:  # by another pod, which may go before this one
+            self._made_cgroup = True
         faults.reached("shim pod/files")
         pod_files.create(request.files, request.config, shm=spaces.ipc)
         pod_links.make(request.bundle, request.files)

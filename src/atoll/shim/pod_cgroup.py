@@ -1,14 +1,17 @@
 """The cgroup of a pod, the parent of its containers' cgroups.
 
 Whoever asked for the pod may have made it (a kubelet does, with the limits), or name one that is not there
-yet: then the shim makes it, with the pod's limits, and removes it at the end. A systemd slice is left to
-systemd, which makes it with the first container.
+yet: then the shim makes it, with the pod's limits, and removes it at the end. Where several pods name one, the last of
+them removes it: what was made carries a mark. A systemd slice is left to systemd, which makes it with the first
+container.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import re
 import time
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +27,10 @@ from atoll.sandbox.resources import NOTHING, UpdatedResources, in_cri_words, mer
 
 DELETE_TIMEOUT_S = 1.0
 DELETE_PAUSE_S = 0.005
+SHARED_TIMEOUT_S = 0.1
+"""Where it may be another pod's too, who has its processes in it."""
+MADE = "trusted.atoll.made"
+"""The mark of a cgroup that a pod has made, an extended attribute: it goes with the cgroup."""
 _CPU_LIST = re.compile(r"[0-9,-]{0,4096}")
 
 
@@ -50,6 +57,11 @@ class PodCgroup:
         """Whether systemd makes and removes it."""
         return self.path.endswith(".slice")
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is there because a pod made it."""
+        return any(_is_marked(folder) for folder in self.folders)
+
     def exists(self) -> bool:
         """Whether it is there in any hierarchy."""
         return self._cgroup.exists()
@@ -60,6 +72,9 @@ class PodCgroup:
         Raises `OSError`, and `FailedPrecondition` for a limit whose controller the host lacks.
         """
         self._cgroup.create()
+        for folder in self.folders:
+            with contextlib.suppress(OSError):  # a kernel without attributes here: then its first pod alone removes it
+                os.setxattr(folder, MADE, b"1")
         if linux is not None and linux.resources is not None:
             self._cgroup.set_limits(limits(linux.resources, linux.overhead or LinuxContainerResources()))
 
@@ -86,7 +101,7 @@ class PodCgroup:
         Where a process is left in it: `FailedPrecondition`, or it stays where it may be another pod's too. Other
         pods of the process go on meanwhile.
         """
-        deadline = time.monotonic() + DELETE_TIMEOUT_S
+        deadline = time.monotonic() + (DELETE_TIMEOUT_S if self.exclusive else SHARED_TIMEOUT_S)
         while True:
             try:
                 self._cgroup.delete(0)
@@ -106,6 +121,13 @@ class PodCgroup:
         except errors.FailedPrecondition:
             if self.exclusive:
                 raise
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return bool(os.getxattr(folder, MADE))
+    except OSError:
+        return False
 
 
 def limits(resources: LinuxContainerResources, overhead: LinuxContainerResources) -> Limits:
