@@ -500,10 +500,14 @@ class Containers:
             await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
         await self._exits.give_up(container.id)
         await container.status.update(lambda status: status.begin_removal())
-        await self._parts.nri.remove(pod, container)
-        story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
-        with story.step("release", "ledger"):
-            await self._release(container.id)
+        try:
+            await self._parts.nri.remove(pod, container)
+            story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
+            with story.step("release", "ledger"):
+                await self._release(container.id)
+        except BaseException:
+            await container.status.update(lambda status: status.kept())
+            raise
         self._publish(EventType.DELETED, container)
 
     async def _end_without_pod(self, container: Container) -> None:
