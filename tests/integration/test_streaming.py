@@ -587,3 +587,20 @@ def test_garbage_ends_its_own_connection_and_nothing_else(cri: CRI, daemon: Daem
             other.stdin(b"still here", fin=True)
             assert other.wait().text("stdout") == b"still here"
         assert daemon.is_running()
+
+
+def test_the_end_of_the_daemon_ends_sessions_and_what_they_ran_and_no_container(cri: CRI, daemon: Daemon) -> None:
+    with container(cri, stdin=True) as (_, of):
+        url = exec_url(cri, of, "sleep", "777")
+        with (
+            SpdyCommand(url, "v4.channel.k8s.io") as command,
+            WebSocket(attach_url(cri, of), "v5.channel.k8s.io") as attached,
+        ):
+            eventually(lambda: "sleep 777" in cri.sh(of, "ps"), "it runs")
+            assert daemon.stop() == 0
+            assert command.session.until(lambda: False).away is not None
+            attached.until(lambda: False)
+            assert attached.closed is not None
+            daemon.start()
+            assert "sleep 777" not in cri.sh(of, "ps")
+            assert cri.status(of).state == pb.CONTAINER_RUNNING
