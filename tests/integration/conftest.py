@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.shim.stdio.null import open_null
 from tests.conftest import IN_CI
 from tests.integration.cri_client import CRI, connected
 from tests.integration.daemons import BIN, Daemon, Roots
@@ -22,6 +23,13 @@ from tests.integration.shared import Shared
 __all__ = ["BIN", "Daemon", "Roots"]
 
 ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "test-artefacts"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_null() -> None:
+    """What a process keeps from the first container stream on that goes nowhere is there before any test looks."""
+    if os.geteuid() == 0:
+        os.close(open_null(os.O_RDONLY))
 
 
 @pytest.fixture(autouse=True)

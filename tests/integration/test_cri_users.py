@@ -157,6 +157,22 @@ def test_a_pod_with_users_may_have_the_hosts_network(cri: CRI, handler: str) -> 
     assert cri.exec(made, "/bin/sh", "-c", "ip link set lo down").code != 0, "it is not the users' network"
 
 
+def test_the_hosts_null_is_given_to_nobody(cri: CRI, handler: str) -> None:
+    def host() -> tuple[int, int, int]:
+        found = os.stat(os.devnull)
+        return found.st_uid, found.st_gid, found.st_mode
+
+    before = host()
+    pod = cri.run_pod(cri.pod_config(namespaces=pb.NamespaceOption(pid=CONTAINER, userns_options=users())), handler)
+    config = cri.container_config("/bin/sh", "-c", "chmod 700 /proc/self/fd/0 /dev/stdin; exec sleep 1000")
+    config.linux.security_context.run_as_user.value = 77
+    config.log_path = ""  # its output goes nowhere too
+    made = cri.create(pod, config)
+    cri.start(made)
+    assert cri.exec(made, "/bin/sh", "-c", "cat /dev/stdin; echo said >&0; true").code == 0
+    assert host() == before
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -22,6 +22,7 @@ from atoll.shim.stdio.console import SOCKET_FOLDER, ConsoleSocket, set_window_si
 from atoll.shim.stdio.hub import Hub
 from atoll.shim.stdio.log import Clock, LogFile, LogSink
 from atoll.shim.stdio.logger import LogProgram
+from atoll.shim.stdio.null import open_null
 from atoll.shim.stdio.pump import FdSink, Pump, Sink
 from atoll.shim.stdio.request import Binary, Cri, Fifo, File, Null, StdioRequest, Stream, Target, parse_target
 from atoll.shim.stdio.stdin import AttachedInput
@@ -254,7 +255,7 @@ class Stdio:
         if isinstance(target, Fifo):
             self._stdin_fifo = _open_fifo(target.path, os.O_RDONLY)
         if isinstance(target, Null) or self._request.terminal:
-            self._child.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            self._child.append(open_null(os.O_RDONLY))
             return
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._child.append(reading)
@@ -274,13 +275,13 @@ class Stdio:
         terminal = self._request.terminal and stream == "stdout"
         if isinstance(target, Null) and not terminal:
             if self._fifos is None:
-                self._child.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+                self._child.append(open_null(os.O_WRONLY))
             return
         reading = -1
         if self._fifos is not None:
             reading = _open_fifo(self._fifos.path(stream), os.O_RDONLY)
         elif terminal:
-            self._child.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+            self._child.append(open_null(os.O_WRONLY))
         else:
             reading, writing = os.pipe2(os.O_CLOEXEC)
             self._child.append(writing)
