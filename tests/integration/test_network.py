@@ -323,6 +323,27 @@ async def test_a_port_that_a_pod_of_another_daemon_publishes_is_refused(host: Ho
     await other.detach(await other.attach(host.request(2, ports=ports)))
 
 
+async def test_of_two_daemons_that_publish_one_port_at_once_one_is_refused(host: Host) -> None:
+    daemons = [await host.network(), await host.network()]
+    ports = (PortMapping(host_port=free_port(), container_port=80),)
+    refused: list[errors.AtollError] = []
+
+    async def publish(number: int) -> None:
+        try:
+            made = await daemons[number].attach(host.request(number, ports=ports))
+        except errors.FailedPrecondition as error:
+            refused.append(error)
+            return
+        while not refused:  # noqa: ASYNC110  the other one's answer
+            await asyncio.sleep(0.01)
+        await daemons[number].detach(made)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for number in range(2):
+            group.create_task(publish(number))
+    assert len(refused) == 1
+
+
 async def test_a_published_port_is_reached_from_the_host(host: Host) -> None:
     network = await host.network()
     port = free_port()

@@ -13,13 +13,15 @@ import ipaddress
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 
 from atoll import errors
 from atoll.network import redirects
 from atoll.network.model import PROTOCOLS, PortMapping
 
+TURN_WITHIN_S = 30.0
+TURN_PAUSE_S = 0.02
 TCP_LISTEN = "0A"
 UDP_UNCONNECTED = "07"
 ANY = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, never bound to
@@ -41,6 +43,37 @@ def validate(ports: tuple[PortMapping, ...]) -> None:
                 raise errors.InvalidArgument(f"port mapping {port.host_port}: {port.host_ip!r} is no address") from None
         if any(_overlap(port, other) for other in ports[:at]):
             raise errors.InvalidArgument(f"port mapping {port.host_port}/{port.protocol} is asked for twice")
+
+
+@contextlib.asynccontextmanager
+async def publishing(ports: tuple[PortMapping, ...]) -> AsyncGenerator[None]:
+    """Within, no other Atoll of this network namespace publishes one of `ports`: each looks first, then adds its rule.
+
+    Raises `Unavailable` where another one takes longer than `TURN_WITHIN_S` for it. Abstract sockets are what is held:
+    they are the network namespace's, as the ports are, and go with whoever holds them (unix(7)).
+    """
+    with contextlib.ExitStack() as stack:
+        for protocol, number in sorted({(port.protocol, port.host_port) for port in ports}):
+            held = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC))
+            try:
+                async with asyncio.timeout(TURN_WITHIN_S):
+                    while not _takes(held, f"\0atoll/host-port/{protocol}/{number}"):  # noqa: ASYNC110
+                        await asyncio.sleep(TURN_PAUSE_S)
+            except TimeoutError:
+                raise errors.Unavailable(
+                    f"host port {number}/{protocol} is being given to another pod for {TURN_WITHIN_S:g} s; try again"
+                ) from None
+        yield
+
+
+def _takes(held: socket.socket, name: str) -> bool:
+    try:
+        held.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 class HostPorts:

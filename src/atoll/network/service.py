@@ -187,15 +187,16 @@ class Network:
                 taken = self._pool.take(request.sandbox_id, networks)
             if taken is not None:
                 return replace(taken, timings=())
-        await self._ports.claim(request.sandbox_id, request.ports)
-        try:
-            async with self._collecting:
-                self._active.add(request.sandbox_id)
-            attachment = await self._joiner.join(networks, _attach(request), sandbox_id=request.sandbox_id)
-        except BaseException:
-            self._active.discard(request.sandbox_id)
-            self._ports.release(request.sandbox_id, request.ports)
-            raise
+        async with ports.publishing(request.ports):
+            await self._ports.claim(request.sandbox_id, request.ports)
+            try:
+                async with self._collecting:
+                    self._active.add(request.sandbox_id)
+                attachment = await self._joiner.join(networks, _attach(request), sandbox_id=request.sandbox_id)
+            except BaseException:
+                self._active.discard(request.sandbox_id)
+                self._ports.release(request.sandbox_id, request.ports)
+                raise
         return replace(attachment, ports=request.ports)
 
     async def isolate(self, request: AttachRequest) -> Attachment:
