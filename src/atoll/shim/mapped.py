@@ -51,7 +51,7 @@ async def mount_all(holders: Holders, bundle: Path, rootfs: tuple[RootMount, ...
     Raises `InvalidArgument` for maps that are none, `FailedPrecondition` for a file system whose ids cannot be mapped.
     """
     at = bundle / "rootfs"
-    users = _users_of_root(rootfs)
+    users = users_of_root(rootfs)
     if users is None:
         mount_root(rootfs, at)
     else:
@@ -74,7 +74,8 @@ def _let_in(folder: Path, users: IDMap) -> None:
 # The root file system
 
 
-def _users_of_root(rootfs: tuple[RootMount, ...]) -> IDMap | None:
+def users_of_root(rootfs: tuple[RootMount, ...]) -> IDMap | None:
+    """The ids that the options of a root file system ask for; None without any. Raises `InvalidArgument`."""
     options = [option for mount in rootfs for option in mount.options]
     uids = next((option for option in options if option.startswith(UIDS)), "")
     gids = next((option for option in options if option.startswith(GIDS)), "")
@@ -166,7 +167,7 @@ async def _mount_beside(holders: Holders, bundle: Path, asked: Sequence[SpecMoun
                 with _explained(source):
                     idmap.bind(source, folder / str(number), fd)
                 sources[number] = str(folder / str(number))
-    _rename_sources(bundle, sources)
+    rename_sources(bundle, sources)
 
 
 @contextlib.asynccontextmanager
@@ -219,7 +220,7 @@ def _of_spec(mappings: tuple[IDMapping, ...]) -> tuple[IDRange, ...]:
     return tuple(IDRange(container_id=one.containerID, host_id=one.hostID, length=one.size) for one in mappings)
 
 
-def _rename_sources(bundle: Path, sources: dict[int, str]) -> None:
+def rename_sources(bundle: Path, sources: dict[int, str]) -> None:
     """Have config.json name other sources for the mounts of these numbers; everything else as it is."""
     path = bundle / "config.json"
     spec = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
