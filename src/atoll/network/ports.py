@@ -113,8 +113,7 @@ class HostPorts:
 
     def _refuse_redirected(self, owner: str, port: PortMapping, taken: Iterable[redirects.Redirect]) -> None:
         for other in taken:
-            led = PortMapping(host_port=other.port, container_port=1, protocol=other.protocol, host_ip=other.address)
-            if other.container_id != owner and _overlap(port, led):
+            if other.container_id != owner and other.leads(port.protocol, port.host_port, port.host_ip):
                 whose = f"sandbox {other.container_id} of another program" if other.container_id else "another program"
                 raise errors.FailedPrecondition(
                     f"host port {port.host_port}/{port.protocol} leads to {whose} already (chain {other.chain} of "
