@@ -58,7 +58,7 @@ def test_a_mount_that_was_made_is_bound_and_the_rest_of_the_spec_stays(tmp_path:
             {
                 "destination": "/b",
                 "type": "overlay",
-                "options": ["lowerdir=/l:/m", "x-atoll.volume=in", "ro"],
+                "options": options,
                 "more": 1,
             },
         ],
