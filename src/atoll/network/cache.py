@@ -100,6 +100,11 @@ class AttachmentCache:
             )
             raise kind(f"{path}: the attachment cannot be recorded: {error.strerror}") from error
 
+    def sweep(self) -> None:
+        """Remove what an earlier daemon had begun to write when it was killed; for the only one that writes here."""
+        for left in self.folder.glob("*/.*.tmp"):
+            left.unlink(missing_ok=True)
+
     def load(self, key: AttachmentKey) -> Entry | None:
         """The entry of `key`, None where there is none; `DataLoss` where it cannot be read."""
         path = self._path(key)

@@ -120,6 +120,7 @@ class Network:
         """
         for pid in await self._blocking.run(end_plugins, self.netns_folder):
             log.warning("cni plugin process %d of an earlier daemon: killed", pid)
+        await self._blocking.run(self.cni.cache.sweep)
         for attachment in attachments:
             self._ports.note(attachment.sandbox_id, attachment.ports)
         await self._pool.start(live)

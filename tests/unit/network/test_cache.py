@@ -59,6 +59,16 @@ def test_removing_is_idempotent_and_listing_tells_the_keys(tmp_path: Path) -> No
     assert cache.load(KEY) is None
 
 
+def test_a_write_that_was_cut_short_is_swept(tmp_path: Path) -> None:
+    cache = AttachmentCache(tmp_path / "cache")
+    cache.sweep()
+    (cache.folder / "net").mkdir(parents=True)
+    for name in (".a@eth0.json.tmp", "a@eth0.json"):
+        (cache.folder / "net" / name).touch()
+    cache.sweep()
+    assert [path.name for path in (cache.folder / "net").iterdir()] == ["a@eth0.json"]
+
+
 @pytest.mark.parametrize("torn", [b"", b"{", b'{"kind":"other"}', b"\xff"])
 def test_a_torn_entry_is_data_loss_naming_the_file(tmp_path: Path, torn: bytes) -> None:
     cache = AttachmentCache(tmp_path)
