@@ -257,6 +257,7 @@ def connected(roots: Roots, log_folder: Path | None = None) -> Iterator[CRI]:
     """A client of the daemon in `roots`; container logs go below `log_folder`, by default the test's own."""
     options = [
         ("grpc.enable_retries", 0),
+        ("grpc.max_receive_message_length", 16 << 20),  # as a kubelet's
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 200),
     ]

@@ -375,6 +375,24 @@ def test_a_background_child_that_keeps_the_pipe_does_not_hold_the_exec_for_ever(
     assert time.monotonic() - begun < 15
 
 
+def test_a_background_child_holds_a_bounded_exec_no_longer_than_its_bound(cri: CRI, container: str) -> None:
+    begun = time.monotonic()
+    outcome = cri.exec(container, "/bin/sh", "-c", "echo begun; sleep 60 & exit 4", timeout=2)
+    assert (outcome.code, outcome.stdout) == (4, b"begun\n")
+    assert time.monotonic() - begun < 5
+
+
+def test_more_output_than_a_message_holds_is_cut_and_the_exit_code_told(cri: CRI, container: str) -> None:
+    outcome = cri.exec(container, "/bin/sh", "-c", "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 3")
+    assert (outcome.code, len(outcome.stdout)) == (3, 9_000_000)
+    assert 7_000_000 < len(outcome.stderr) < 9_000_000
+
+
+def test_a_word_with_a_zero_byte_is_refused(cri: CRI, container: str) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "zero byte"):
+        cri.exec(container, "echo", "a\0b")
+
+
 def test_stdin_reaches_an_exec_and_its_end_too(cri: CRI, container: str) -> None:
     def inputs() -> Iterator[own.ExecRequest]:
         for _ in range(64):

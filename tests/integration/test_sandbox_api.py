@@ -207,7 +207,7 @@ def test_records_of_every_size_and_time_are_kept(api: SandboxAPI, daemon: Daemon
     api.store("Delete", sandbox_id=made)
 
 
-def test_what_can_be_no_sandbox_is_refused_and_leaves_nothing(api: SandboxAPI, daemon: Daemon) -> None:
+def test_what_can_be_no_sandbox_is_refused_and_leaves_nothing(api: SandboxAPI, daemon: Daemon, roots: Roots) -> None:
     many = {f"label-{n}": "value" for n in range(10_000)}
     for labels in (many, {"k": "v" * 4096}, {"k" * 5000: ""}):
         made = new_id()
@@ -238,6 +238,11 @@ def test_what_can_be_no_sandbox_is_refused_and_leaves_nothing(api: SandboxAPI, d
         there, made = api.inside("r4"), new_id()  # where our name for it is another one
         with refused(CODE.INVALID_ARGUMENT, made, netns):
             there.create(made, options=pod_options(network=cri_pb.POD), netns_path=netns)
+    os.mkfifo(roots.base / "pipe")
+    for sandboxer in ("atoll", "podsandbox"):
+        there, made = api.inside("r4").by(sandboxer), new_id()
+        with refused(CODE.INVALID_ARGUMENT, made, "pipe"):
+            there.create(made, options=pod_options(network=cri_pb.POD), netns_path=str(roots.base / "pipe"))
     with refused(CODE.INVALID_ARGUMENT, "nosuchfs"):
         api.create(rootfs=[types.Mount(type="nosuchfs", source="/nosuch")])
     too_large = api.record(new_id())

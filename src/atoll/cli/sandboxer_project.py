@@ -191,6 +191,7 @@ a Task API, whose address `start` answers.
 
 ## Under Atoll
 
+    [runtimes.atoll]
     [runtimes.$name]
     sandboxer = "remote"
     address = "unix:///run/$name/$name.sock"

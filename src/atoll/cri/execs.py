@@ -8,9 +8,12 @@ from atoll.container.store import Container
 from atoll.cri.selection import find
 from atoll.engine.engine import Engine
 from atoll.engine.execs import Cause, ExecRequest, ExecResult
+from atoll.rpc import MAX_MESSAGE_BYTES
 
 TOLD_BYTES = 1000
 """Of each stream of an exec that was killed; a client takes 8 KiB of a call's whole trailer."""
+OUTPUT_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
+"""Of both streams in an answer; what is more of them is not told, as the exit code is more than the rest of it."""
 TYPE_URL = "type.googleapis.com/"
 
 
@@ -26,7 +29,9 @@ class Execs:
         result = await self._engine.execs.sync(pod, container, asked)
         if result.cause is Cause.TIMED_OUT:
             raise _timed_out(container, request, result)
-        return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit.exit_status)
+        stdout = result.stdout[:OUTPUT_BYTES]
+        stderr = result.stderr[: OUTPUT_BYTES - len(stdout)]
+        return pb.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=result.exit.exit_status)
 
 
 def _timed_out(container: Container, request: pb.ExecSyncRequest, result: ExecResult) -> errors.DeadlineExceeded:

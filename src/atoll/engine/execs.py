@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -131,6 +132,8 @@ class Execs:
         """
         if not request.command:
             raise errors.InvalidArgument("exec: the command is empty")
+        if any("\0" in text for text in (*request.command, *request.env, request.working_dir)):
+            raise errors.InvalidArgument("exec: a word with a zero byte in it, which no process can be given")
         if container.status.get().state is not State.RUNNING:
             raise errors.FailedPrecondition(
                 f"container {container.id[:13]}: is not running, nothing can be run in it; its log tells why "
@@ -216,8 +219,10 @@ class Execs:
         """Run to the end and give all of the output.
 
         With a time limit that runs out, the tree is killed and the result says `TIMED_OUT` with the output
-        so far. A background child that keeps the streams open is waited for `DRAIN_TIMEOUT_S` at most.
+        so far. A background child that keeps the streams open is waited for `DRAIN_TIMEOUT_S` at most, and no longer
+        than the time limit or `KILLED_DRAIN_TIMEOUT_S`.
         """
+        begun = time.monotonic()
         async with self.open(pod, container, request) as started:
             captured = Capture(started.io, OUTPUT_LIMIT_BYTES)
             cause = Cause.EXITED
@@ -230,7 +235,10 @@ class Execs:
                     cause = Cause.TIMED_OUT
                     await started.kill_tree()
                     end = await started.wait()
-                drain_s = DRAIN_TIMEOUT_S if cause is Cause.EXITED else KILLED_DRAIN_TIMEOUT_S
+                drain_s = DRAIN_TIMEOUT_S
+                if request.timeout_s:
+                    left_s = request.timeout_s - (time.monotonic() - begun)
+                    drain_s = min(drain_s, max(left_s, KILLED_DRAIN_TIMEOUT_S))
                 await asyncio.wait({reading}, timeout=drain_s)
                 reading.cancel()
         if cause is Cause.EXITED and end.exit_status > 128 and end.exit_status - 128 <= signal.SIGRTMAX:

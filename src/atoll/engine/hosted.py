@@ -147,7 +147,10 @@ class Hosted:
             yield
         except errors.AtollError as error:
             for one in (error, *error.joined):
-                one.message = one.message.replace(self.inner_id, self.record.id)
+                for what in ("sandbox", "container"):
+                    one.message = one.message.replace(f"{what} {self.inner_id}", f"{what} {self.record.id}")
+            if self.record.id not in error.message:
+                error.message = f"sandbox {self.record.id}: {error.message}"
             raise
 
     def changed(self, **changes: object) -> HostedRecord:

@@ -19,7 +19,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
-from atoll.linux import process
+from atoll.linux import nsfs, process
 from atoll.linux.cgroup import Limits
 from atoll.linux.userns import are_same, maps_of
 from atoll.nri.legacy import LegacyPlugins, SandboxTask
@@ -97,6 +97,8 @@ class PodSandboxController(HeldController[PauseHeld]):
             raise errors.AlreadyExists(f"sandbox {sandbox.id}: is created already")
         require_identifier(sandbox.id, "sandbox id")
         record = pause.record_of(sandbox, options, self._folder / sandbox.id / "files")
+        if record.netns:
+            nsfs.require_network(record.netns)
         held = self._held[sandbox.id] = self._hold(sandbox, record)
         async with held.turn:
             try:
@@ -132,6 +134,8 @@ class PodSandboxController(HeldController[PauseHeld]):
     async def _start(self, held: PauseHeld) -> ControllerInstance:
         request, record = held.request, held.record
         run = self._blocking.run
+        if record.netns:  # it may have gone, or become something else, since the creation
+            nsfs.require_network(record.netns)
         await run(lambda: pod_files.create(Path(record.files), record.config, shm=record.has_ipc))
         await run(self._make_cgroup, held)
         users = record.config.users

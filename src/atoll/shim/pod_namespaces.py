@@ -10,18 +10,16 @@ The mount, cgroup and user namespaces are not the pod's: each container has its 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 
 from atoll import errors
-from atoll.linux import syscalls
+from atoll.linux import nsfs
 from atoll.linux.userns import IDMap
 from atoll.oci.config import NamespaceMode
 from atoll.sandbox.config import PodConfig
 
 HOSTNAME_LIMIT_BYTES = 64
-NS_GET_NSTYPE = 0xB703
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +66,6 @@ class PodNamespaces:
         )
 
     def require_network(self) -> None:
-        """Raise `InvalidArgument` where the path given is no network namespace (ioctl_ns(2))."""
-        if not self.network:
-            return
-        try:
-            fd = os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise errors.InvalidArgument(f"network namespace {self.netns}: is none ({error.strerror})") from error
-        if kind != syscalls.CLONE_NEWNET:
-            raise errors.InvalidArgument(f"network namespace {self.netns}: is a namespace of another kind")
+        """Raise `InvalidArgument` where the path given is no network namespace."""
+        if self.network:
+            nsfs.require_network(self.netns)
