@@ -147,8 +147,8 @@ class Arena:
             found[:] = [str(finding).replace("\n", " ") for finding in cri.fsck()]
             now = self._things()
             found.extend(f"left: {thing}" for thing in sorted(now - self._clean))
-            # A zygote, the process that it keeps ahead and the cgroup above the pods come back when they are needed.
-            gone = (thing for thing in self._clean - now if not thing.startswith(("process ", "cgroup ")))
+            # What is volatile comes back when it is needed; what is durable may not go.
+            gone = (thing for thing in self._clean - now if thing.startswith(f"file {self.roots.root}/"))
             found.extend(f"gone: {thing}" for thing in sorted(gone))
             return not found
 
