@@ -720,6 +720,8 @@ def test_a_pods_options(cri: CRI, roots: Roots, kind: str) -> None:
         (lambda p: p.linux.sysctls.update({"kernel.panic": "1"}), INVALID, "kernel.panic"),
         (lambda p: p.linux.sysctls.update({"vm.swappiness": "1"}), INVALID, "vm.swappiness"),
         (lambda p: p.dns_config.servers.append("1.2.3.4\nnameserver 6.6.6.6"), INVALID, "dns_config.servers"),
+        (lambda p: setattr(p, "hostname", "evil\nroot"), INVALID, "hostname"),
+        (lambda p: setattr(p, "hostname", "../x"), INVALID, "hostname"),
         (lambda p: setattr(p, "hostname", "x" * 65), INVALID, "hostname"),
         (lambda p: setattr(p, "log_directory", "relative"), INVALID, "log_directory"),
         (lambda p: setattr(p.linux, "cgroup_parent", "/../up"), INVALID, ".."),

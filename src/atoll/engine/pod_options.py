@@ -6,6 +6,8 @@ that a pause container has, and is refused all the same where it could not be ob
 
 from __future__ import annotations
 
+import re
+
 from atoll import errors
 from atoll.engine.hosts import REMOTE
 from atoll.engine.parts import Parts
@@ -15,6 +17,7 @@ from atoll.oci.config import LinuxContainerSecurityContext
 from atoll.sandbox.config import DNSConfig, PodConfig
 
 PORT_LIMIT = 65535
+HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 
 def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
@@ -24,6 +27,8 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
     """
     if config.namespaces.target_id:
         raise errors.InvalidArgument("namespace_options.target_id: is for containers, not for pods")
+    if config.hostname and not HOSTNAME.fullmatch(config.hostname):
+        raise errors.InvalidArgument(f"hostname {config.hostname[:100]!r}: letters, digits, dots and dashes only")
     _require_dns(config.dns_config or DNSConfig())
     for mapping in config.port_mappings:
         if not 0 <= mapping.host_port <= PORT_LIMIT or not 0 <= mapping.container_port <= PORT_LIMIT:

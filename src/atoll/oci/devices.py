@@ -68,9 +68,13 @@ def _devices(device: Device) -> Iterator[spec.Device]:
     try:
         real = Path(device.host_path).resolve(strict=True)
         status = real.stat()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        raise errors.InvalidArgument(f"device {device.host_path}: {error.strerror}") from error
+    except RuntimeError as error:
         raise errors.InvalidArgument(f"device {device.host_path}: {error}") from error
     if stat.S_ISDIR(status.st_mode):
+        if not real.is_relative_to("/dev"):
+            raise errors.InvalidArgument(f"device {device.host_path}: is a folder outside /dev; name its devices")
         yield from _below(real, os.path.normpath(target))
     elif (node := _node(os.path.normpath(target), status)) is not None:
         yield node
@@ -86,7 +90,11 @@ def _below(folder: Path, target: str) -> Iterator[spec.Device]:
         for name in names:
             if name in _SKIPPED:
                 continue
-            node = _node(f"{place}/{name}", os.lstat(os.path.join(parent, name)))
+            try:
+                status = os.lstat(os.path.join(parent, name))
+            except FileNotFoundError:  # unplugged meanwhile
+                continue
+            node = _node(f"{place}/{name}", status)
             if node is not None:
                 count += 1
                 if count > DEVICE_LIMIT:

@@ -8,7 +8,7 @@ import pytest
 from atoll import errors
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
-from atoll.oci import bpf, spec
+from atoll.oci import bpf, devices, spec
 from atoll.oci.builder import (
     ContainerSpecRequest,
     ImageDefaults,
@@ -376,3 +376,9 @@ def test_spec_survives_its_json_and_foreign_parts_stay() -> None:
     assert spec.decode(rewritten).process == spec.Process(args=("new",), cwd="/")
     with pytest.raises(errors.InvalidArgument):
         spec.decode(b'{"process":{"args":"text"}}')
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/", "/usr"])
+def test_a_folder_of_devices_is_below_dev(folder: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="outside /dev"):
+        devices.resolve((Device(host_path=folder, permissions="r"),), all_devices=False)
