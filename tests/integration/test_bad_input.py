@@ -314,3 +314,19 @@ def nothing_is_left_within(daemon: Daemon) -> None:
     """Debts of a full disk are paid by themselves once there is space."""
     wait_until(lambda: daemon.run("fsck").returncode == 0, within=30)
     nothing_is_left(daemon)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "--memory", "99999999999999999999", "atoll/busybox"), "more bytes than any machine has"),
+        (("run", "--cpus", "1e300", "atoll/busybox"), "at most 65536"),
+        (("run", "atoll/busybox", "echo", "\udcff"), "argument 4, b'\\xff': is not UTF-8"),
+        (("pull", "a/\udcff"), "argument 2"),
+    ],
+)
+def test_numbers_and_bytes_that_nothing_can_be_made_of(daemon: Daemon, words: tuple[str, ...], told: str) -> None:
+    done = daemon.run(*words)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1

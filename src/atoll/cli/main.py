@@ -49,6 +49,9 @@ def _outcome(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for number, argument in enumerate(arguments, 1):
+        if not argument.isascii() and any("\udc80" <= letter <= "\udcff" for letter in argument):
+            raise errors.InvalidArgument(f"argument {number}, {os.fsencode(argument)[:80]!r}: is not UTF-8")
     if arguments in QUICK:
         from atoll.cli.version import show_version
 

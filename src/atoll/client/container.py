@@ -17,6 +17,7 @@ from atoll.concurrency import run_to_completion
 CALL_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 240.0
 STOP_GRACE_S = 10.0
+STOP_LIMIT_S = 366 * 24 * 3600
 EXEC_LATE_S = 30.0
 """How much longer than its own time limit an exec may take to be answered."""
 
@@ -102,7 +103,7 @@ class Container:
 
         `size` is the terminal's width and height.
         """
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise errors.InvalidArgument(f"timeout {timeout:g}: must be more than 0 seconds")
         words = request.words(command, "command")
         if not words:
@@ -148,13 +149,14 @@ class Container:
 
         `tail` is how many lines from the end, `since` a time or ns since the epoch.
         """
-        if tail is not None and tail < 0:
+        if tail is not None and not 0 <= tail <= request.INT64_MAX:
             raise errors.InvalidArgument(f"tail {tail}: must be a number of lines, 0 or more")
         if since is not None and not isinstance(since, int | datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
             raise errors.InvalidArgument(f"since {since!r}: must be a datetime, or ns since the epoch")
         asked = own.LogsRequest(container_id=self.id, follow=follow, tail=-1 if tail is None else tail)
         if since is not None:
-            asked.since = since if isinstance(since, int) else int(since.timestamp() * 1e9)
+            since_ns = since if isinstance(since, int) else int(since.timestamp() * 1e9)
+            asked.since = min(max(since_ns, 0), request.INT64_MAX)
         answers = self._wire.stream(wire.LOGS, asked)
         try:
             async for answer in answers:
@@ -166,7 +168,9 @@ class Container:
 
     async def stop(self, timeout: float = STOP_GRACE_S) -> None:
         """Ask it to end, and kill it after `timeout` seconds. Idempotent, also for one that is gone."""
-        asked = cri.StopContainerRequest(container_id=self.id, timeout=max(0, round(timeout)))
+        if not 0 <= timeout <= STOP_LIMIT_S:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 to {STOP_LIMIT_S} seconds")
+        asked = cri.StopContainerRequest(container_id=self.id, timeout=round(timeout))
         await self._wire.call(wire.STOP_CONTAINER, asked, timeout_s=timeout + CALL_TIMEOUT_S)
 
     async def remove(self) -> None:

@@ -30,6 +30,8 @@ CPU_MIN_QUOTA_US = 1_000
 CPU_MIN_SHARES = 2
 MEMORY_MIN_BYTES = 512 << 10
 PIDS_HIGHEST = 4 << 20
+CPUS_HIGHEST = 65536
+INT64_MAX = 2**63 - 1
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", re.IGNORECASE)
@@ -119,11 +121,17 @@ def require_name(value: str, what: str) -> str:
 def size_bytes(value: int | str, what: str = "memory") -> int:
     """Bytes of `64MiB`, `64m`, `1.5g` or a plain number. Every unit is a power of 1024, as docker has it."""
     if isinstance(value, int):
-        return value
-    match = _SIZE.fullmatch(value.strip()) if _is_text(value) else None
-    if match is None:
-        raise errors.InvalidArgument(f"{what} {value!r}: must be a size like 64MiB, 512k, 1.5g or a number of bytes")
-    return int(Decimal(match[1]) * 1024 ** _POWERS[match[2].lower()])
+        size = value
+    else:
+        match = _SIZE.fullmatch(value.strip()) if _is_text(value) else None
+        if match is None:
+            raise errors.InvalidArgument(
+                f"{what} {value!r}: must be a size like 64MiB, 512k, 1.5g or a number of bytes"
+            )
+        size = int(Decimal(match[1]) * 1024 ** _POWERS[match[2].lower()])
+    if size > INT64_MAX:
+        raise errors.InvalidArgument(f"{what} {str(value)[:40]}: is more bytes than any machine has")
+    return size
 
 
 def resources(
@@ -136,6 +144,8 @@ def resources(
     if cpus is not None:
         if not isinstance(cpus, int | float) or not math.isfinite(cpus):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without types
             raise errors.InvalidArgument(f"cpus {cpus!r}: must be a number, as in 0.5")
+        if cpus > CPUS_HIGHEST:
+            raise errors.InvalidArgument(f"cpus {cpus:g}: must be at most {CPUS_HIGHEST}")
         quota = round(cpus * CPU_PERIOD_US)
         if quota < CPU_MIN_QUOTA_US:
             raise errors.InvalidArgument(f"cpus {cpus:g}: must be at least {CPU_MIN_QUOTA_US / CPU_PERIOD_US:g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from pathlib import Path
 
@@ -23,12 +24,16 @@ def load(path: Path | None) -> Config:
     """
     source = path if path is not None else DEFAULT_PATH
     try:
+        if stat.S_ISFIFO(source.stat().st_mode):  # it would hold up the daemon that reads its file again
+            raise errors.InvalidArgument(f"{source}: is a pipe, not a file")
         written = source.read_text()
     except FileNotFoundError:
         if path is None:
             return Config()
         raise errors.NotFound(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise errors.InvalidArgument(f"{source}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise errors.InvalidArgument(f"{source}: cannot be read: {error}") from error
     return parse(written, str(source))
 

@@ -15,6 +15,9 @@ import stat
 from collections.abc import Generator
 from pathlib import Path
 
+from atoll.concurrency import run_to_completion
+
+ANSWER_WITHIN_S = 60.0
 _OPEN_FLAGS = {"runc": os.O_RDONLY, "crun": os.O_WRONLY}
 
 
@@ -22,7 +25,9 @@ async def let_go(runtime: str, state: Path) -> bool:
     """Let the process that waits in the state folder `state` execute its command; False where none is met there.
 
     After False nothing was changed. `runtime` is the name of the program; of one that is not known nothing is met.
-    Waits until the process has answered: bound it. Source: runc's and crun's state folders, watched with strace.
+    Once the process knows of us it is waited for, although the caller is cancelled: who left then would break its
+    pipe, and it would end. `DeadlineExceeded` where it does not answer, as one that is frozen.
+    Source: runc's and crun's state folders, watched with strace.
     """
     flags = _OPEN_FLAGS.get(runtime)
     if flags is None:
@@ -34,7 +39,7 @@ async def let_go(runtime: str, state: Path) -> bool:
                 return False
             if flags == os.O_WRONLY:
                 os.write(fd, b"\0")
-            elif not await _byte(fd):
+            elif not await run_to_completion(_byte(fd), within=ANSWER_WITHIN_S):
                 return False
             path.unlink(missing_ok=True)
             return True

@@ -169,13 +169,12 @@ class OCIRuntime:
         _require_id(container)
         if not has_hooks:
             try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    if await execfifo.let_go(self.name, self.root / container):
-                        return
-            except TimeoutError:
+                if await execfifo.let_go(self.name, self.root / container):
+                    return
+            except errors.DeadlineExceeded as error:
                 raise errors.DeadlineExceeded(
-                    f"container {container}: its process did not go on to its command within {START_TIMEOUT_S:g} s"
-                ) from None
+                    f"container {container}: its process does not go on to its command; is it frozen?"
+                ) from error
         await self._call("start", container, timeout_s=START_TIMEOUT_S)
 
     async def delete(self, container: str, *, force: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_without_a_file_of_its_own_every_key_has_its_default(file: Path) -> None
 def test_the_socket_follows_the_state_folder(file: Path) -> None:
     file.write_text('state = "/run/other"\n')
     assert config.load(file).socket_path == Path("/run/other/atoll.sock")
+
+
+def test_a_pipe_is_no_file_and_nothing_is_one_without_keys(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(errors.InvalidArgument, match="is a pipe"):
+        config.load(tmp_path / "pipe")
+    with pytest.raises(errors.InvalidArgument, match="Is a directory"):
+        config.load(tmp_path)
+    assert config.load(Path("/dev/null")) == config.Config()
 
 
 def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
