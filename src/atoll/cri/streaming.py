@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 MAX_RESIZE_BYTES = 4096
 CHUNKS_A_TURN = 4
+LEFT_DRAIN_S = 10.0
+LEFT_DRAIN_BYTES = 16 << 20
 LOCALHOST = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 """What a port of a pod is looked for on, in this order."""
 
@@ -169,6 +171,7 @@ class Output:
     def __init__(self, *pairs: tuple[ByteReader | None, Outlet | None]) -> None:
         self._pairs = [(reader, outlet) for reader, outlet in pairs if reader is not None]
         self._moved = 0
+        self._bytes = 0
         self._sending = 0
         self._fault: errors.AtollError | None = None
 
@@ -181,12 +184,16 @@ class Output:
     async def drained(self, copying: asyncio.Task[None]) -> None:
         """After the process's end: wait until all was sent, or nothing comes for a while from what it left behind.
 
-        Raises what reading raised.
+        What it left behind may go on for ever: then until more has come than the process itself can have left in its
+        pipes, or until the client has been waited for no longer than `LEFT_DRAIN_S`. Raises what reading raised.
         """
-        moved = -1
+        moved, idle_s, most = -1, 0.0, self._bytes + LEFT_DRAIN_BYTES
         while not copying.done() and (self._moved != moved or self._sending):
+            if idle_s >= LEFT_DRAIN_S or self._bytes >= most:
+                break
             moved = self._moved
             await asyncio.wait({copying}, timeout=EXIT_DRAIN_S)
+            idle_s += 0 if self._sending else EXIT_DRAIN_S
         if self._fault is not None:
             raise self._fault
 
@@ -194,6 +201,7 @@ class Output:
         try:
             async for chunk in reader:
                 self._moved += 1
+                self._bytes += len(chunk)
                 if outlet is None:
                     continue
                 self._sending += 1

@@ -195,8 +195,8 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
             devices=found.nodes,
             seccomp=filtered.profile,
             rootfs_propagation=mounted.rootfs_propagation,
-            masked_paths=() if asked.privileged else _paths(asked.masked_paths, "masked_paths"),
-            readonly_paths=() if asked.privileged else _paths(asked.readonly_paths, "readonly_paths"),
+            masked_paths=_hidden(request, asked.masked_paths, MASKED_PATHS, "masked_paths"),
+            readonly_paths=_hidden(request, asked.readonly_paths, READONLY_PATHS, "readonly_paths"),
             mount_label=labels.mount,
         ),
     )
@@ -281,11 +281,18 @@ def _check_text(text: str, what: str) -> None:
         raise errors.InvalidArgument(f"{what}: is not UTF-8") from None
 
 
-def _paths(paths: tuple[str, ...], name: str) -> tuple[str, ...]:
-    for path in paths:
+def _hidden(
+    request: ContainerSpecRequest, asked: tuple[str, ...], usual: tuple[str, ...], name: str
+) -> tuple[str, ...]:
+    """The paths asked for. A request that names none cannot be told from one that wants none: it gets the usual ones,
+    for the host's root could write the host's sysctls, save where the container's root is not the host's.
+    """
+    for path in asked:
         if not path.startswith("/") or "\0" in path:
             raise errors.InvalidArgument(f"{name}: {path[:200]!r} is not an absolute path")
-    return paths
+    if request.security.privileged:
+        return ()
+    return asked or (() if request.pod.has_users else usual)
 
 
 def _namespaces(

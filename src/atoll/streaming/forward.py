@@ -211,7 +211,8 @@ class Pairs:
     def opened(self, stream: Stream) -> Reason | None:
         """Match a new stream with its other; see `spdy.Opened`."""
         port, kind = stream.headers.get("port", ""), stream.headers.get("streamtype", "")
-        if kind not in {"data", "error"} or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        is_number = port.isascii() and port.isdigit() and len(port) <= 5
+        if kind not in {"data", "error"} or not is_number or not 0 < int(port) < 65536:
             return Reason.REFUSED_STREAM
         # Clients that name no request open the error stream first, the data stream right behind it.
         request = stream.headers.get("requestid") or f"of {stream.id - (2 if kind == 'data' else 0)}"

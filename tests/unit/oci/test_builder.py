@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from atoll import errors
+from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
 from atoll.oci import bpf, devices, spec
@@ -382,3 +383,18 @@ def test_spec_survives_its_json_and_foreign_parts_stay() -> None:
 def test_a_folder_of_devices_is_below_dev(folder: str) -> None:
     with pytest.raises(errors.InvalidArgument, match="outside /dev"):
         devices.resolve((Device(host_path=folder, permissions="r"),), all_devices=False)
+
+
+def test_without_paths_to_hide_the_usual_ones_are_hidden_but_from_a_root_that_is_not_the_hosts(
+    request_: ContainerSpecRequest,
+) -> None:
+    def hidden(request: ContainerSpecRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        linux = container_spec(request).linux
+        assert linux is not None
+        return linux.masked_paths, linux.readonly_paths
+
+    assert hidden(request_) == (MASKED_PATHS, READONLY_PATHS)
+    own = secured(request_, masked_paths=("/proc/kcore",), readonly_paths=("/proc/sys",))
+    assert hidden(own) == (("/proc/kcore",), ("/proc/sys",))
+    pod = replace(request_.pod, privileged=True)
+    assert hidden(replace(secured(request_, privileged=True), pod=pod)) == ((), ())
