@@ -189,13 +189,17 @@ class Images:
 
 
 class Registry(ThreadingHTTPServer):
-    """Gives every image, whatever registry it is asked as, on a port of the loopback; a context."""
+    """Gives every image, whatever registry it is asked as, on a port of the loopback; a context.
+
+    But the one that keeps containerd's pods: where that is removed a pod must fail.
+    """
 
     daemon_threads = True
 
     def __init__(self, images: Images) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         given = {**images.imported, **images.pulled}
+        del given[PAUSE_IMAGE]
         manifests = {name.partition("/")[2].replace(":", "/manifests/"): data for name, data in given.items()}
         self.content = {f"/v2/{path}": (OCI_MANIFEST, data) for path, data in manifests.items()}
         self.content["/v2/"] = ("application/json", b"{}")  # asked first: is this a registry?

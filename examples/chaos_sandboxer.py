@@ -168,6 +168,11 @@ class ChaosSandboxer(s.Controller):
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
+    if not 4 <= len(sys.argv) <= 5:
+        sys.exit("chaos: the arguments are ADDRESS REAL-ADDRESS PLAN [SEED]")
     listen, real, plan, *seed = sys.argv[1:]
-    read = Plan.read(Path(plan).read_bytes(), int(seed[0]) if seed else 0)
+    try:
+        read = Plan.read(Path(plan).read_bytes(), int(seed[0]) if seed else 0)
+    except (OSError, ValueError, errors.InvalidArgument) as error:
+        sys.exit(f"chaos: {error}")
     s.run(lambda: ChaosSandboxer(RemoteController(real), read), listen)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import msgspec
@@ -184,8 +185,9 @@ class Arena:
     def _reboot(self) -> None:
         """What a reboot does, as far as the arena owns it, and a boot ID that was not there before."""
         footprint = self._footprint()
+        doomed = _with_children(footprint.processes())  # what holds a pod's namespaces carries no mark of its own
         self.daemon.kill()
-        for pid in footprint.processes():
+        for pid in doomed:
             _kill(pid)
         assert wait_until(lambda: not footprint.processes(), within=5)
         for point in footprint.mounts():
@@ -232,6 +234,16 @@ class Arena:
         for folder in (roots.root, roots.state):
             found += [f"file {path}" for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
         return frozenset(found)
+
+
+def _with_children(found: list[int]) -> list[int]:
+    """These processes and all that they have started, as far as it is still theirs."""
+    doomed = list(found)
+    for pid in doomed:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                doomed += [int(child) for child in task.read_text().split() if int(child) not in doomed]
+    return doomed
 
 
 def _kill(pid: int) -> None:

@@ -126,9 +126,10 @@ def test_restarts_make_calls_wait(activated: Activated) -> None:
                 ask(roots)
         finally:
             over.set()
-        assert all(caller.result() for caller in callers)
+        counts = [caller.result() for caller in callers]
+    assert all(counts)
     assert set(failed) <= {grpc.StatusCode.CANCELLED}
-    assert len(failed) <= RESTARTS * len(callers)
+    assert len(failed) <= sum(counts) / 10
 
 
 def test_a_killed_daemon_is_followed_by_another(activated: Activated) -> None:

@@ -98,7 +98,8 @@ def test_machine_sees_what_no_prefix_tells(mine: Footprint) -> None:
 
 
 def test_roots_are_private_and_short_enough_for_a_socket(roots: Roots) -> None:
-    assert roots.base.stat().st_mode & 0o777 == roots.state.stat().st_mode & 0o777 == 0o700
+    assert roots.base.stat().st_mode & 0o777 == 0o700
+    assert roots.state.stat().st_mode & 0o777 == 0o711  # as the daemon makes it: users of pods pass through it
     assert len(str(roots.socket)) < 60
     assert len(roots.bridge) <= 15
 

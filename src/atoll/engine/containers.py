@@ -91,6 +91,8 @@ class Containers:
         """
         if config.metadata is None or not config.metadata.name:
             raise errors.InvalidArgument("container config: metadata.name is required")
+        if not config.metadata.name.isprintable():
+            raise errors.InvalidArgument(f"container config: metadata.name {config.metadata.name[:80]!r}: is no name")
         if config.image is None or not config.image.image:
             raise errors.InvalidArgument("container config: image.image is required")
         log_path(pod.config, config, "")

@@ -323,7 +323,7 @@ async def test_one_that_cannot_be_asked_is_unknown_with_the_reason(world: World)
     await world.restart()
     controller = world.controller()
     told = await controller.status("one")
-    assert (told.state, told.reason) == (State.UNKNOWN, "busy")
+    assert (told.state, told.reason) == (State.UNKNOWN, "sandbox one: busy")
     with pytest.raises(errors.Unavailable):
         await controller.ping("one")
     await controller.stop("one")
