@@ -34,6 +34,7 @@ from atoll.engine.drivers import is_foreign
 from atoll.engine.lines import tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
+from atoll.linux.files import replacing
 from atoll.runtime.task import TaskClient
 from atoll.sandbox.controller import TypedAny
 from atoll.snapshot import archive
@@ -227,18 +228,11 @@ def _last_error(path: Path) -> str:
 def _pack(files: _Files, target: Path) -> None:
     """Write the archive beside `target`, then have it take that name."""
     try:
-        fd, name = tempfile.mkstemp(dir=target.parent, prefix=".atoll-")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as packed:
-                    _add_all(packed, files)
-                file.flush()
-                os.fsync(fd)
-            os.rename(name, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+        with (
+            replacing(target) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as packed,
+        ):
+            _add_all(packed, files)
     except OSError as error:
         raise errors.FailedPrecondition(f"{target}: cannot be written: {error.strerror}") from error
 

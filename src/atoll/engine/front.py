@@ -136,12 +136,11 @@ class FrontController(Controller):
         try:
             with hosted.named():
                 told = await self._sandboxes.controller(hosted).status(hosted.inner_id, verbose=True)
-        except errors.NotFound as error:
-            # Of one that ended before this daemon began its controller was told nothing.
-            why = "it ended before the daemon was started" if hosted.state.ended is not None else str(error)
-            return known if known.reason else dataclasses.replace(known, reason=f"no info: {why}")
         except errors.AtollError as error:
-            return known if known.reason else dataclasses.replace(known, reason=f"no info: {error}")
+            # Of one that ended before this daemon began its controller was told nothing.
+            is_old = isinstance(error, errors.NotFound) and hosted.state.ended is not None
+            why = "it ended before the daemon was started" if is_old else str(error)
+            return known if known.reason else dataclasses.replace(known, reason=f"no info: {why}")
         return dataclasses.replace(_known(hosted), info=told.info, extra=told.extra)
 
     async def _pod_status(self, pod: Pod, *, verbose: bool) -> ControllerStatus:

@@ -9,15 +9,13 @@ The template is a network configuration (JSON) in which three texts stand for wh
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from atoll import errors
+from atoll.linux.files import replacing
 from atoll.network import config
 from atoll.network.model import JSON
 
@@ -73,17 +71,8 @@ def write(folder: Path, template: Path, told: tuple[Range, ...]) -> Path:
     try:
         content = fill(template.read_bytes(), told, source=str(template))
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=folder, prefix=".atoll-")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                os.fchmod(fd, 0o644)
-                os.fsync(fd)
-            os.rename(name, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+        with replacing(target, mode=0o644) as file:
+            file.write(content)
     except OSError as error:
         raise errors.FailedPrecondition(f"{error.filename or target}: {error.strerror}") from error
     return target

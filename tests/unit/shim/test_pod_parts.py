@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import errors
+from atoll.linux import steps as linux_steps
 from atoll.oci.config import IDMapping, LinuxContainerResources, NamespaceMode, NamespaceOption, UserNamespace
 from atoll.sandbox.config import DNSConfig, LinuxPodConfig, LinuxSandboxSecurityContext, PodConfig
-from atoll.linux import steps as linux_steps
 from atoll.shim import pod_cgroup, pod_files, pod_holder, pod_sysctls
 from atoll.shim.pod_namespaces import PodNamespaces
 
