@@ -13,7 +13,6 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "atoll"
 ELSEWHERE = {
     "undo": "a run that failed: reached by the blows to the steps of a run",
     "kill": "a container that does not end by its signal: reached by the blows to the step before",
-    "drain": "",
 }
 """Steps that a life without a blow does not reach, and what reaches them."""
 
