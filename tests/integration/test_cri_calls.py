@@ -328,10 +328,10 @@ def container_stats(cri: CRI) -> None:
     assert stats.cpu.usage_core_nano_seconds.value > 0
     assert stats.memory.working_set_bytes.value > 0
     assert stats.writable_layer.fs_id.mountpoint
-    for wanted, ids in (({}, [pod.container]), ({"id": "nobody"}, [])):
-        answer = call(cri.runtime, "ListContainerStats", filter=pb.ContainerStatsFilter(**wanted))
+    for wanted, ids in ((pb.ContainerStatsFilter(), [pod.container]), (pb.ContainerStatsFilter(id="nobody"), [])):
+        answer = call(cri.runtime, "ListContainerStats", filter=wanted)
         assert [one.attributes.id for one in answer.stats] == ids
-        answers = streamed(cri.runtime, "StreamContainerStats", filter=pb.ContainerStatsFilter(**wanted))
+        answers = streamed(cri.runtime, "StreamContainerStats", filter=wanted)
         assert [one.attributes.id for one in answers for one in one.container_stats] == ids
 
 
@@ -341,10 +341,11 @@ def pod_stats(cri: CRI) -> None:
     assert linux.memory.working_set_bytes.value > 0
     assert linux.network.default_interface.name == "eth0"
     assert [one.attributes.id for one in linux.containers] == [pod.container]
-    for wanted, ids in (({}, [pod.id]), ({"label_selector": {"app": "db"}}, [])):
-        answer = call(cri.runtime, "ListPodSandboxStats", filter=pb.PodSandboxStatsFilter(**wanted))
+    other = pb.PodSandboxStatsFilter(label_selector={"app": "db"})
+    for wanted, ids in ((pb.PodSandboxStatsFilter(), [pod.id]), (other, [])):
+        answer = call(cri.runtime, "ListPodSandboxStats", filter=wanted)
         assert [one.attributes.id for one in answer.stats] == ids
-        answers = streamed(cri.runtime, "StreamPodSandboxStats", filter=pb.PodSandboxStatsFilter(**wanted))
+        answers = streamed(cri.runtime, "StreamPodSandboxStats", filter=wanted)
         assert [one.attributes.id for one in answers for one in one.pod_sandbox_stats] == ids
 
 

@@ -243,7 +243,7 @@ def test_a_reboot_leaves_pods_that_are_not_ready_and_gives_their_addresses_back(
     created = cri.create(pods[0], cri.container_config("true"))
     shims = [shim_of(cri, pod) for pod in pods]
     inits = [init_of(container) for container in containers]
-    holders = [cri.pod_info(pod)["pid"] for pod in pods]
+    holders = [int(str(cri.pod_info(pod)["pid"])) for pod in pods]
     daemon.kill()
     reboot(roots, [*set(shims), *inits, *holders])
     daemon.start()

@@ -30,6 +30,7 @@ from atoll.api.cri_runtime_v1_pb2 import (
 )
 from atoll.linux import cgroup_layout, netns
 from atoll.linux.cgroup import Cgroup
+from atoll.sandbox.config import LinuxPodConfig
 from atoll.shim import records
 from atoll.shim.pod_cgroup import PodCgroup
 from atoll.shim.records import SandboxRecord
@@ -300,7 +301,7 @@ async def test_the_cgroup_is_made_with_limits_and_removed(shim: ShimUnderTest, n
 async def test_a_cgroup_that_another_pod_made_goes_with_the_last_one(shim: ShimUnderTest, network: Path) -> None:
     linux = LinuxPodSandboxConfig(cgroup_parent=f"/{shim.prefix}/pods")
     other = PodCgroup(linux.cgroup_parent, exclusive=False)
-    other.create(linux)
+    other.create(LinuxPodConfig(cgroup_parent=linux.cgroup_parent))
     assert other.is_made
     await shim.create_sandbox(PodSandboxConfig(linux=linux), netns=str(network))
     await shim.start_sandbox()

@@ -62,6 +62,7 @@ def test_annotations_are_those_of_the_spec() -> None:
     assert plan(NOW, asked, ("annotations",)).annotations == AnnotationChange(values={"k": "v", "l": "w"}, is_all=True)
     change = plan(NOW, asked, ("annotations.k", "annotations.gone")).annotations
     assert change == AnnotationChange(values={"k": "v"}, removed=("gone",))
+    assert change is not None
     assert change.applied({"gone": "1", "stays": "2"}) == {"k": "v", "stays": "2"}
     assert plan(NOW, asked, ("annotations",)).sandbox.spec is None
 

@@ -42,7 +42,7 @@ class Closed:
     def __init__(self) -> None:
         self.writes = 0
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes += 1
         raise errors.FailedPrecondition("stdin is closed")
 

@@ -61,7 +61,7 @@ RANGE = (IDMapping(host_id=1000, length=10),)
 
 
 def users(mode: NamespaceMode = NamespaceMode.POD, **fields: object) -> PodConfig:
-    asked = UserNamespace(mode=mode, **{"uids": RANGE, "gids": RANGE, **fields})  # type: ignore[arg-type]
+    asked = UserNamespace(mode=mode, **{"uids": RANGE, "gids": RANGE, **fields})
     return pod(userns_options=asked)
 
 
