@@ -14,7 +14,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from atoll import config
-from atoll.cli.commands import app
+from atoll.cli.commands import app_of
 from atoll.daemon.compose import SCHEMAS
 from atoll.database import Database
 from atoll.ledger.fsck import Problem
@@ -58,7 +58,7 @@ def code(path: Path) -> list[str]:
 
 def commands() -> dict[str, TyperCommand]:
     """Every command by its words, such as `run` and `sandboxer new`."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(app_of())
     assert isinstance(group, TyperGroup)
     found: dict[str, TyperCommand] = {}
     for name, command in group.commands.items():

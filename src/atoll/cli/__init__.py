@@ -1,7 +1,9 @@
 """The `atoll` command.
 
     main       the entry: dispatch, exit codes, one-line errors
-    commands   what each command takes; typer
+    commands   which commands there are, a row a module; typer
+    options    what several commands take
+    containers, images, daemon   what each command takes
     run        `run` and `exec`: streams, terminals, signals
     show       tables for people, JSON for programs
     doctor     what this host has and lacks

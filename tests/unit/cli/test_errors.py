@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import typer.main
+from typer.core import TyperGroup
 
 from atoll import errors
 from atoll.cli import main, outcome
-from atoll.cli.commands import app, moment_ns
+from atoll.cli.commands import GROUPS, app_of
+from atoll.cli.options import moment_ns
 from atoll.client import CommandFailed
 
 
@@ -76,12 +79,22 @@ def test_socket_in_no_folder_is_told_and_no_daemon_is_started(capsys: pytest.Cap
 
 
 def test_every_command_has_help_and_takes_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (command.name for command in app.registered_commands):
-        assert name is not None
+    grammar = typer.main.get_command(app_of())
+    assert isinstance(grammar, TyperGroup)
+    for name, command in grammar.commands.items():
+        if isinstance(command, TyperGroup):
+            continue
         assert main.run([name, "--help"]) == 0
         text = capsys.readouterr().out
         assert name in text
         assert "--socket" in text
+
+
+def test_a_command_is_found_by_the_row_of_its_module() -> None:
+    for group in GROUPS:
+        made = typer.main.get_command(app_of([group]))
+        assert isinstance(made, TyperGroup)
+        assert sorted(made.commands) == sorted(group.words.split()), group.module
 
 
 def test_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:

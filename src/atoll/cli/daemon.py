@@ -1,0 +1,122 @@
+"""The daemon, the host, and sandboxers of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.cli.options import AsJson, ConfigFile, LogLevel, Root, Socket, State, ask
+
+app = typer.Typer()
+
+
+@app.command("serve")
+def serve(
+    root: Root = None,
+    state: State = None,
+    socket: Socket = None,
+    config: ConfigFile = None,
+    log_level: Annotated[LogLevel | None, typer.Option("--log-level")] = None,
+    idle_exit: Annotated[
+        float | None, typer.Option("--idle-exit", metavar="SECONDS", min=0, help="End when unused for so long.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", hidden=True)] = False,
+) -> None:
+    """Run the daemon."""
+    import msgspec
+
+    from atoll import config as configuration
+    from atoll.daemon.main import serve as serve_daemon
+
+    flags: dict[str, str | float] = folders(root, state)
+    if socket is not None:
+        flags["socket"] = str(socket.absolute())
+    if log_level is not None:
+        flags["log_level"] = log_level.value
+    if idle_exit is not None:
+        flags["idle_exit_s"] = idle_exit
+
+    def read() -> configuration.Config:
+        return configuration.check(msgspec.structs.replace(configuration.load(config), **flags), "atoll serve")
+
+    raise typer.Exit(serve_daemon(read, config_file=configuration.file_of(config), private=private))
+
+
+def folders(root: Path | None, state: Path | None) -> dict[str, str | float]:
+    """`--root` and `--state` as the keys of the config file, with its rule; `InvalidArgument` where it is broken."""
+    from atoll import errors
+
+    given = {key: path for key, path in (("root", root), ("state", state)) if path is not None}
+    for key, path in given.items():
+        if not path.is_absolute():
+            raise errors.InvalidArgument(f"--{key} {path}: must be an absolute path, as in --{key} {path.absolute()}")
+    return {key: str(path) for key, path in given.items()}
+
+
+@app.command("fsck")
+def fsck(
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what can be.")] = False,
+    as_json: AsJson = False,
+    socket: Socket = None,
+) -> None:
+    """Compare the books with the machine: 0 when all is clean, 1 when something was found."""
+    from atoll.cli import work
+
+    ask(socket, lambda client: work.fsck(client, repair=repair, as_json=as_json))
+
+
+@app.command("reload")
+def reload(as_json: AsJson = False, socket: Socket = None) -> None:
+    """Have the daemon read its configuration file again; one with a mistake is refused, and changes nothing."""
+    from atoll.cli import work
+
+    ask(socket, lambda client: work.reload(client, as_json=as_json))
+
+
+@app.command("doctor")
+def doctor(
+    root: Root = None,
+    state: State = None,
+    socket: Socket = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this host has and lacks, and the way to fix it; needs no daemon."""
+    import asyncio
+
+    import msgspec
+
+    from atoll import config as configuration
+    from atoll.cli.doctor import report
+
+    chosen = configuration.load(config)
+    flags = folders(root, state)
+    if socket is not None:
+        flags["socket"] = str(socket.absolute())
+    chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll doctor")
+    raise typer.Exit(asyncio.run(report(chosen, as_json=as_json)))
+
+
+sandboxer = typer.Typer(help="Sandboxers of one's own.", no_args_is_help=True)
+app.add_typer(sandboxer, name="sandboxer")
+
+
+@sandboxer.command("new")
+def new_sandboxer(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters and digits, in parts joined by '-'.")],
+    parent: Annotated[Path, typer.Option("--in", metavar="DIR", help="Where the project's folder is made.")] = Path(),
+) -> None:
+    """Write a project of a controller that runs and passes the conformance kit."""
+    from atoll.cli.sandboxer import new
+
+    raise typer.Exit(new(name, parent))
+
+
+@app.command("version")
+def version(as_json: AsJson = False, socket: Socket = None) -> None:
+    """The versions of this command and of the daemon; starts none."""
+    from atoll.cli.version import show_version
+
+    raise typer.Exit(show_version(socket, as_json=as_json))
