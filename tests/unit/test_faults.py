@@ -29,7 +29,9 @@ def test_points_are_noted_and_without_a_rule_nothing_happens(folder: Path) -> No
     plan = Plan(folder)
     plan.reached("run/files", fails=True)
     plan.reached("zygote/fork:done", fails=False)
-    assert (folder / "reached").read_text() == "run/files\nzygote/fork:done (cannot fail)\n"
+    notes = [line.split("\t") for line in (folder / "reached").read_text().splitlines()]
+    assert [point for point, _ in notes] == ["run/files", "zygote/fork:done (cannot fail)"]
+    assert all(site.rpartition(":")[0].endswith("test_faults.py") for _, site in notes)
 
 
 def test_an_error_strikes_once_where_it_is_asked_for(folder: Path) -> None:
@@ -72,3 +74,13 @@ def test_a_held_program_goes_on_when_it_may(folder: Path) -> None:
 
 def test_without_the_variable_a_point_does_nothing() -> None:
     faults.reached("run/files")
+
+
+def test_a_step_is_reached_before_it_and_behind_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(faults, "_plan", Plan(folder))
+    with faults.step("pull/manifest"):
+        faults.reached("pull/inside")
+    with pytest.raises(ValueError, match="no"), faults.step("pull/fetch"):
+        raise ValueError("no")
+    points = [line.partition("\t")[0] for line in (folder / "reached").read_text().splitlines()]
+    assert points == ["pull/manifest", "pull/inside", "pull/manifest:done", "pull/fetch"]

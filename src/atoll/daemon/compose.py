@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import atoll
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.config import Config
 from atoll.config.changes import Live
@@ -185,8 +185,9 @@ async def _runtimes(config: Config, paths: Paths, spawner: Spawner) -> Mapping[s
 
 
 async def _recover_images(snapshotter: Snapshotter, images: ImageStore) -> None:
-    await snapshotter.recover()
-    await images.recover()
+    with faults.step("open/images"):
+        await snapshotter.recover()
+        await images.recover()
     try:
         await images.install_builtins()
     except errors.FailedPrecondition as error:

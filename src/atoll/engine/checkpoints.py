@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.api import containerd_runc_v1_pb2 as runc
 from atoll.concurrency import SingleFlight, run_to_completion
 from atoll.container.status import State, encode_status
@@ -138,21 +138,25 @@ class Checkpoints:
         tasks = await tasks_of(pod)
         options = runc.CheckpointOptions(image_path=str(folder / IMAGE), work_path=str(folder / WORK))
         asked = TypedAny(type_url=OPTIONS_URL, value=options.SerializeToString())
-        await tasks.pause(container.id)
         try:
+            with faults.step("checkpoint/pause"):
+                await tasks.pause(container.id)
             try:
-                await tasks.checkpoint(container.id, str(folder / IMAGE), asked)
+                with faults.step("checkpoint/dump"):
+                    await tasks.checkpoint(container.id, str(folder / IMAGE), asked)
             except (errors.Unknown, errors.Internal) as error:
                 said = await parts.blocking.run(_last_error, folder / WORK / "dump.log")
                 raise errors.FailedPrecondition(
                     f"container {container.id[:13]}: cannot be checkpointed here: {said or error}"
                 ) from error
             layer = parts.snapshotter.fs(container.record.snapshot_key)
-            await parts.blocking.run(archive.write, layer, folder / "rootfs-diff.tar")
+            with faults.step("checkpoint/layer"):
+                await parts.blocking.run(archive.write, layer, folder / "rootfs-diff.tar")
         finally:
             await run_to_completion(_resume(tasks, container.id), within=RESUME_TIMEOUT_S)
         files = _Files(folder=folder, log=container.metadata.log_path, texts=self._texts(pod, container))
-        await parts.blocking.run(_pack, files, target)
+        with faults.step("checkpoint/pack"):
+            await parts.blocking.run(_pack, files, target)
 
     def _texts(self, pod: Pod, container: Container) -> dict[str, bytes]:
         status = container.status.get()
@@ -202,7 +206,8 @@ def _target(location: str) -> Path:
 
 
 async def _resume(tasks: TaskClient, container_id: str) -> None:
-    with contextlib.suppress(errors.NotFound, errors.FailedPrecondition):  # it was killed meanwhile
+    gone = (errors.NotFound, errors.FailedPrecondition)  # it was killed meanwhile
+    with contextlib.suppress(*gone), faults.step("checkpoint/resume"):
         await tasks.resume(container_id)
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.api import nri_v1alpha1_pb2 as nri
 from atoll.container.status import ContainerResources, State, Status
 from atoll.container.store import Container
@@ -70,13 +70,15 @@ async def _change(
         spec = oci.encode(after)
         if now.state is State.RUNNING:
             tasks = await tasks_of(pod)
-            await tasks.update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
+            with faults.step("update/runtime"):
+                await tasks.update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
             if score is not None:  # no OCI runtime changes it
                 await parts.blocking.run(process.set_oom_score_adj, await tasks.pids(container.id), score)
         else:
             bundle = Bundle(id=container.id, namespace=NAMESPACE, path=parts.paths.bundles / container.id)
             await parts.blocking.run(bundle.write_spec, spec)
-        await parts.containers.update(container.id, spec=spec)
+        with faults.step("update/record"):
+            await parts.containers.update(container.id, spec=spec)
         return dataclasses.replace(now, resources=ContainerResources(linux=merged))
 
     await container.status.update_around(apply)

@@ -19,7 +19,7 @@ from enum import StrEnum
 
 import msgspec
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import run_to_completion
 from atoll.container.status import State
 from atoll.container.store import Container
@@ -173,12 +173,14 @@ class Execs:
         )
         self._parts.expedite()
         try:
-            await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=streams.paths)
+            with faults.step("exec/add"):
+                await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=streams.paths)
         except BaseException:
             streams.remove()
             raise
         try:
-            pid = await tasks.start(container.id, exec_id)
+            with faults.step("exec/start"):
+                pid = await tasks.start(container.id, exec_id)
             io = await streams.open()
         except BaseException as error:
             await run_to_completion(_abandon(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
@@ -254,13 +256,15 @@ class Execs:
 
 async def _abandon(tasks: TaskClient, container_id: str, exec_id: str) -> None:
     with contextlib.suppress(errors.AtollError):
+        faults.reached("exec/undo")
         await tasks.kill(container_id, signal.SIGKILL, exec_id=exec_id, all_processes=True)
     await _forget(tasks, container_id, exec_id)
 
 
 async def _forget(tasks: TaskClient, container_id: str, exec_id: str) -> None:
     try:
-        await tasks.delete(container_id, exec_id)
+        with faults.step("exec/delete"):
+            await tasks.delete(container_id, exec_id)
     except (errors.NotFound, errors.Unavailable):
         return
     except errors.AtollError as error:

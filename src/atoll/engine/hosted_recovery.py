@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import logging
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import TaskOwner, settle, wait_all
 from atoll.engine.hosted import Hosted, Phase
 from atoll.engine.sandboxes import Sandboxes, unknown_end
@@ -77,7 +77,8 @@ async def _ask_safely(sandboxes: Sandboxes, hosted: Hosted) -> bool:
 async def _ask(sandboxes: Sandboxes, hosted: Hosted) -> bool:
     controller = sandboxes.controller(hosted)
     try:
-        status = await controller.recover(sandboxes.inner(hosted))
+        with faults.step("recover/hosted sandbox"):
+            status = await controller.recover(sandboxes.inner(hosted))
     except errors.NotFound as error:
         # Provably absent: a reboot, or somebody's hand.
         log.warning("%s: is gone: %s", hosted, error)

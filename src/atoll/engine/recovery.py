@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import settle, wait_all
 from atoll.config import RuntimeHandler
 from atoll.container.status import State, Status, unknown_status
@@ -142,7 +142,8 @@ async def _ask_in_time(pods: Pods, pod: Pod) -> bool:
     is_settled = False
     try:
         async with asyncio.timeout(POD_TIMEOUT_S):
-            await _ask(pods, controller, pod)
+            with faults.step("recover/pod"):
+                await _ask(pods, controller, pod)
         is_settled = True
     except TimeoutError:
         pod.reason = f"its sandboxer did not answer within {POD_TIMEOUT_S:g} s"
@@ -163,7 +164,8 @@ async def _recover_container_in_time(parts: Parts, containers: Containers, pod: 
     before = container.status.get()
     try:
         async with asyncio.timeout(POD_TIMEOUT_S):
-            await _recover_container(parts, containers, pod, container)
+            with faults.step("recover/container"):
+                await _recover_container(parts, containers, pod, container)
     except (TimeoutError, errors.AtollError) as error:
         why = str(error) or f"its shim did not answer within {POD_TIMEOUT_S:g} s"
         log.warning("container %s recovered as unknown: %s", container.id[:13], why)

@@ -18,7 +18,7 @@ import dataclasses
 import logging
 from datetime import UTC, datetime
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.database import Plan
 from atoll.engine import hosts
@@ -184,12 +184,16 @@ class Sandboxes:
     async def _create(self, hosted: Hosted, controller: Controller, asked: Wanted, entered: Plan[list[Entry]]) -> None:
         parts = self._parts
         # A commit goes on where its caller is cancelled, and what it enters must be known before it is freed.
-        await run_to_completion(
-            parts.db.commit(self.store.plan_create(hosted.record), entered), within=COMMIT_TIMEOUT_S
-        )
-        await parts.blocking.run(prepare_files, asked)
-        await controller.create(self.inner(hosted), asked.options)
-        await self._become(hosted, phase=Phase.CREATED)
+        with faults.step("hosted create/record"):
+            await run_to_completion(
+                parts.db.commit(self.store.plan_create(hosted.record), entered), within=COMMIT_TIMEOUT_S
+            )
+        with faults.step("hosted create/files"):
+            await parts.blocking.run(prepare_files, asked)
+        with faults.step("hosted create/sandbox"):
+            await controller.create(self.inner(hosted), asked.options)
+        with faults.step("hosted create/commit"):
+            await self._become(hosted, phase=Phase.CREATED)
 
     async def _become(self, hosted: Hosted, **changes: object) -> None:
         """Change the state, on disk before in memory."""
@@ -235,8 +239,9 @@ class Sandboxes:
     async def _start(self, hosted: Hosted) -> ControllerInstance:
         controller = self.controller(hosted)
         self.expiry.end(hosted)
-        noted = self._become(hosted, phase=Phase.STARTING)
-        instance, _ = await wait_all([controller.start(hosted.inner_id), noted])
+        with faults.step("hosted start/sandbox"):
+            noted = self._become(hosted, phase=Phase.STARTING)
+            instance, _ = await wait_all([controller.start(hosted.inner_id), noted])
         assert isinstance(instance, ControllerInstance)
         instance = dataclasses.replace(
             instance,
@@ -245,7 +250,10 @@ class Sandboxes:
         )
         platform = await self._platform(controller, hosted)
         is_heard_of = not is_cri_pod(hosted.record.namespace, hosted.record.sandbox)
-        await self._become(hosted, phase=Phase.STARTED, instance=instance, platform=platform, is_heard_of=is_heard_of)
+        with faults.step("hosted start/commit"):
+            await self._become(
+                hosted, phase=Phase.STARTED, instance=instance, platform=platform, is_heard_of=is_heard_of
+            )
         if not is_heard_of:
             self.expiry.begin(hosted)
         return instance
@@ -284,9 +292,10 @@ class Sandboxes:
         """Walk the ledger in reverse; the record goes. What is left, in words, of a sandbox that is then UNKNOWN."""
         self.expiry.end(hosted)
         try:
-            debts = await self._parts.ledger.release_all(
-                hosted.key, within=TEARDOWN_TIMEOUT_S, also=(self.store.plan_delete(hosted.record),)
-            )
+            with faults.step("hosted free/release"):
+                debts = await self._parts.ledger.release_all(
+                    hosted.key, within=TEARDOWN_TIMEOUT_S, also=(self.store.plan_delete(hosted.record),)
+                )
             left = [str(debt) for debt in debts]
         except errors.AtollError as error:
             left = [str(error)]
@@ -331,7 +340,8 @@ class Sandboxes:
         if hosted.state.ended is not None or hosted.end.is_set:
             return
         try:
-            await self._become(hosted, ended=end)
+            with faults.step("hosted end/record"):
+                await self._become(hosted, ended=end)
         except errors.AtollError as error:
             # Its controller knows it too, and tells the next daemon.
             log.error("%s: its end is not on disk: %s", hosted, error)
@@ -359,7 +369,7 @@ class Sandboxes:
             pass  # behind a creation or a start, beside another stop
         if hosted.is_gone or hosted.state.ended is not None:
             return
-        with hosted.named():
+        with hosted.named(), faults.step("hosted stop/sandbox"):
             await self.controller(hosted).stop(hosted.inner_id, timeout_s)
         if hosted.state.phase is not Phase.STARTED:
             await self.settle(hosted, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
@@ -385,7 +395,8 @@ class Sandboxes:
             if hosted.is_ready:
                 # So that its real exit status is told; the walk stops it again, with debts where that fails.
                 try:
-                    await self.controller(hosted).stop(hosted.inner_id)
+                    with faults.step("hosted shutdown/stop"):
+                        await self.controller(hosted).stop(hosted.inner_id)
                     self.watch(hosted)
                     await asyncio.wait_for(hosted.end.wait(), SETTLE_TIMEOUT_S)
                 except (errors.AtollError, TimeoutError) as error:
@@ -417,10 +428,11 @@ class Sandboxes:
             if hosted.state.controller not in self._parts.config.runtimes:  # a kind honours what the record names
                 runtime = Runtime(name=runtime.name, options=merged.runtime.options)
             told = dataclasses.replace(sandbox, id=hosted.inner_id, runtime=runtime)
-            with hosted.named():
+            with hosted.named(), faults.step("hosted update/sandbox"):
                 await self.controller(hosted).update(hosted.inner_id, told, fields)
             changed = dataclasses.replace(hosted.record, sandbox=merged)
-            await self._parts.db.commit(self.store.plan_sandbox(changed))
+            with faults.step("hosted update/record"):
+                await self._parts.db.commit(self.store.plan_sandbox(changed))
             hosted.record = changed
 
     @staticmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import settle, wait_all
 from atoll.container.status import State
 from atoll.container.store import Container
@@ -74,14 +74,19 @@ class Unfinished:
         What is being made meanwhile is let be.
         """
         parts, pods, containers = self._parts, self._pods, self._containers
-        await wait_all([self._leave_lost_network(pod) for pod in pods.list()])
-        await self.free_records()
+        with faults.step("free/lost networks"):
+            await wait_all([self._leave_lost_network(pod) for pod in pods.list()])
+        with faults.step("free/unfinished"):
+            await self.free_records()
         known = {sandbox.id for sandbox in parts.sandboxes.pods()}
         known |= {key.rpartition("/")[2] for key in quarantined(parts)}
         await wait_all([self._forget(one) for one in containers.list() if one.sandbox_id not in known])
-        await parts.ledger.recover(pods.owners() | containers.owners() | self._hosted.owners() | quarantined(parts))
-        await self._strike_removed()
-        await self._release_stray_checkpoints()
+        with faults.step("free/unowned"):
+            await parts.ledger.recover(pods.owners() | containers.owners() | self._hosted.owners() | quarantined(parts))
+        with faults.step("free/removed"):
+            await self._strike_removed()
+        with faults.step("free/checkpoints"):
+            await self._release_stray_checkpoints()
 
     async def free_records(self) -> None:
         """Free the pods and hosted sandboxes that were never READY; what could not be freed stays among `findings`."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import run_to_completion
 from atoll.database import Connection, Database
 from atoll.image import records
@@ -116,11 +116,14 @@ class Ingester:
                 missing = [index for index, name in enumerate(chain) if not self._snapshotter.has_folder(name)]
                 for index in missing:
                     staged[index] = await self._snapshotter.stage()
-                unpacked = await self._unpack(source, staged, report)
+                with faults.step("image/unpack"):
+                    unpacked = await self._unpack(source, staged, report)
                 planned = self._plan(chain, staged, unpacked)
                 await run_to_completion(self._inherit(chain, staged, unpacked), within=COMMIT_TIMEOUT_S)
-                await run_to_completion(self._commit(source, stored, planned, settle), within=COMMIT_TIMEOUT_S)
+                with faults.step("image/record"):
+                    await run_to_completion(self._commit(source, stored, planned, settle), within=COMMIT_TIMEOUT_S)
             except BaseException:
+                faults.reached("image/undo")
                 lost = [one for index, one in staged.items() if not self._is_committed(chain[index], one)]
                 await run_to_completion(self._snapshotter.discard(lost), within=COMMIT_TIMEOUT_S)
                 raise

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import TaskOwner, run_to_completion
 from atoll.image import records
 from atoll.image.config import Auth, ImageSettings
@@ -161,7 +161,8 @@ class Puller:
 
     async def _pull_by(self, mirrors: Sequence[str], reference: Reference, auth: Auth | None, flight: _Flight) -> str:
         async with self._skopeo(mirrors, reference, auth) as skopeo:
-            documents = await self._documents(skopeo, reference)
+            with faults.step("pull/manifest"):
+                documents = await self._documents(skopeo, reference)
             data = documents[-1]
             limits = self._settings.limits
             manifest = parse_manifest(
@@ -177,13 +178,15 @@ class Puller:
             names = {*blobs, *(digest_of(document) for document in documents)}
             try:
                 async with self._leases.hold(names):
-                    await self._fetch(skopeo, reference.with_digest(digest_of(data)), blobs, flight)
+                    with faults.step("pull/fetch"):
+                        await self._fetch(skopeo, reference.with_digest(digest_of(data)), blobs, flight)
                     return await self._ingest(reference, documents, manifest, flight)
             except BaseException:
                 await run_to_completion(self._clean_up(names), within=CLEAN_UP_TIMEOUT_S)
                 raise
 
     async def _clean_up(self, names: set[str]) -> None:
+        faults.reached("pull/undo")
         await self._drop(names)
 
     async def _documents(self, skopeo: Skopeo, reference: Reference) -> list[bytes]:

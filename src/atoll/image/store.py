@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import Blocking, TaskOwner, run_to_completion
 from atoll.database import Database
 from atoll.image import builtin, records
@@ -211,7 +211,8 @@ class ImageStore:
         try:
             if is_folder:
                 return await self._import_folder(path, name, path)
-            await self._unpacker.unpack(path, scratch, str(path), lambda _: None, plain=True)
+            with faults.step("import/unpack"):
+                await self._unpacker.unpack(path, scratch, str(path), lambda _: None, plain=True)
             return await self._import_folder(scratch, name, path)
         finally:
             cleanup = self._pool.run(lambda: shutil.rmtree(scratch, ignore_errors=True))
@@ -223,7 +224,8 @@ class ImageStore:
             async with self._leases.hold_all():
                 before = await self._pool.run(self._content.digests)
                 archive = Archive(folder, self._content, self._settings, str(told))
-                found = await self._pool.finish(archive.take, stop=archive.stop)
+                with faults.step("import/take"):
+                    found = await self._pool.finish(archive.take, stop=archive.stop)
                 if name is not None and len(found) != 1:
                     raise errors.InvalidArgument(f"{told}: has {len(found)} images; one name cannot be all of them")
                 return [await self._import(one, name) for one in found]
@@ -331,7 +333,8 @@ class ImageStore:
 
     async def _remove(self, image_id: str, names: AbstractSet[str], *, whole: bool) -> str | None:
         if whole:
-            await self._db.write(lambda connection: records.forget(connection, image_id))
+            with faults.step("remove image/record"):
+                await self._db.write(lambda connection: records.forget(connection, image_id))
             self._index.forget(image_id)
             return image_id
         await self._db.write(lambda connection: records.forget_names(connection, names))
@@ -375,7 +378,8 @@ class ImageStore:
                 return 0
             size = self._snapshotter.stat(name).usage.bytes
             try:
-                await self._snapshotter.remove(name)
+                with faults.step("remove image/snapshot"):
+                    await self._snapshotter.remove(name)
             except errors.FailedPrecondition:  # a container was made upon it meanwhile
                 return 0
             return size
@@ -392,6 +396,7 @@ class ImageStore:
 
     async def _drop_new(self, before: Mapping[str, int]) -> None:
         """Delete what a failed import brought, unless something else needs it by now."""
+        faults.reached("import/undo")
         async with self._leases.gate:
             present = await self._pool.run(self._content.digests)
             await self._delete_blobs({digest: size for digest, size in present.items() if digest not in before})
@@ -401,7 +406,8 @@ class ImageStore:
             return {}
         needed = {digest for image in self._index for digest in self._index.stored(image.id).blobs}
         rubbish = {d: size for d, size in present.items() if d not in needed and d not in self._leases}
-        await self._pool.run(self._content.remove, list(rubbish))
+        with faults.step("remove image/blobs"):
+            await self._pool.run(self._content.remove, list(rubbish))
         return rubbish
 
 

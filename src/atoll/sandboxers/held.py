@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import Blocking, Latch, TaskOwner, run_to_completion
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.ending import kill_recorded
@@ -53,6 +53,7 @@ class Undoing:
     def step(self, what: str) -> Generator[None]:
         """One step; its error is kept, not raised."""
         try:
+            faults.reached(f"sandboxer undo/{what.partition(' of sandbox ')[0]}")
             yield
         except OSError as error:
             self.left.append(f"{what} ({error.filename or ''}: {error.strerror})")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.linux import nsfs, process
@@ -112,7 +112,7 @@ class PodSandboxController(HeldController[PauseHeld]):
                 del self._held[sandbox.id]
                 raise errors.Unavailable(f"sandbox {sandbox.id}: {held.folder}: {error.strerror}") from error
             try:
-                with disk_told(f"sandbox {sandbox.id}: create"):
+                with disk_told(f"sandbox {sandbox.id}: create"), faults.step("podsandbox create/record"):
                     records.write(held.folder / RECORD, record)
             except BaseException as error:
                 await self._undo(held, error)
@@ -136,32 +136,38 @@ class PodSandboxController(HeldController[PauseHeld]):
         run = self._blocking.run
         if record.netns:  # it may have gone, or become something else, since the creation
             nsfs.require_network(record.netns)
-        await run(lambda: pod_files.create(Path(record.files), record.config, shm=record.has_ipc))
-        await run(self._make_cgroup, held)
+        with faults.step("podsandbox start/files"):
+            await run(lambda: pod_files.create(Path(record.files), record.config, shm=record.has_ipc))
+        with faults.step("podsandbox start/cgroup"):
+            await run(self._make_cgroup, held)
         users = record.config.users
         if users is not None:
             await run(pause.let_in, held.folder, users.root[1])
-        root = await self._roots.prepare(request.id, users)
+        with faults.step("podsandbox start/root"):
+            root = await self._roots.prepare(request.id, users)
         # It goes with the folder: the pause process holds the namespace from its creation on.
         userns = await run(pause.pin_owner, record.netns, held.folder / "userns") if users and record.netns else None
         spec = await run(pause.build, request.id, record, root, self._facts, userns)
-        await run(request.bundle.create, spec)
-        shim = await self._launcher.launch(request)
+        with faults.step("podsandbox start/shim"):
+            await run(request.bundle.create, spec)
+            shim = await self._launcher.launch(request)
         held.link = Link(self._launcher, request, shim)
-        pid = await shim.tasks.create(
-            request.id,
-            bundle=str(request.bundle.path),
-            rootfs=root.mounts,
-            stdio=StdioPaths(),
-            options=held.sandbox.runtime.options,
-        )
+        with faults.step("podsandbox start/create task"):
+            pid = await shim.tasks.create(
+                request.id,
+                bundle=str(request.bundle.path),
+                rootfs=root.mounts,
+                stdio=StdioPaths(),
+                options=held.sandbox.runtime.options,
+            )
         if users is not None and not are_same(await run(maps_of, pid), users):
             raise errors.InvalidArgument(f"network namespace {record.netns}: its owner has other ids than the pod")
         identity = process.identify(pid)
         if self._plugins is not None:
             held.has_plugins = True
             await self._plugins.invoke("create", _task(held, pid, spec))
-        pid = await shim.tasks.start(request.id) or pid
+        with faults.step("podsandbox start/start task"):
+            pid = await shim.tasks.start(request.id) or pid
         held.note(
             image=root.image_name,
             snapshotter=root.snapshotter,
@@ -200,7 +206,8 @@ class PodSandboxController(HeldController[PauseHeld]):
             if not held.record.pid:
                 self._settle(held, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
                 return
-            await self._kill(held)
+            with faults.step("podsandbox stop/kill"):
+                await self._kill(held)
             self._watch(held)
             await self._ends(held)
 

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.api import atoll_sandbox_v1_pb2 as own
 from atoll.api import containerd_services_sandbox_v1_pb2 as wire
 from atoll.api.status import from_status as error_of
@@ -106,7 +106,8 @@ class RemoteController(Controller):
     async def _call(
         self, method: str, request: Message, answer: type[M], timeout_s: float | None = QUESTION_TIMEOUT_S
     ) -> M:
-        answered = await self._wire.call(SERVICE, method, request, answer, timeout_s)
+        with faults.step(f"remote/{method}"):
+            answered = await self._wire.call(SERVICE, method, request, answer, timeout_s)
         self._reached.set()
         return answered
 
