@@ -8,7 +8,7 @@ import errno
 import logging
 import time
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
@@ -71,7 +71,8 @@ class Engine:
         await hosted_recovery.load(engine.sandboxes)
         entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
         live = {sandbox.id for sandbox in parts.sandboxes.pods()} | {entry.key for entry in entries}
-        await parts.network.start(_attachments(entries), live)
+        with faults.step("open/network"):
+            await parts.network.start(_attachments(entries), live)
         return engine
 
     async def recover(self) -> Recovery:
