@@ -202,3 +202,45 @@ def test_pods_by_thirty_lines_of_python(roots: Roots) -> None:
             daemon.kill()
             served.terminate()
         assert served.wait(20) == 0
+
+
+def atoll(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "atoll.cli.main", "--socket", str(daemon.roots.socket), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_sandboxer_that_is_gone_for_good_can_be_given_up(roots: Roots) -> None:
+    sock = roots.state / "thirty"
+    example = Path(__file__).resolve().parents[2] / "examples" / "sandboxer.py"
+    handler = f'[runtimes.thirty]\nsandboxer = "remote"\naddress = "{sock}"\n'
+    roots.write_config(f"[runtimes.atoll]\n{handler}")
+    daemon = Daemon(roots)
+    with subprocess.Popen([sys.executable, "-c", THIRTY_LINES, str(example), f"unix://{sock}"]) as served:
+        try:
+            daemon.start()
+            wait_until(sock.is_socket)
+            with connected(roots) as cri:
+                lost, forgotten, here = (cri.run_pod(handler=name) for name in ("thirty", "thirty", "atoll"))
+                for pod, why in ((lost, "answers"), (here, "held by this machine"), ("nobody", "not in the books")):
+                    told = atoll(daemon, "fsck", "--abandon", pod)
+                    assert (told.returncode, why in told.stderr) == (125, True), told.stderr
+                served.kill()  # its sandboxes end with it
+                served.wait(20)
+                with refused(grpc.StatusCode.UNAVAILABLE, "thirty", f"atoll fsck --abandon {lost}"):
+                    cri.stop_pod(lost)
+                told = atoll(daemon, "fsck", "--abandon", lost)
+                assert (told.returncode, lost in told.stdout, forgotten in told.stdout) == (1, False, True)
+                assert {pod.id for pod in cri.list_pods()} == {forgotten, here}
+                daemon.stop()
+                roots.write_config("[runtimes.atoll]\n")
+                daemon.start()
+                with refused(grpc.StatusCode.FAILED_PRECONDITION, f"atoll fsck --abandon {forgotten}"):
+                    cri.stop_pod(forgotten)
+                assert atoll(daemon, "fsck", "--abandon", forgotten).returncode == 0
+                cri.remove_pod(here)
+                assert cri.list_pods() == []
+                assert cri.fsck() == []
+            assert daemon.stop() == 0
+        finally:
+            daemon.kill()
+            served.kill()

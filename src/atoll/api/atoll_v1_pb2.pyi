@@ -304,6 +304,18 @@ class FsckResponse(_message.Message):
     checked: int
     def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., checked: _Optional[int] = ...) -> None: ...
 
+class AbandonRequest(_message.Message):
+    __slots__ = ("sandbox_id",)
+    SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    sandbox_id: str
+    def __init__(self, sandbox_id: _Optional[str] = ...) -> None: ...
+
+class AbandonResponse(_message.Message):
+    __slots__ = ("owed",)
+    OWED_FIELD_NUMBER: _ClassVar[int]
+    owed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, owed: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ReloadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -58,13 +58,18 @@ def folders(root: Path | None, state: Path | None) -> dict[str, str | float]:
 @app.command("fsck")
 def fsck(
     repair: Annotated[bool, typer.Option("--repair", help="Put right what can be.")] = False,
+    abandon: Annotated[
+        list[str] | None,
+        typer.Option("--abandon", metavar="ID", help="Give up a sandbox whose remote sandboxer is gone for good."),
+    ] = None,
     as_json: AsJson = False,
     socket: Socket = None,
 ) -> None:
     """Compare the books with the machine: 0 when all is clean, 1 when something was found."""
     from atoll.cli import work
 
-    ask(socket, lambda client: work.fsck(client, repair=repair, as_json=as_json))
+    names = tuple(abandon or ())
+    ask(socket, lambda client: work.fsck(client, repair=repair, abandon=names, as_json=as_json))
 
 
 @app.command("reload")

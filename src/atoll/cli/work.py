@@ -232,8 +232,11 @@ async def remove_images(client: Client, names: Sequence[str]) -> int:
 # --- the daemon ---
 
 
-async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
-    """1 where something was found, or with `repair` where something of it is left."""
+async def fsck(client: Client, *, repair: bool, abandon: Sequence[str] = (), as_json: bool) -> int:
+    """1 where something was found, or with `repair` where something of it is left; `abandon` is done first."""
+    for name in abandon:
+        pod = await pod_or_none(client, name)
+        await client.abandon(pod.id if pod is not None else name)
     report = await client.fsck(repair=repair)
     left = [one for one in report.findings if not one.repaired]
     if as_json:
@@ -247,7 +250,7 @@ async def fsck(client: Client, *, repair: bool, as_json: bool) -> int:
         ]
         show.table(("KIND", "KEY", "OWNER", "PROBLEM", "REMEDY"), rows)
         if left and not repair:
-            say(f"{len(left)} found; `atoll fsck --repair` puts them right")
+            say(f"{len(left)} found; `atoll fsck --repair` puts right what it can")
     return FOUND if left else 0
 
 

@@ -224,6 +224,14 @@ class Client:
         )
         return FsckReport(findings=findings, checked=answer.checked)
 
+    async def abandon(self, sandbox_id: str) -> tuple[str, ...]:
+        """Give up a sandbox whose remote sandboxer is gone for good; what of the rest is still owed, in words.
+
+        Raises `NotFound`, and `FailedPrecondition` where it can be removed as usual.
+        """
+        asked = own.AbandonRequest(sandbox_id=sandbox_id)
+        return tuple((await self._wire.call(wire.ABANDON, asked, timeout_s=FSCK_TIMEOUT_S)).owed)
+
 
 def pick(name: str, what: str, among: Iterable[S]) -> S:
     """The one that `name` means: by ID, by name, by unique ID prefix, in this order."""

@@ -273,6 +273,7 @@ class SyncClient(Face[Client]):
     load = _waits(Client.load)
     remove_image = _waits(Client.remove_image)
     fsck = _waits(Client.fsck)
+    abandon = _waits(Client.abandon)
     reload = _waits(Client.reload)
 
     def close(self) -> None:

@@ -95,6 +95,7 @@ PULL = Method(_OWN, "Pull", own.PullRequest, own.PullResponse)
 IMPORT = Method(_OWN, "Import", own.ImportRequest, own.ImportResponse)
 PHASES = Method(_OWN, "Phases", own.PhasesRequest, own.PhasesResponse)
 RELOAD = Method(_OWN, "Reload", own.ReloadRequest, own.ReloadResponse)
+ABANDON = Method(_OWN, "Abandon", own.AbandonRequest, own.AbandonResponse)
 FSCK = Method(_OWN, "Fsck", own.FsckRequest, own.FsckResponse)
 
 

@@ -207,7 +207,8 @@ class Controllers:
             made = self._handlers.make(name, namespace)
             if made is None:
                 raise errors.FailedPrecondition(
-                    f"runtime handler {name!r}: is not configured any more, and there are sandboxes of it; put it back"
+                    f"runtime handler {name!r}: is not configured any more, and there are sandboxes of it; put it "
+                    "back; those of a remote sandboxer can be given up with `atoll fsck --abandon ID`"
                 )
             self._made[name, namespace] = made
         return made

@@ -12,6 +12,7 @@ from atoll import errors, faults
 from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
+from atoll.engine import abandon as abandoning
 from atoll.engine import hosted_recovery, kinds, leases, recovery
 from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
@@ -146,6 +147,10 @@ class Engine:
             kept = (one for one in left.findings if one.problem is not fsck.Problem.UNFINISHED or one.key in still)
             left = Findings(findings=tuple(kept))
         return found, left
+
+    async def abandon(self, sandbox_id: str) -> tuple[str, ...]:
+        """Give up a sandbox whose sandboxer is gone for good; see `atoll.engine.abandon`."""
+        return await abandoning.abandon(self.parts, self.pods, self.sandboxes, sandbox_id)
 
     async def _unheld(self) -> tuple[Finding, ...]:
         try:

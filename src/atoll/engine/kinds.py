@@ -35,6 +35,7 @@ from atoll.engine.hosts import Hosts
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry, Found, Intent, Kind
+from atoll.ledger.ledger import Ledger
 from atoll.ledger.paths import DirectoryKind
 from atoll.linux import netns
 from atoll.linux.cgroup import Cgroup
@@ -205,8 +206,12 @@ class SandboxKind(Kind):
         try:
             await self._controller(entry).status(entry.data.get("id", entry.key))
         except errors.NotFound:
-            return await self._blocking.run(os.path.lexists, self._shims / entry.key)
+            return await self.is_here(entry.key)
         return True
+
+    async def is_here(self, sandbox_id: str) -> bool:
+        """Whether one of this machine's own sandboxers holds it: then it has a folder with the shims."""
+        return await self._blocking.run(os.path.lexists, self._shims / sandbox_id)
 
     async def scan(self) -> list[Found]:
         return await self._blocking.run(self._scan)
@@ -229,6 +234,13 @@ class SandboxKind(Kind):
             if (handler.sandboxer, is_foreign(handler.shim)) == wanted:
                 return name
         return f"{wanted[0]} over {'another' if wanted[1] else 'our own'} shim"
+
+
+async def is_elsewhere(ledger: Ledger, sandbox_id: str) -> bool:
+    """Whether a sandbox is held by somebody else's process, not by this machine's sandboxers."""
+    kind = ledger.kinds[SANDBOX]
+    assert isinstance(kind, SandboxKind)
+    return not await kind.is_here(sandbox_id)
 
 
 class SnapshotRemovalKind(Kind):

@@ -27,7 +27,7 @@ from atoll.api.nri_v1alpha1_pb2 import STOP_POD_SANDBOX
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
-from atoll.engine import ends, kinds, lines, pod_options, specs
+from atoll.engine import ends, hung, kinds, lines, pod_options, specs
 from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
@@ -223,6 +223,7 @@ class Pods:
             handler_name=handler_name,
             handler=handler,
             netns_path=netns_path,
+            bundle=parts.paths.shims / pod_id,
         )
         request = attach_request(pod_id, config, netns_path) if netns_path else None
         intents = kinds.pod_intents(
@@ -337,7 +338,8 @@ class Pods:
         log.warning("pod %s run failed: %s", pod.id[:13], cause)
         with story.step("undo", "ledger"):
             try:
-                left = await run_to_completion(self._release(pod), within=2 * TEARDOWN_TIMEOUT_S)
+                async with hung.watched(self._parts, pod):
+                    left = await run_to_completion(self._release(pod), within=2 * TEARDOWN_TIMEOUT_S)
             except errors.AtollError as error:
                 left = [str(error)]
         if left:
@@ -423,7 +425,7 @@ class Pods:
         await self._ends.run(("stop", pod.id), lambda: self._stop(pod), name=f"pod/{pod.id}/stop")
 
     async def _stop(self, pod: Pod) -> None:
-        async with pod.lock, _closing(pod):
+        async with pod.lock, _closing(pod), hung.watched(self._parts, pod):
             story = self._parts.stories.begin(pod.id, "stop")
             await self._stop_locked(pod, story)
 
@@ -449,14 +451,27 @@ class Pods:
             pod.netns_path = ""
 
     async def _stop_sandbox(self, pod: Pod) -> ExitStatus:
-        """How it ended. Where the runtime handler left the configuration the sandbox is left to the ledger."""
+        """How it ended. Where the runtime handler left the configuration the sandbox is left to the ledger.
+
+        One that is elsewhere may live on: an error, until its sandboxer is back or it is given up.
+        """
         try:
             controller = self.controller(pod)
-        except errors.FailedPrecondition as error:
+            await controller.stop(pod.id)
+        except (errors.FailedPrecondition, errors.Unavailable, errors.DeadlineExceeded) as error:
+            ledger = self._parts.ledger
+            if await kinds.is_elsewhere(ledger, pod.id):
+                if ledger.find(kinds.SANDBOX, pod.id) is None:  # given up
+                    return _end(UNKNOWN_EXIT_STATUS)
+                raise type(error)(
+                    f"pod {pod.id[:13]}: its sandboxer {pod.handler_name!r} must stop it, and cannot be asked: "
+                    f"{error}; bring that back, or give the sandbox up with `atoll fsck --abandon {pod.id}`"
+                ) from error
+            if not isinstance(error, errors.FailedPrecondition):
+                raise
             log.warning("%s; its sandbox is left until then", error)
             pod.reason = str(error)
             return _end(UNKNOWN_EXIT_STATUS)
-        await controller.stop(pod.id)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 return await controller.wait(pod.id)
@@ -510,7 +525,7 @@ class Pods:
         await self._ends.run(("remove", pod.id), lambda: self._remove(pod), name=f"pod/{pod.id}/remove")
 
     async def _remove(self, pod: Pod) -> None:
-        async with pod.lock, _closing(pod):
+        async with pod.lock, _closing(pod), hung.watched(self._parts, pod):
             story = self._parts.stories.begin(pod.id, "remove")
             await self._stop_locked(pod, story)
             # What still hung when the sandbox was stopped ends with its shim.

@@ -214,6 +214,9 @@ class RuntimeService:
             checked=len(self._engine.parts.ledger.entries()),
         )
 
+    async def Abandon(self, request: pb.AbandonRequest, context: object) -> pb.AbandonResponse:
+        return pb.AbandonResponse(owed=await self._engine.abandon(request.sandbox_id))
+
 
 async def _feed_exec(requests: AsyncIterator[pb.ExecRequest], running: Exec) -> None:
     stdin = process.Stdin(running.io.stdin) if running.io.stdin is not None else None
