@@ -28,7 +28,8 @@ class Group:
 
 
 GROUPS = (
-    Group("Containers and pods", "atoll.cli.containers", "run exec ps inspect logs phases stop rm"),
+    Group("Run", "atoll.cli.running", "run exec attach"),
+    Group("Containers and pods", "atoll.cli.containers", "ps inspect logs phases stop rm"),
     Group("Images", "atoll.cli.images", "pull images load rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),
     Group("Conformance", "atoll.cli.conformance", "conformance"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,14 +71,6 @@ Terminal = Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.
 Variables = Annotated[
     list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="A variable; may be repeated.")
 ]
-Ports = Annotated[
-    list[str] | None,
-    typer.Option("--publish", "-p", metavar="[IP:]HOST:POD[/udp]", help="Publish a port; may be repeated."),
-]
-Volumes = Annotated[
-    list[str] | None,
-    typer.Option("--volume", "-v", metavar="HOST:TARGET[:ro]", help="Mount a folder; may be repeated."),
-]
 User = Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")]
 Workdir = Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")]
 
@@ -119,6 +111,33 @@ def variables(given: list[str] | None) -> dict[str, str]:
             found[key] = value
         elif key in os.environ:
             found[key] = os.environ[key]
+    return found
+
+
+def variables_of_file(files: Sequence[Path] | None) -> dict[str, str]:
+    """The variables of files, a line each as for `--env`, without empty ones and `#`; the last one of a name counts."""
+    from atoll import errors
+
+    found: dict[str, str] = {}
+    for file in files or ():
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.NotFound(f"env file {file}: cannot be read: {getattr(error, 'strerror', error)}") from error
+        found |= variables([line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")])
+    return found
+
+
+def pairs(what: str, given: Sequence[str] | None) -> dict[str, str]:
+    """`KEY=VALUE` of each; a bare `KEY` has an empty value. Raises `InvalidArgument` for one without a key."""
+    from atoll import errors
+
+    found: dict[str, str] = {}
+    for one in given or ():
+        key, _, value = one.partition("=")
+        if not key:
+            raise errors.InvalidArgument(f"{what} {one!r}: must be like KEY=VALUE")
+        found[key] = value
     return found
 
 

@@ -46,7 +46,9 @@ class RunOptions:
     ports: tuple[Publish, ...]
     runtime: str
     hostname: str
+    init: bool
     detach: bool
+    detach_keys: bytes
     keep: bool
     pull: Pull
     quiet: bool
@@ -145,21 +147,27 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
             ports=options.ports,
             runtime=options.runtime,
             hostname=options.hostname,
+            share_pid=options.init,
             labels={KIND: "true", **options.container.labels},
         )
         undo.push_async_callback(_remove, pod)
         container = await pod.create(replace(options.container, name=name), pull="never")
-        code = 0
+        code, stays = 0, options.detach or options.keep
         if options.detach:
             await container.start()
         elif options.container.tty:
-            await _on_terminal(container, stdin=options.container.stdin)
-            code = (await container.wait()).code
+            await container.start()
+            if await on_terminal(container, stdin=options.container.stdin, detach_keys=options.detach_keys):
+                code = (await container.wait()).code
+            else:
+                stays = True
+                terminal.write(sys.stdout.fileno(), b"\n")
+                say(f"{name} goes on; `atoll attach {name}` comes back to it")
         else:
             await _with_pipes(container, signals, stdin=options.container.stdin)
             code = (await container.wait()).code
         await report(pod, container)
-        if options.detach or options.keep:
+        if stays:
             undo.pop_all()
         return code
 
@@ -191,24 +199,28 @@ async def _with_pipes(container: Container, signals: Signals, *, stdin: bool) ->
         if stdin and fd is not None:
             process = await stack.enter_async_context(container.attach(stdin=True))
             owner = await stack.enter_async_context(TaskOwner("cli/stdin"))
-            owner.spawn(_feed(fd, process), name="cli/stdin")
+            owner.spawn(feed(fd, process), name="cli/stdin")
         async with contextlib.aclosing(container.logs(follow=True)) as lines:
             async for line in lines:
                 out = sys.stderr if line.stream == "stderr" else sys.stdout
                 terminal.write(out.fileno(), line.content if line.partial else line.content + b"\n")
 
 
-async def _feed(fd: int, process: AttachedProcess | ExecProcess) -> None:
-    await terminal.forward_input(fd, process.write)
+async def feed(fd: int, process: AttachedProcess | ExecProcess) -> None:
+    async with contextlib.aclosing(terminal.typed(fd)) as typed:
+        async for data in typed:
+            await process.write(data)
     await process.close_stdin()
 
 
-async def _on_terminal(container: Container, *, stdin: bool) -> None:
-    """The user's terminal becomes the container's; what it wrote before the attach is kept for the first client."""
+async def on_terminal(container: Container, *, stdin: bool, detach_keys: bytes) -> bool:
+    """The user's terminal becomes the container's; whether until its end, or until the keys that detach.
+
+    What it wrote before the attach is kept for the first client.
+    """
     fd = require_terminal()
-    await container.start()
     async with container.attach(stdin=stdin) as process:
-        await _converse(fd, process, stdin=stdin)
+        return await converse(fd, process, stdin=stdin, detach_keys=detach_keys)
 
 
 def require_terminal() -> int:
@@ -219,28 +231,57 @@ def require_terminal() -> int:
     return fd
 
 
-async def _converse(fd: int, process: AttachedProcess | ExecProcess, *, stdin: bool) -> None:
+async def converse(fd: int, process: AttachedProcess | ExecProcess, *, stdin: bool, detach_keys: bytes) -> bool:
+    """The user's terminal is the process's; whether until its end, or until the keys that detach."""
     async with TaskOwner("cli/terminal") as owner:
         with terminal.raw(fd), terminal.resizing(owner, process.resize):
-            if stdin:
-                owner.spawn(_feed(fd, process), name="cli/stdin")
-            async for data in process.stdout:
-                terminal.write(sys.stdout.fileno(), data)
+            showing = owner.spawn(_show(process), name="cli/output")
+            typing = owner.spawn(_type(fd if stdin else None, process, detach_keys), name="cli/stdin")
+            await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
+            if not showing.done() and typing.done() and typing.exception() is None and typing.result():
+                return False
+            await showing
+            return True
 
 
-async def execute(process: ExecProcess, *, tty: bool, stdin: bool) -> Exit:
-    """Run an exec in the foreground to its end."""
+async def _show(process: AttachedProcess | ExecProcess) -> None:
+    async for data in process.stdout:
+        terminal.write(sys.stdout.fileno(), data)
+
+
+async def show_both(process: AttachedProcess | ExecProcess) -> None:
+    while any(found := await process.read_some()):
+        terminal.write(sys.stdout.fileno(), found[0])
+        terminal.write(sys.stderr.fileno(), found[1])
+
+
+async def _type(fd: int | None, process: AttachedProcess | ExecProcess, detach_keys: bytes) -> bool:
+    """Hand on what is typed; True once the keys that detach were."""
+    if fd is None:
+        return False
+    keys = terminal.DetachKeys(detach_keys)
+    async with contextlib.aclosing(terminal.typed(fd)) as typed:
+        async for data in typed:
+            rest, is_over = keys.pass_on(data)
+            if rest:
+                await process.write(rest)
+            if is_over:
+                return True
+    await process.close_stdin()
+    return False
+
+
+async def execute(process: ExecProcess, *, tty: bool, stdin: bool, detach_keys: bytes = b"") -> Exit | None:
+    """Run an exec in the foreground to its end; None where the user detached, which ends it."""
     async with interruptible() as signals, process:
         if tty:
             await process.started()
-            await _converse(require_terminal(), process, stdin=stdin)
-            return await process.wait()
+            is_over = await converse(require_terminal(), process, stdin=stdin, detach_keys=detach_keys)
+            return await process.wait() if is_over else None
         async with TaskOwner("cli/stdin") as owner:
             fd = terminal.stdin_fd()
             if stdin and fd is not None:
-                owner.spawn(_feed(fd, process), name="cli/stdin")
+                owner.spawn(feed(fd, process), name="cli/stdin")
             with signals.sent_to(process):
-                while any(found := await process.read_some()):
-                    terminal.write(sys.stdout.fileno(), found[0])
-                    terminal.write(sys.stderr.fileno(), found[1])
+                await show_both(process)
                 return await process.wait()

@@ -10,13 +10,14 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
+from atoll import errors
 from atoll.cli import outcome
 from atoll.concurrency import TaskOwner
 
 READ_BYTES = 32 << 10
-Forward = Callable[[bytes], Awaitable[None]]
+DETACH_KEYS = "ctrl-p,ctrl-q"
 
 
 def write(fd: int, data: bytes) -> None:
@@ -30,6 +31,48 @@ def size() -> tuple[int, int]:
     """Width and height of the terminal in characters."""
     found = shutil.get_terminal_size()
     return found.columns, found.lines
+
+
+def detach_sequence(text: str) -> bytes:
+    """The bytes of keys like `ctrl-p,ctrl-q` or `q`; none for an empty text. Raises `InvalidArgument`."""
+    found = bytearray()
+    for key in filter(None, text.split(",")):
+        letter = key.removeprefix("ctrl-")
+        code = (
+            ord(letter.upper()) ^ 0x40
+            if letter != key and len(letter) == 1
+            else ord(letter)
+            if len(letter) == 1
+            else -1
+        )
+        if not 0 <= code < (0x20 if letter != key else 0x7F):
+            raise errors.InvalidArgument(f"detach keys {text!r}: {key!r} must be one letter, or ctrl- and one")
+        found.append(code)
+    return bytes(found)
+
+
+class DetachKeys:
+    """Finds the keys that detach in what is typed; what may yet become them is held back until the next key."""
+
+    def __init__(self, sequence: bytes) -> None:
+        self._sequence = sequence
+        self._held = b""
+
+    def pass_on(self, data: bytes) -> tuple[bytes, bool]:
+        """What of it is for the process, and whether the keys were typed."""
+        if not self._sequence:
+            return data, False
+        data = self._held + data
+        before, found, _ = data.partition(self._sequence)
+        if found:
+            return before, True
+        keep = next(
+            length
+            for length in range(min(len(self._sequence) - 1, len(data)), -1, -1)
+            if data.endswith(self._sequence[:length])
+        )
+        self._held = data[len(data) - keep :]
+        return data[: len(data) - keep], False
 
 
 @contextlib.contextmanager
@@ -56,8 +99,8 @@ def on_signals(numbers: tuple[int, ...], handle: Callable[[int], None]) -> Gener
             loop.remove_signal_handler(number)
 
 
-async def forward_input(fd: int, forward: Forward) -> None:
-    """Hand on what can be read from `fd` until its end, at the pace at which it is taken."""
+async def typed(fd: int) -> AsyncGenerator[bytes]:
+    """What can be read from `fd` until its end, at the pace at which it is taken."""
     loop = asyncio.get_running_loop()
     while True:
         readable = asyncio.Event()
@@ -73,7 +116,7 @@ async def forward_input(fd: int, forward: Forward) -> None:
             data = _read(fd)
         if not data:
             return
-        await forward(data)
+        yield data
 
 
 def _read(fd: int) -> bytes:

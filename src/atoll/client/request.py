@@ -23,6 +23,9 @@ PORTS = "io.atoll.ports"
 """Annotation that keeps a pod's published ports for people: `8080->80/tcp`, joined by `, `."""
 REQUEST = "io.atoll.request"
 """Annotation that tells a retry of one request from another request for the same name."""
+RLIMITS = "io.atoll.container/rlimits"
+TMPFS = "io.atoll.container/tmpfs"
+"""Annotations of a container for what CRI has no field for."""
 NAMESPACE = "atoll"
 
 CPU_PERIOD_US = 100_000
@@ -100,6 +103,8 @@ class ContainerOptions:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     annotations: Mapping[str, str] = field(default_factory=dict[str, str])
     read_only: bool = False
+    cap_add: Sequence[str] = ()
+    cap_drop: Sequence[str] = ()
     share_pid: bool = False
     network: Network = "default"
 
@@ -277,6 +282,9 @@ def container_config(options: ContainerOptions) -> cri.ContainerConfig:
             masked_paths=MASKED_PATHS,
             readonly_paths=READONLY_PATHS,
             seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault),
+            capabilities=cri.Capability(
+                add_capabilities=_capabilities(options.cap_add), drop_capabilities=_capabilities(options.cap_drop)
+            ),
         )
     )
     _set_user(linux.security_context, options.user)
@@ -334,6 +342,30 @@ def _environment(env: Mapping[str, str]) -> Mapping[str, str]:
         if not key or "=" in key or "\0" in key + value:
             raise errors.InvalidArgument(f"env {key!r}: a variable has a name without '=', and no NUL byte")
     return env
+
+
+def _capabilities(names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]{1,40}", name):
+            raise errors.InvalidArgument(f"capability {name[:60]!r}: must be like NET_ADMIN or CAP_NET_ADMIN, or ALL")
+    return names
+
+
+def limits_and_mounts(*, ulimits: Sequence[str] = (), tmpfs: Sequence[str] = ()) -> dict[str, str]:
+    """The annotations of a container that ask for limits like `nofile=1024:4096` and mounts like `/run:size=64m`."""
+    found: dict[str, str] = {}
+    for one in ulimits:
+        if not re.fullmatch(r"[a-z]+=(\d+|unlimited)(:(\d+|unlimited))?", one):
+            raise errors.InvalidArgument(f"ulimit {one!r}: must be like nofile=1024:4096 or core=0")
+    if ulimits:
+        found[RLIMITS] = ",".join(ulimits)
+    targets = [one.partition(":") for one in tmpfs]
+    for target, _, options in targets:
+        if not target.startswith("/") or ";" in target + options:
+            raise errors.InvalidArgument(f"tmpfs {target!r}: must be an absolute path, as in /run:size=64m")
+    if tmpfs:
+        found[TMPFS] = ";".join(f"{target}={options}" if options else target for target, _, options in targets)
+    return found
 
 
 def _mount(mount: Mount) -> cri.Mount:

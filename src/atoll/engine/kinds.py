@@ -1,6 +1,7 @@
 """What the ledger knows of a pod and of a container, in the order it is entered.
 
     pod         pod-files   hostname, hosts, resolv.conf, shm in <state>/pods/<pod>        (gone after a reboot)
+                volumes     <root>/volumes/<pod>, where the pod has volumes
                 network     netns and CNI attachment; its owner is `net.<pod>`, for it may outlive the pod
                 cgroup      <cgroup_parent>/<instance>/<pod>, where the pod brought none   (gone after a reboot)
                 snapshot    of the pause container, where there is one
@@ -56,6 +57,7 @@ from atoll.snapshot.snapshotter import Snapshotter
 log = logging.getLogger(__name__)
 
 POD_FILES = "pod-files"
+VOLUMES = "volumes"
 NETWORK = "network"
 CGROUP = "cgroup"
 RELAY = "relay"
@@ -334,6 +336,7 @@ def make(
         NetworkKind(network, blocking),
         CgroupKind(f"{config.cgroup_parent}/{paths.instance}", hierarchies, blocking),
         SandboxKind(hosts, config, paths.shims, blocking),
+        DirectoryKind(VOLUMES, paths.volumes, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
         MountedFolderKind(BUNDLE, paths.bundles, blocking),
@@ -344,10 +347,19 @@ def make(
 
 
 def pod_intents(
-    pod_id: str, handler: str, request: AttachRequest | None, *, own_cgroup: bool, has_pause: bool, has_relay: bool
+    pod_id: str,
+    handler: str,
+    request: AttachRequest | None,
+    *,
+    own_cgroup: bool,
+    has_pause: bool,
+    has_relay: bool,
+    has_volumes: bool = False,
 ) -> tuple[Intent, ...]:
     """What a pod is about to acquire; `request` is None with the host's network."""
     intents = [Intent(owner=pod_id, kind=POD_FILES, key=pod_id)]
+    if has_volumes:
+        intents.append(Intent(owner=pod_id, kind=VOLUMES, key=pod_id))
     if request is not None:
         data = {"request": msgspec.json.encode(request).decode()}
         intents.append(Intent(owner=NETWORK_OWNER + pod_id, kind=NETWORK, key=pod_id, data=data))

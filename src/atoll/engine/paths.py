@@ -4,6 +4,7 @@
        instance                     eight hex digits that mark what is this daemon's
        containers/<id>/status       checkpoints
        images/                      content and snapshots
+       volumes/<pod>/               what the containers of a pod share on the disk
        cni/                         cached results and addresses of the default network
 <state>/atoll.sock                  every gRPC service
         lock                        held while a daemon runs
@@ -71,6 +72,10 @@ class Paths:
     @property
     def containers(self) -> Path:
         return self.root / "containers"
+
+    @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
 
     @property
     def images(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from atoll import errors
+from atoll.engine import own_mounts
 from atoll.engine.hosts import REMOTE
 from atoll.engine.parts import Parts
 from atoll.linux.cgroup_layout import validated
@@ -30,6 +31,7 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
     if config.hostname and not HOSTNAME.fullmatch(config.hostname):
         raise errors.InvalidArgument(f"hostname {config.hostname[:100]!r}: letters, digits, dots and dashes only")
     _require_dns(config.dns_config or DNSConfig())
+    own_mounts.pod_volumes(config.annotations)
     for mapping in config.port_mappings:
         if not 0 <= mapping.host_port <= PORT_LIMIT or not 0 <= mapping.container_port <= PORT_LIMIT:
             raise errors.InvalidArgument(f"port_mappings: {mapping.host_port}:{mapping.container_port}: no such port")

@@ -10,7 +10,7 @@ import msgspec
 from atoll import errors
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
-from atoll.engine import volumes
+from atoll.engine import own_mounts, volumes
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.image.model import Image, ImageConfig
@@ -49,7 +49,7 @@ def build(
             working_dir=config.working_dir,
             tty=config.tty,
             mounts=tuple(mount for mount in config.mounts if mount.image is None),
-            made_mounts=volumes.specified(parts, pod, config),
+            made_mounts=(*volumes.specified(parts, pod, config), *own_mounts.of(parts, pod, config)),
             devices=config.devices,
             security=msgspec.structs.replace(
                 config.security, namespace_options=namespaces(pod.config.namespaces, config.security.namespace_options)
