@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from atoll.shim.host import SHIM_ENDED
+from atoll.shim.fork import SHIM_ENDED, SHIM_TAKEN
 from atoll.shim.request import Fork, ShimRequest, send
 from atoll.ttrpc import address as addresses
 
@@ -31,12 +31,12 @@ def test_a_request_that_cannot_be_read_is_given_back(packet: bytes, tmp_path: Pa
         theirs.close()
         ours.settimeout(TIMEOUT_S)
         hand_over(ours, packet, path)
-        assert ours.recv(16) == SHIM_ENDED
+        assert (ours.recv(16), ours.recv(16)) == (SHIM_TAKEN, SHIM_ENDED)
         assert not path.exists()
         # It goes on: this one has no bundle, and ends too.
         request = ShimRequest(id="a", namespace="n", bundle=str(tmp_path / "none"), socket=str(path))
         hand_over(ours, msgspec.json.encode(Fork(number=2, shim=request)), path)
-        assert ours.recv(16) == SHIM_ENDED
+        assert (ours.recv(16), ours.recv(16)) == (SHIM_TAKEN, SHIM_ENDED)
         path.unlink(missing_ok=True)
         ours.close()
         assert host.wait(TIMEOUT_S) == 0

@@ -19,7 +19,7 @@ async def connect(pod: Pod) -> None:
     if instance is None or not instance.address:
         return
     bootstrap = Bootstrap.from_endpoint(instance.address, instance.version)
-    pod.shim = await Shim.connect(id=pod.id, namespace=NAMESPACE, bootstrap=bootstrap)
+    pod.shim = await Shim.connect(id=pod.id, namespace=NAMESPACE, bootstrap=bootstrap, bundle=pod.bundle)
 
 
 async def shim_of(pod: Pod) -> Shim:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from atoll import errors
 from atoll.concurrency import Latch
@@ -43,6 +44,8 @@ class Pod:
     instance: ControllerInstance | None = None
     attachment: Attachment | None = None
     netns_path: str = ""
+    bundle: Path | None = None
+    """The folder of its shim's records, which name its process."""
     shim: Shim | None = None
     ended: Latch[ExitStatus] = field(default_factory=Latch[ExitStatus])
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -207,6 +207,7 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
         damage="; ".join(damage),
         attachment=attachment,
         netns_path=metadata.netns_path if entry is not None else "",
+        bundle=parts.paths.shims / sandbox.id,
     )
 
 

@@ -30,8 +30,10 @@ from atoll.ledger.kind import Entry, Found, Kind
 from atoll.linux import mounts, process
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
-from atoll.runtime import ending
+from atoll.runtime import ending, hung
 
+SHIM = "shim"
+"""Its kind."""
 RELAY = "atoll-relay"
 CRUN_RECORD, RUNC_RECORD = "status", "state.json"
 """What crun and runc write of a container, in a folder of its name."""
@@ -41,11 +43,13 @@ DELETED = " (deleted)"
 class StrayShimKind(Kind):
     """A shim is known by its socket, whose name its bundle tells; its process may serve others, which go on.
 
-    A relay is known by its working folder, which is its bundle; it keeps it when the bundle is removed.
+    A relay is known by its working folder, which is its bundle; it keeps it when the bundle is removed. The socket of a
+    shim that was given up is put aside (`runtime.hung`); it goes with the shim, or with its process.
     """
 
-    name = "shim"
+    name = SHIM
     volatile = True
+    limit_s: float = 15.0
 
     def __init__(self, paths: Paths, namespaces: Callable[[], frozenset[str]], blocking: Blocking) -> None:
         self._paths = paths
@@ -79,9 +83,13 @@ class StrayShimKind(Kind):
                 yield Found(kind=self.name, key=name, owner=owner, data=data)
 
     def _identity(self, entry: Entry) -> process.ProcessId:
-        return process.ProcessId(pid=int(entry.key), start_ticks=int(entry.data["start"]), boot_id=entry.data["boot"])
+        pid = int(entry.data.get("pid", "") or entry.key)
+        return process.ProcessId(pid=pid, start_ticks=int(entry.data["start"]), boot_id=entry.data["boot"])
 
     async def release(self, entry: Entry) -> None:
+        if entry.key.endswith(hung.ASIDE):
+            await self._release_aside(entry)
+            return
         if not entry.data:
             await ending.end_shared(self._socket(entry), entry.key)
             return
@@ -93,7 +101,16 @@ class StrayShimKind(Kind):
         finally:
             os.close(pidfd)
 
+    async def _release_aside(self, entry: Entry) -> None:
+        path = self._socket(entry)
+        if not entry.data or process.is_alive(self._identity(entry)):
+            who = f"{entry.owner.rpartition('.')[2][:13]} of process {entry.data.get('pid', 'unknown')}"
+            await ending.end_shared(path, who)
+        path.unlink(missing_ok=True)
+
     async def exists(self, entry: Entry) -> bool:
+        if entry.key.endswith(hung.ASIDE):
+            return await self._blocking.run(os.path.lexists, self._socket(entry))
         if not entry.data:
             return await self._blocking.run(_is_live, self._socket(entry))
         return process.is_alive(self._identity(entry))

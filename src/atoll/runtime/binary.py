@@ -123,7 +123,9 @@ class BinaryLauncher:
         Bootstrap.parse(output).store(request.bundle.path)
 
     async def _connect(self, request: LaunchRequest, bootstrap: Bootstrap) -> Shim:
-        shim = await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        shim = await Shim.connect(
+            id=request.id, namespace=request.namespace, bootstrap=bootstrap, bundle=request.bundle.path
+        )
         try:
             found = process.identify(await shim.check_version())
             if found is not None:
@@ -155,7 +157,9 @@ class BinaryLauncher:
 
     async def reconnect(self, request: LaunchRequest) -> Shim:
         bootstrap = _load(request.bundle.path)
-        return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        return await Shim.connect(
+            id=request.id, namespace=request.namespace, bootstrap=bootstrap, bundle=request.bundle.path
+        )
 
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
         return None  # only its `delete` may know

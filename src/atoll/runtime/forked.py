@@ -15,7 +15,7 @@ from atoll import errors
 from atoll.api import containerd_task_v3_pb2 as wire
 from atoll.concurrency import Blocking, run_to_completion
 from atoll.linux.process import PidfdSpawner, Spawner
-from atoll.runtime import ending, program
+from atoll.runtime import ending, hung, program
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import LaunchRequest, Shim
 from atoll.runtime.zygote import ForkedShim, Zygote
@@ -73,7 +73,12 @@ class AtollLauncher:
             )
         )
         try:
-            return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=self._bootstrap(request))
+            return await Shim.connect(
+                id=request.id,
+                namespace=request.namespace,
+                bootstrap=self._bootstrap(request),
+                bundle=request.bundle.path,
+            )
         except BaseException:
             await run_to_completion(self._undo(request, forked), within=UNDO_TIMEOUT_S)
             raise
@@ -92,7 +97,9 @@ class AtollLauncher:
         except errors.DataLoss as error:
             log.warning("shim %s: asked where it was told to listen: %s", request.id, error)
             bootstrap = self._bootstrap(request)
-        return await Shim.connect(id=request.id, namespace=request.namespace, bootstrap=bootstrap)
+        return await Shim.connect(
+            id=request.id, namespace=request.namespace, bootstrap=bootstrap, bundle=request.bundle.path
+        )
 
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
         """As the shim recorded it: of the pod that it was, else of its own container."""
@@ -109,10 +116,14 @@ class AtollLauncher:
     async def delete(self, request: LaunchRequest) -> ExitStatus | None:
         """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle.
 
-        Other shims of its process go on. Raises `Unavailable` where such a process does not answer.
+        Other shims of its process go on, and where that does not answer this one is put aside (`hung`).
         """
         bundle = request.bundle.path
-        await ending.end_recorded(bundle / records.SHIM, self._socket(request), request.id)
+        try:
+            await ending.end_recorded(bundle / records.SHIM, self._socket(request), request.id)
+        except errors.Unavailable as error:
+            log.warning("%s: is freed without it: %s", hung.describe(bundle), error)
+            hung.put_aside(self._socket(request))
         ended: ExitStatus | None = None
         if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)) or records.guests(bundle):
             ended = await self._clear(request)

@@ -108,6 +108,11 @@ class Link:
                 log.info("sandbox %s: lost the connection to its shim", self._request.id)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def hang_up(self) -> None:
+        """Break the connection under whoever waits for an answer; the next question connects again."""
+        if self._shim is not None:
+            self._shim.client.close()
+
     async def aclose(self) -> None:
         """Let go of the connection; the shim lives on. Idempotent."""
         self._released = True

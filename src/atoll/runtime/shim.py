@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from atoll import errors
+from atoll.runtime import hung
 from atoll.runtime.bootstrap import MIN_VERSION, Bootstrap
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.own import OwnClient
@@ -47,11 +50,16 @@ class Shim:
         self.own = OwnClient(client)
 
     @classmethod
-    async def connect(cls, *, id: str, namespace: str, bootstrap: Bootstrap) -> Shim:
-        """Connect to where `bootstrap` points; raises `Unavailable` at once where nobody listens."""
+    async def connect(cls, *, id: str, namespace: str, bootstrap: Bootstrap, bundle: Path | None = None) -> Shim:
+        """Connect to where `bootstrap` points; raises `Unavailable` at once where nobody listens.
+
+        `bundle` has the record of its process, which an answer that does not come is to name.
+        """
         if bootstrap.protocol != "ttrpc":
             raise errors.Unimplemented(f"shim {id}: speaks {bootstrap.protocol}, only ttrpc is supported")
         client = await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S)
+        if bundle is not None:
+            client.whose = functools.partial(hung.describe, bundle)
         return cls(id=id, namespace=namespace, bootstrap=bootstrap, client=client)
 
     @property

@@ -201,6 +201,12 @@ class HeldController(Controller, Generic[H]):
         log.warning("sandbox %s: its shim is killed: %s", held.id, error)
         await kill_recorded(held.request.bundle.path / records.SHIM, held.id)
 
+    def hang_up(self, sandbox_id: str) -> None:
+        """Break the connection to a shim that was given up, so that nobody waits for its answer any more."""
+        held = self._held.get(sandbox_id)
+        if held is not None:
+            held.link.hang_up()
+
     async def wait(self, sandbox_id: str) -> ExitStatus:
         ended = await self._get(sandbox_id).exit.wait()
         if ended is None:

@@ -7,9 +7,12 @@ sockets. It serves what it was handed to its end, whatever becomes of its parent
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,9 @@ from atoll.shim.request import Fork, ShimRequest, send
 from atoll.ttrpc import address as addresses
 
 HAND_OVER_TIMEOUT_S = 1.0
+# How long a process may leave a shim that it was handed untaken and still be handed others.
+TAKEN_WITHIN_S = 2.0
+SHIM_TAKEN, SHIM_ENDED = b"t", b"e"
 # How many shims a shared process is handed in its life, times as many as it serves at once: memory is given back then.
 LIVES = 16
 _NOTES_BYTES = 16
@@ -117,6 +123,7 @@ class HostProcess:
         self.live = 0
         self._shims = shims
         self._left = 1 if shims == 1 else LIVES * shims
+        self._untaken: deque[float] = deque()
 
     @classmethod
     def fork(cls, part: Part, shims: int, *not_its_own: socket.socket) -> HostProcess:
@@ -144,6 +151,16 @@ class HostProcess:
         """Whether it will never be handed a shim again."""
         return self._left == 0
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it is stopped, or has not taken what it was handed: others are handed the next shims meanwhile."""
+        if self._untaken and time.monotonic() - self._untaken[0] > TAKEN_WITHIN_S:
+            return True
+        try:
+            return processes.parse_stat(server.own_stat(self.child.pid)).state in "Tt"
+        except OSError:
+            return False  # it is gone, which `hear` tells
+
     def hand_over(self, question: Fork, listener: socket.socket) -> None:
         """Let it be this shim too; raises `OSError` where it has died, or takes nothing for `HAND_OVER_TIMEOUT_S`."""
         self.control.settimeout(HAND_OVER_TIMEOUT_S)
@@ -153,16 +170,21 @@ class HostProcess:
             self.control.setblocking(False)
         self.live += 1
         self._left -= 1
+        self._untaken.append(time.monotonic())
 
     def hear(self) -> bool:
-        """Take note of shims that have ended, once `control` is readable; False where the process has ended itself."""
+        """Take note of shims taken and ended, once `control` is readable; False where the process has ended itself."""
         try:
             note = self.control.recv(_NOTES_BYTES)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        self.live -= len(note)
+        if note == SHIM_TAKEN:
+            with contextlib.suppress(IndexError):
+                self._untaken.popleft()
+        else:
+            self.live -= len(note)
         return bool(note)
 
     def close(self) -> None:

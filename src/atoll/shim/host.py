@@ -25,11 +25,10 @@ import msgspec
 from atoll.concurrency import TaskOwner
 from atoll.linux import syscalls
 from atoll.shim import logfile, server
+from atoll.shim.fork import SHIM_ENDED, SHIM_TAKEN
 from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import Fork, ShimRequest, receive
-
-SHIM_ENDED = b"e"
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +110,8 @@ class Host:
         if not packet or fd is None:
             self._close_control()
             return
+        with contextlib.suppress(OSError):
+            self._control.send(SHIM_TAKEN)
         listener = socket.socket(fileno=fd)
         try:
             request = self._decoder.decode(packet).shim

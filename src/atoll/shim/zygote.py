@@ -100,7 +100,8 @@ def freeze() -> None:
 class Zygote:
     """Answers the packets of the control socket, one after the other.
 
-    A shim is handed to the fullest process that has room, so that few are needed; each serves up to `shims`.
+    A shim is handed to the fullest process that has room, so that few are needed; each serves up to `shims`. One that
+    hangs is passed over for as long as it does.
     """
 
     def __init__(self, control: socket.socket, part: Part, shims: int) -> None:
@@ -201,7 +202,7 @@ class Zygote:
 
     def _hand_over(self, question: Fork, listener: socket.socket) -> HostProcess:
         for process in sorted(self._hosts.values(), key=lambda process: process.live, reverse=True):
-            if process.room:
+            if process.room and not process.hangs:
                 try:
                     process.hand_over(question, listener)
                 except OSError:  # somebody killed it, or it hangs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +54,8 @@ class Client:
         """Not for callers: use `connect` or `from_socket`."""
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
+        self.whose: Callable[[], str] | None = None
+        """Who the peer is, in words, for errors; asked when there is one."""
 
     @classmethod
     async def connect(cls, address: str, *, timeout: float = CONNECT_TIMEOUT_S) -> Client:
@@ -123,8 +126,7 @@ class Client:
         protocol.pending[stream_id] = call
         timer = None
         if deadline is not None:
-            late = errors.DeadlineExceeded(f"{service}/{method}: no answer before the deadline")
-            timer = self._loop.call_at(deadline, call.fail, late)
+            timer = self._loop.call_at(deadline, self._expire, call, f"{service}/{method}")
         try:
             protocol.write(frame)
             payload = await call.waiter
@@ -133,6 +135,10 @@ class Client:
                 timer.cancel()
             protocol.forget(stream_id)
         return decode(payload, response_type, f"{service}/{method}")
+
+    def _expire(self, call: _Call, what: str) -> None:
+        who = f"{self.whose()}: " if self.whose is not None else ""
+        call.fail(errors.DeadlineExceeded(f"{who}{what}: no answer before the deadline"))
 
     async def stream(
         self,
