@@ -140,6 +140,26 @@ def test_update_reaches_the_sandbox_and_its_record(api: SandboxAPI, daemon: Daem
     api.shutdown(made)
 
 
+@pytest.mark.parametrize("sandboxer", ["shim", "podsandbox"])
+def test_what_has_ended_is_told_of_after_a_restart(api: SandboxAPI, daemon: Daemon, sandboxer: str) -> None:
+    api = api.by(sandboxer)
+    record = api.record(new_id())
+    record.runtime.name = "io.containerd.atoll.v1"
+    made = api.create(record.sandbox_id, sandbox=record)
+    api.start(made)
+    api.stop(made)
+    before = api.status(made, verbose=True)
+    daemon.kill()
+    daemon.start()
+    after = api.status(made, verbose=True)
+    assert (after.state, after.exited_at) == (NOTREADY, before.exited_at)
+    told = [json.loads(status.info["info"]) for status in (before, after)]
+    assert [info["runtimeType"] for info in told] == [told[0]["runtimeType"]] * 2 != ["", ""]
+    api.shutdown(made)
+    assert is_unknown(api, made)
+    assert fsck(daemon) == ""
+
+
 def test_namespaces_hold_the_same_id_apart(api: SandboxAPI, daemon: Daemon, roots: Roots) -> None:
     made = new_id()
     spaces = [api, api.inside("moby"), api.inside("a.b")]

@@ -46,7 +46,12 @@ async def recover(sandboxes: Sandboxes, owner: TaskOwner) -> int:
         if not is_settled:
             owner.spawn(_ask_again(sandboxes, hosted), name=f"sandbox/{hosted.key}/recover again")
 
-    await wait_all([one(hosted) for hosted in loaded if hosted.state.ended is None])
+    async def ended(hosted: Hosted) -> None:
+        async with gate, hosted.lock:
+            if not hosted.is_gone:
+                await _remember(sandboxes, hosted)
+
+    await wait_all([one(hosted) if hosted.state.ended is None else ended(hosted) for hosted in loaded])
     for hosted in loaded:
         if sandboxes.expiry.may_come(hosted) and not hosted.is_gone:
             sandboxes.expiry.begin(hosted)
@@ -98,6 +103,18 @@ async def _ask(sandboxes: Sandboxes, hosted: Hosted) -> bool:
         # A start whose answer nobody got, for it was not even recorded.
         await sandboxes.shutdown(hosted.record.namespace, hosted.record.id)
     return True
+
+
+async def _remember(sandboxes: Sandboxes, hosted: Hosted) -> None:
+    """Have the controller of one that has ended take it in, so that it can tell of it until it is shut down."""
+
+    async def recover() -> None:
+        await sandboxes.controller(hosted).recover(sandboxes.inner(hosted))
+
+    outcome = await settle(recover(), within=ASK_TIMEOUT_S, name=f"sandbox/{hosted.key}/remember")
+    if outcome is not None:
+        trace = None if isinstance(outcome, errors.AtollError) else outcome
+        log.info("%s: has ended, and its controller does not know it: %s", hosted, outcome, exc_info=trace)
 
 
 async def _settle(sandboxes: Sandboxes, hosted: Hosted, controller: Controller) -> None:
