@@ -4,8 +4,9 @@
     <root>/snapshots/<number>/work    overlay's work folder, of an active snapshot only
     <root>/snapshots/.trash/<n>       renamed aside, being deleted
 
-A container may have made its tree as deep and as odd as it likes: deletion follows no symlink, does
-not recurse and never builds a path longer than two names.
+A container may have made its tree as deep and as odd as it likes: deletion follows no symlink, crosses no
+mount and needs a bounded number of open files. Where the kernel refuses to delete something, as an immutable
+file, all else goes, by a way that does not recurse and never builds a path longer than two names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import os
 import stat
 from pathlib import Path
 
+from atoll import errors
+from atoll.ledger.tree import remove_tree
 from atoll.linux.userns import IDMap
 
 DEFAULT_ROOT_MODE = 0o755
@@ -108,7 +111,10 @@ class Disk:
         for entry in list(os.scandir(self._trash)):
             if _unlink(entry):
                 continue
-            self._flatten(Path(entry.path))
+            try:
+                remove_tree(Path(entry.path))
+            except errors.AtollError:
+                self._flatten(Path(entry.path))
 
     def _flatten(self, top: Path) -> None:
         """Delete the tree `top` in the trash, renaming each sub-folder that is not empty to the trash first."""

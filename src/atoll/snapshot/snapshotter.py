@@ -102,6 +102,7 @@ class Snapshotter:
         self._missing: set[str] = set()
         self._numbers = itertools.count(1)
         self._options = _kernel_options()
+        self._has_trash = self._is_sweeping = False
         self.no_users = ""
         """Why snapshots cannot be mounted with the ids of a user namespace here, where they cannot; from `recover`."""
 
@@ -375,8 +376,21 @@ class Snapshotter:
             self._empty_trash()
 
     def _empty_trash(self) -> None:
+        """In the background, one sweep at a time: it takes all that has come meanwhile."""
+        self._has_trash = True
+        if self._is_sweeping:
+            return
         with contextlib.suppress(errors.Unavailable):  # closed: the next start sweeps
-            self._owner.spawn(self._blocking.run(self._disk.empty_trash), name="snapshotter/empty-trash")
+            self._owner.spawn(self._sweep(), name="snapshotter/empty-trash")
+            self._is_sweeping = True
+
+    async def _sweep(self) -> None:
+        try:
+            while self._has_trash:
+                self._has_trash = False
+                await self._blocking.run(self._disk.empty_trash)
+        finally:
+            self._is_sweeping = False
 
     # --- the index ---
 

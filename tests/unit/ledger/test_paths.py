@@ -15,7 +15,7 @@ from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.ledger.kind import Entry, Found
 from atoll.ledger.paths import DirectoryKind
-from atoll.ledger.tree import MAX_DEPTH, mount_id, remove_tree
+from atoll.ledger.tree import MAX_DEPTH, mount_id, open_compared, remove_tree
 
 
 @pytest.fixture
@@ -137,3 +137,17 @@ def test_a_mount_is_told_by_its_id(tmp_path: Path) -> None:
         ids.append(mount_id(fd))
         os.close(fd)
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_without_openat2_the_mounts_of_parent_and_folder_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for parent, name, is_same in ((tmp_path, "below", True), (Path("/"), "proc", False)):
+        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if is_same:
+                os.close(open_compared(name, fd))
+            else:
+                with pytest.raises(OSError, match="Invalid cross-device link"):
+                    open_compared(name, fd)
+        finally:
+            os.close(fd)
