@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from atoll.client import FsckReport as FsckReport
     from atoll.client import Image as Image
     from atoll.client import LayerProgress as LayerProgress
+    from atoll.client import Lease as Lease
+    from atoll.client import LeaseStatus as LeaseStatus
     from atoll.client import LoadedImage as LoadedImage
     from atoll.client import LogLine as LogLine
     from atoll.client import Mount as Mount

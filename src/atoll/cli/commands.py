@@ -30,6 +30,7 @@ class Group:
 GROUPS = (
     Group("Run", "atoll.cli.running", "run exec attach"),
     Group("Containers and pods", "atoll.cli.containers", "ps inspect logs phases stop rm"),
+    Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Images", "atoll.cli.images", "pull images load rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),
     Group("Conformance", "atoll.cli.conformance", "conformance"),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from atoll.client.client import Client as Client
     from atoll.client.client import connect as connect
     from atoll.client.container import Container as Container
+    from atoll.client.leases import Lease as Lease
+    from atoll.client.leases import LeaseStatus as LeaseStatus
     from atoll.client.model import Cause as Cause
     from atoll.client.model import CommandFailed as CommandFailed
     from atoll.client.model import ContainerState as ContainerState
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from atoll.client.sync import SyncClient as SyncClient
     from atoll.client.sync import SyncContainer as SyncContainer
     from atoll.client.sync import SyncExecProcess as SyncExecProcess
+    from atoll.client.sync import SyncLease as SyncLease
     from atoll.client.sync import SyncPod as SyncPod
     from atoll.client.sync import connect_sync as connect_sync
 
@@ -71,6 +74,8 @@ MODULES = {
     "Reloaded": "model",
     "Image": "model",
     "LayerProgress": "model",
+    "Lease": "leases",
+    "LeaseStatus": "leases",
     "LoadedImage": "model",
     "LogLine": "model",
     "Mount": "request",
@@ -83,6 +88,7 @@ MODULES = {
     "SyncClient": "sync",
     "SyncContainer": "sync",
     "SyncExecProcess": "sync",
+    "SyncLease": "sync",
     "SyncPod": "sync",
     "connect": "client",
     "connect_sync": "sync",

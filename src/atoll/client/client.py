@@ -10,9 +10,11 @@ from typing import TypeVar
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import leases as leasing
 from atoll.client import private, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images, OnProgress
+from atoll.client.leases import LeaseStatus
 from atoll.client.making import made_or_undone
 from atoll.client.model import (
     ContainerStatus,
@@ -86,6 +88,8 @@ class Client:
         cgroup_parent: str = "",
         sysctls: Mapping[str, str] | None = None,
         runtime: str = "",
+        ttl: float | None = None,
+        idle: float | None = None,
     ) -> Pod:
         """Run a pod: its namespaces, cgroup and network; it is ready when this returns.
 
@@ -93,6 +97,9 @@ class Client:
         containers one PID namespace. `runtime` is a runtime handler of the config. Raises `AlreadyExists`
         for a name in use, `InvalidArgument` for what cannot be; nothing is left behind then, nor where the caller
         is cancelled.
+
+        With `ttl`, seconds from now on, or `idle`, seconds without use, the pod has a lease: the daemon removes it when
+        one of them is over (`Pod.lease`).
         """
         pod_config = request.pod_config(
             request.PodOptions(
@@ -100,7 +107,7 @@ class Client:
                 network=network,
                 ports=ports,
                 labels=labels or {},
-                annotations=annotations or {},
+                annotations={**(annotations or {}), **leasing.asking(ttl, idle)},
                 hostname=hostname,
                 share_pid=share_pid,
                 cgroup_parent=cgroup_parent,
@@ -114,6 +121,10 @@ class Client:
             return Pod(self._wire, answer.pod_sandbox_id, pod_config.metadata.name, pod_config)
 
         return await made_or_undone(make(), Pod.remove, within=RUN_TIMEOUT_S + 5)
+
+    async def leases(self) -> tuple[LeaseStatus, ...]:
+        """Every lease of a pod, those that ran out last too."""
+        return await leasing.leases(self._wire)
 
     # --- what is there ---
 

@@ -13,6 +13,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images
+from atoll.client.leases import Lease
 from atoll.client.making import made_or_undone
 from atoll.client.model import ContainerStatus, Phase, PodStatus
 from atoll.concurrency import run_to_completion
@@ -38,6 +39,11 @@ class Pod:
 
     def __repr__(self) -> str:
         return f"<Pod {self.name} {self.id[:13]}>"
+
+    @property
+    def lease(self) -> Lease:
+        """How long it may live: renew it, or look at what is left."""
+        return Lease(self._wire, self.id)
 
     async def status(self, *, verbose: bool = False) -> PodStatus:
         """What is known now, its addresses too; `verbose` adds the runtime's own `info` texts. Raises `NotFound`."""

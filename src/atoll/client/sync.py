@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from atoll import errors
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
+from atoll.client.leases import Lease
 from atoll.client.model import ExecResult, Exit
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
@@ -223,6 +224,14 @@ class SyncContainer(Face[Container]):
     remove = _waits(Container.remove)
 
 
+class SyncLease(Face[Lease]):
+    """How long a pod may live."""
+
+    status = _waits(Lease.status)
+    renew = _waits(Lease.renew)
+    end = _waits(Lease.end)
+
+
 class SyncPod(Face[Pod]):
     """A pod, by its ID; a context manager that removes the pod at its end."""
 
@@ -233,6 +242,11 @@ class SyncPod(Face[Pod]):
     @property
     def name(self) -> str:
         return self.inner.name
+
+    @property
+    def lease(self) -> SyncLease:
+        """How long it may live: renew it, or look at what is left."""
+        return SyncLease(self.portal, self.inner.lease)
 
     status = _waits(Pod.status)
     run = _makes(Pod.run, SyncContainer)
@@ -261,6 +275,7 @@ class SyncClient(Face[Client]):
 
     info = _waits(Client.info)
     run_pod = _makes(Client.run_pod, SyncPod)
+    leases = _waits(Client.leases)
     pods = _waits(Client.pods)
     containers = _waits(Client.containers)
     pod = _makes(Client.pod, SyncPod)

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -97,6 +98,7 @@ class Streaming:
             config = container.metadata.config
             has_stdin = config is not None and config.stdin and streams.stdin is not None
             io = await self._engine.execs.attach(pod, container, stdin=has_stdin)
+            end_use = self._engine.parts.uses.begin(pod.id)
             resize = functools.partial(self._engine.execs.resize, pod, container)
             try:
                 async with TaskOwner(f"attach/{container.id}") as tasks:
@@ -109,6 +111,7 @@ class Streaming:
                     await output.drained(copying)
             finally:
                 io.close()
+                end_use()
         except errors.AtollError as error:
             return End(fault=f"error attaching to container: {error}")
         return End()
@@ -136,6 +139,8 @@ class Streaming:
                     faults.append(f"{host}: {os.strerror(error.errno).lower() if error.errno else 'no answer'}")
                 else:
                     sockets.remove(connection)
+                    # The pod is used for as long as the connection is there; whoever copies it closes it.
+                    weakref.finalize(connection, self._engine.parts.uses.begin(pod.id))
                     return connection
         finally:
             for connection in sockets:

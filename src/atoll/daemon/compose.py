@@ -17,11 +17,12 @@ from atoll.container.store import ContainerStore
 from atoll.daemon.handlers import Chosen, Controllers, Handlers
 from atoll.daemon.images import image_settings
 from atoll.database import Database
-from atoll.engine import hosted, kinds, strays
+from atoll.engine import hosted, kinds, lease_store, strays
 from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
 from atoll.engine.hosted import HostedStore
 from atoll.engine.hosting import LINKS, LinksKind
+from atoll.engine.lease_store import LeaseStore
 from atoll.engine.nri import Nri
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
@@ -56,6 +57,7 @@ SCHEMAS = (
     ledger_records.SCHEMA,
     snapshot_records.SCHEMA,
     image_records.SCHEMA,
+    lease_store.SCHEMA,
 )
 
 
@@ -112,6 +114,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
                 sandboxes=await SandboxStore.open(db),
                 hosted=HostedStore(db),
                 containers=containers,
+                leases=await LeaseStore.open(db),
                 images=images,
                 snapshotter=snapshotter,
                 network=network,

@@ -21,6 +21,7 @@ from atoll.engine.front import Front
 from atoll.engine.nri_runtime import NriRuntime
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
+from atoll.engine.pod_leases import PodLeases
 from atoll.engine.pods import Pods
 from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
@@ -55,6 +56,7 @@ class Engine:
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
+        self.leases = PodLeases(parts, self.pods)
         self.usages = Usages(parts, self.pods, self.containers)
         self.checkpoints = Checkpoints(parts)
         self.sandboxes = Sandboxes(parts)
@@ -70,6 +72,7 @@ class Engine:
         engine = cls(parts)
         recovery.load(parts, engine.pods)
         await hosted_recovery.load(engine.sandboxes)
+        await engine.leases.recover()
         entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
         live = {sandbox.id for sandbox in parts.sandboxes.pods()} | {entry.key for entry in entries}
         with faults.step("open/network"):
@@ -176,6 +179,7 @@ class Engine:
         """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""
         await self.parts.nri.aclose()
         await self.pods.settle(SETTLE_TIMEOUT_S)
+        self.leases.aclose()
         await self.pods.aclose()
         self.sandboxes.aclose()
         if not self.parts.sandboxes.pods() and not self.parts.ledger.entries():

@@ -144,12 +144,13 @@ class Execs:
         self._running[container.id] = self._running.get(container.id, 0) + 1
         exec_id = secrets.token_hex(16)
         try:
-            started = await self._start(pod, container, request, exec_id)
-            try:
-                yield started
-            finally:
-                started.io.close()
-                await run_to_completion(self._end(started), within=CLEANUP_TIMEOUT_S)
+            with self._parts.uses.using(pod.id):
+                started = await self._start(pod, container, request, exec_id)
+                try:
+                    yield started
+                finally:
+                    started.io.close()
+                    await run_to_completion(self._end(started), within=CLEANUP_TIMEOUT_S)
         finally:
             self._running[container.id] -= 1
             if not self._running[container.id]:

@@ -15,10 +15,12 @@ from atoll.engine.drivers import Drivers
 from atoll.engine.events import EventBus
 from atoll.engine.hosted import HostedStore
 from atoll.engine.hosts import Hosts
+from atoll.engine.lease_store import LeaseStore
 from atoll.engine.orphans import Orphans
 from atoll.engine.paths import Paths
 from atoll.engine.phases import Stories
 from atoll.engine.topics import Topics
+from atoll.engine.uses import Uses
 from atoll.image.store import ImageStore
 from atoll.ledger.ledger import Ledger
 from atoll.linux.cgroup import expedite_attach
@@ -42,6 +44,7 @@ class Parts:
     sandboxes: SandboxStore
     hosted: HostedStore
     containers: ContainerStore
+    leases: LeaseStore
     images: ImageStore
     snapshotter: Snapshotter
     network: Network
@@ -64,6 +67,7 @@ class Parts:
     events: EventBus = field(default_factory=EventBus)
     topics: Topics = field(default_factory=Topics)
     stories: Stories = field(default_factory=Stories)
+    uses: Uses = field(default_factory=Uses)
 
     def expedite(self) -> None:
         """Pay, beside an OCI runtime that starts, for the grace period that its move into a cgroup would wait for."""

@@ -32,6 +32,7 @@ from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
 from atoll.engine.hosts import REMOTE
+from atoll.engine.lease_store import Lease, asked_lease
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story
@@ -166,6 +167,7 @@ class Pods:
         """
         name = pod_name(config)
         require_log_directory(config)
+        asked_lease(config.annotations)
         chosen = handler_name or self._parts.config.default_runtime
         handler = self._parts.config.runtimes.get(chosen)
         if handler is None:
@@ -326,7 +328,9 @@ class Pods:
             },
         )
         parts = self._parts
-        plans: list[Plan[Entry]] = []
+        plans: list[Plan[Entry] | Plan[Lease]] = []
+        if (asked := asked_lease(pod.config.annotations)) is not None:
+            plans.append(parts.leases.plan_begin(pod.id, *asked))
         entry = parts.ledger.find(kinds.NETWORK, pod.id)
         if entry is not None and pod.attachment is not None:
             plans.append(parts.ledger.plan_update(entry, kinds.network_data(pod.attachment)))

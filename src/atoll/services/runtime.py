@@ -97,6 +97,7 @@ class RuntimeService:
             raise errors.InvalidArgument("attach: the first message must be `start`")
         pod, container = self._container(first.start.container_id)
         io = await self._engine.execs.attach(pod, container, stdin=first.start.stdin)
+        end_use = self._engine.parts.uses.begin(pod.id)
         try:
             async with TaskOwner("attach") as tasks:
                 name = f"attach/{container.id}"
@@ -109,6 +110,7 @@ class RuntimeService:
                 yield pb.ExecResponse(exit=ending.result())
         finally:
             io.close()
+            end_use()
 
     async def _feed_attach(
         self, requests: AsyncIterator[pb.AttachRequest], io: ProcessIO, pod: Pod, container: Container
@@ -142,9 +144,11 @@ class RuntimeService:
             ended=container.stopped,
             blocking=self._engine.parts.blocking,
         )
+        uses = self._engine.parts.uses.using(container.sandbox_id) if request.follow else contextlib.nullcontext()
         async with contextlib.aclosing(reading) as batches:
-            async for lines in batches:
-                yield pb.LogsResponse(lines=[_line(line) for line in lines])
+            with uses:
+                async for lines in batches:
+                    yield pb.LogsResponse(lines=[_line(line) for line in lines])
 
     async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
         container = self._engine.containers.get(request.container_id)
