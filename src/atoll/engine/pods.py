@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import msgspec
 
 from atoll import errors
 from atoll.api import cri_runtime_v1_pb2 as cri
@@ -27,7 +24,7 @@ from atoll.api.nri_v1alpha1_pb2 import STOP_POD_SANDBOX
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.config import RuntimeHandler
 from atoll.database import Plan
-from atoll.engine import ends, hung, kinds, lines, pod_options, specs
+from atoll.engine import ends, hung, kinds, lines, own_mounts, pod_options, pod_record, specs
 from atoll.engine.containers import Containers
 from atoll.engine.drivers import is_foreign
 from atoll.engine.events import Event, EventType
@@ -40,9 +37,6 @@ from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name, require_log_directory
 from atoll.ledger.kind import Entry
 from atoll.linux import netns
-from atoll.network.model import Attachment
-from atoll.network.result import to_containerd_json
-from atoll.oci.config import NamespaceMode
 from atoll.sandbox import annotations
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
@@ -56,8 +50,6 @@ from atoll.sandbox.controller import (
     State,
     TypedAny,
 )
-from atoll.sandbox.metadata import EXTENSION, SandboxMetadata, encode_metadata
-from atoll.shim import pod_files
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +208,7 @@ class Pods:
             sandboxer=handler.sandboxer,
             runtime=Runtime(name=handler.shim, options=parts.shim_options.get(handler_name)),
             labels={"name": name},
-            extensions=_extensions(pod_id, name, config, handler_name, netns_path, None),
+            extensions=pod_record.extensions(pod_id, name, config, handler_name, netns_path, None),
         )
         pod = Pod(
             sandbox=sandbox,
@@ -235,6 +227,7 @@ class Pods:
             own_cgroup=not config.cgroup_parent,
             has_pause=handler.sandboxer == "podsandbox",
             has_relay=is_foreign(handler.shim),
+            has_volumes=own_mounts.POD_VOLUMES in config.annotations,
         )
         self._making[pod_id] = pod
         try:
@@ -263,9 +256,9 @@ class Pods:
     async def _bring_up(self, pod: Pod, options: TypedAny, story: Story) -> None:
         parts = self._parts
         with story.step("files"):
-            await parts.blocking.run(_make_folder, parts.paths.pods / pod.id)
+            await parts.blocking.run(pod_record.make_folder, parts.paths.pods / pod.id)
             if pod.handler.sandboxer == REMOTE:
-                await parts.blocking.run(_make_files, parts.paths.pods / pod.id, pod.config)
+                await parts.blocking.run(pod_record.make_files, parts.paths.pods / pod.id, pod.config)
         if not pod.netns_path:
             await self._start(pod, options, story)
         elif pod.config.annotations.get(annotations.NO_NETWORK) == "true" or parts.network.pool_stats.ready:
@@ -323,7 +316,7 @@ class Pods:
             labels=labels,
             spec=instance.spec if instance is not None else None,
             extensions={
-                **_extensions(pod.id, pod.name, pod.config, pod.handler_name, pod.netns_path, pod.attachment),
+                **pod_record.extensions(pod.id, pod.name, pod.config, pod.handler_name, pod.netns_path, pod.attachment),
                 MADE: TypedAny(type_url=MADE, value=b"{}"),
             },
         )
@@ -573,40 +566,3 @@ async def _closing(pod: Pod) -> AsyncGenerator[None]:
 
 def _end(status: int) -> ExitStatus:
     return ExitStatus(exit_status=status, exited_at=datetime.now(UTC))
-
-
-def _extensions(
-    pod_id: str, name: str, config: PodConfig, handler_name: str, netns_path: str, attachment: Attachment | None
-) -> dict[str, TypedAny]:
-    result = to_containerd_json(attachment.networks, attachment.netns_path) if attachment is not None else None
-    metadata = SandboxMetadata(
-        id=pod_id,
-        name=name,
-        config=config,
-        netns_path=netns_path,
-        ip=attachment.ip if attachment is not None else "",
-        additional_ips=attachment.additional_ips if attachment is not None else None,
-        runtime_handler=handler_name,
-        cni_result=msgspec.Raw(msgspec.json.encode(result)),
-    )
-    return {EXTENSION: encode_metadata(metadata)}
-
-
-def _make_folder(path: Path) -> None:
-    with _refused(path):
-        path.mkdir(0o711)
-
-
-def _make_files(path: Path, config: PodConfig) -> None:
-    """What a pod's controller makes where it is ours, and what containers mount whoever it is."""
-    with _refused(path):
-        pod_files.create(path, config, shm=config.namespaces.ipc is not NamespaceMode.NODE)
-
-
-@contextlib.contextmanager
-def _refused(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
-        raise kind(f"{error.filename or path}: cannot be made: {error.strerror}") from error
