@@ -29,8 +29,8 @@ from atoll.sandboxers.held import HeldController
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK_S = 3.0
-ASK_TIMEOUT_S = 4.0
+FIRST_LOOK_S = 2.0
+ASK_TIMEOUT_S = 3.0
 GIVE_UP_TIMEOUT_S = 30.0
 RELEASE_TIMEOUT_S = 20.0
 OWNER = "shim."
