@@ -1,4 +1,4 @@
-"""Shims that are gone, hang, are older, or whose pid is a stranger's: what is told of their pods, which can be removed."""
+"""Shims that are gone, hang, are old, or whose pid is a stranger's: what is told of their pods, and how they go."""
 
 from __future__ import annotations
 
