@@ -30,7 +30,7 @@ def inspect(
     timings: Annotated[bool, typer.Option("--timings", help="With the phases of every operation.")] = False,
     socket: Socket = None,
 ) -> None:
-    """Everything about pods and containers, as JSON."""
+    """Everything about pods, containers and images, as JSON."""
     from atoll.cli import work
 
     ask(socket, lambda client: work.inspect(client, names, timings=timings))

@@ -12,6 +12,7 @@ from atoll import errors
 from atoll.cli import show, terminal
 from atoll.cli.outcome import FOUND, say
 from atoll.cli.pulling import pull_shown
+from atoll.cli.registry import archive_of
 from atoll.cli.run import KIND
 from atoll.client import Client, Container, ContainerState, ContainerStatus, Phase, Pod, PodState, PodStatus
 from atoll.concurrency import wait_all
@@ -61,12 +62,19 @@ def as_object(value: PodStatus | ContainerStatus) -> dict[str, object]:
 
 
 async def inspect(client: Client, names: Sequence[str], *, timings: bool) -> int:
-    """Everything about pods and containers, as JSON; a name that is both is the pod."""
+    """Everything about pods, containers and images, as JSON; a name that is several is the pod, then the container."""
     found: list[object] = []
     for name in names:
         pod = await pod_or_none(client, name)
         if pod is None:
-            container = await container_of(client, name)
+            try:
+                container = await container_of(client, name)
+            except errors.NotFound:
+                image = await _image(client, name)
+                if image is None:
+                    raise
+                found.append(image)
+                continue
             found.append(as_object(await container.status(verbose=True)))
             continue
         status, inside = await pod.details(verbose=True)
@@ -76,6 +84,12 @@ async def inspect(client: Client, names: Sequence[str], *, timings: bool) -> int
         found.append(told)
     show.dump(found)
     return 0
+
+
+async def _image(client: Client, name: str) -> dict[str, object] | None:
+    with contextlib.suppress(errors.InvalidArgument):  # a name that no image can have
+        return await client.registries.details(name)
+    return None
 
 
 async def pod_or_none(client: Client, name: str) -> Pod | None:
@@ -206,9 +220,10 @@ async def pull(client: Client, reference: str, *, quiet: bool, username: str, pa
 
 
 async def load(client: Client, path: Path, reference: str, *, as_json: bool) -> int:
-    if not path.exists():  # noqa: ASYNC240 - one stat, before anything else is done
+    if str(path) != "-" and not path.exists():  # noqa: ASYNC240 - one stat, before anything else is done
         raise errors.NotFound(f"{path}: there is no such file")
-    found = await client.load(path, reference)
+    async with archive_of(path) as archive:
+        found = await client.load(archive, reference)
     if as_json:
         show.dump(found)
         return 0

@@ -29,6 +29,7 @@ from atoll.client.model import (
 )
 from atoll.client.places import config_path, socket_path
 from atoll.client.pod import Pod
+from atoll.client.registries import Registries
 
 RUN_TIMEOUT_S = 240.0
 FSCK_TIMEOUT_S = 600.0
@@ -66,10 +67,16 @@ class Client:
     def __init__(self, connection: wire.Wire) -> None:
         self._wire = connection
         self._images = Images(connection)
+        self._registries = Registries(connection)
 
     @property
     def socket(self) -> Path:
         return self._wire.socket
+
+    @property
+    def registries(self) -> Registries:
+        """What is asked about registries and archives."""
+        return self._registries
 
     async def info(self) -> DaemonInfo:
         """What the daemon is."""

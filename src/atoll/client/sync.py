@@ -27,6 +27,7 @@ from atoll.client.model import ExecResult, Exit
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
 from atoll.client.process import STREAM_LIMIT_BYTES, AttachedProcess, ExecProcess, Output
+from atoll.client.registries import Registries
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -266,8 +267,23 @@ class SyncPod(Face[Pod]):
         self._run(self.inner.__aexit__(kind, error, trace))
 
 
+class SyncRegistries(Face[Registries]):
+    """What is asked about registries and archives."""
+
+    details = _waits(Registries.details)
+    tag = _waits(Registries.tag)
+    push = _waits(Registries.push)
+    save = _yields(Registries.save)
+    check = _waits(Registries.check)
+
+
 class SyncClient(Face[Client]):
     """One connection; a context manager that closes it. `connect_sync` makes it."""
+
+    @property
+    def registries(self) -> SyncRegistries:
+        """What is asked about registries and archives."""
+        return SyncRegistries(self.portal, self.inner.registries)
 
     @property
     def socket(self) -> Path:

@@ -23,7 +23,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
-from atoll.api import atoll_leases_v1_pb2, atoll_v1_pb2, cri_runtime_v1_pb2
+from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
 from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_version_v1_pb2 as version_pb2
@@ -40,6 +40,7 @@ from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
 from atoll.services.events import EventsService
+from atoll.services.images import ImagesService
 from atoll.services.leases import LeasesService
 from atoll.services.runtime import RuntimeService as AtollService
 from atoll.services.sandbox_store import StoreService
@@ -200,6 +201,7 @@ async def _listen(
         cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine, reloader.answer),
+        atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine.parts.images),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),
         **controllers.services(),
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),

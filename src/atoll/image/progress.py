@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 
 class Phase(enum.StrEnum):
-    """What happens to a layer, in this order; PRESENT where nothing need happen."""
+    """What happens to a layer, in this order; PRESENT where nothing need happen, UPLOADING in a push alone."""
 
     WAITING = "waiting"
     DOWNLOADING = "downloading"
     DOWNLOADED = "downloaded"
     UNPACKING = "unpacking"
     PRESENT = "present"
+    UPLOADING = "uploading"
     DONE = "done"
 
 

@@ -62,7 +62,9 @@ class Skopeo:
         self._folder = folder
         self._settings = settings
         self._reference = reference
-        self._has_auth = auth is not None
+        self.has_auth = auth is not None
+        self.is_lax = False
+        """Whether skopeo may skip the check of the registry's certificate, or speak http; known once prepared."""
         self._auth = auth
         self._mirrors = mirrors
         hosts = (reference.domain, *(host_of(mirror) for mirror in self._mirrors))
@@ -71,6 +73,7 @@ class Skopeo:
     async def prepare(self, pool: Workers) -> None:
         """Find out what each registry speaks where that matters, and write the files that skopeo reads."""
         lax = {host for host, config in self._known.items() if await _may_be_lax(host, config)}
+        self.is_lax = self._reference.domain in lax
         await pool.run(self._write_settings, lax)
 
     def _write_settings(self, lax: set[str]) -> None:
@@ -82,7 +85,7 @@ class Skopeo:
             # An entry for a part of the registry would win over this one.
             auths = {place: entry for place, entry in auths.items() if host_of(place) != domain}
             auths[domain] = _auth_entry(self._auth)
-        self._has_auth = any(host_of(place) == domain for place in auths)
+        self.has_auth = any(host_of(place) == domain for place in auths)
         _private(self._folder / "auth.json", json.dumps({"auths": auths}))
         _private(self._folder / "registries.conf", _registries_conf(domain, self._mirrors, lax))
         certificates = self._folder / "certs"
@@ -99,8 +102,8 @@ class Skopeo:
 
     async def manifest(self, pool: Workers, reference: Reference) -> bytes:
         """The bytes of a manifest or an index, as the registry has them."""
-        arguments = [*self._command(), "inspect", "--raw", "--no-tags", *self._options(), _url(reference)]
-        async with running(pool, arguments, self._environment()) as program:
+        arguments = [*self.command(), "inspect", "--raw", "--no-tags", *self._options(), _url(reference)]
+        async with running(pool, arguments, self.environment()) as program:
             try:
                 async with asyncio.timeout(self._settings.limits.stall_timeout_s):
                     code = await program.wait()
@@ -109,7 +112,7 @@ class Skopeo:
                     f"{reference}: {reference.domain} did not answer within {self._settings.limits.stall_timeout_s:g} s"
                 ) from error
             if code != 0:
-                raise translate(complaint(program.complaints()), reference, has_auth=self._has_auth)
+                raise translate(complaint(program.complaints()), reference, has_auth=self.has_auth)
             return program.output()
 
     @asynccontextmanager
@@ -120,24 +123,26 @@ class Skopeo:
             sockets.callback(ours.close)
             with theirs:
                 number = theirs.fileno()
-                arguments = [*self._command(), "experimental-image-proxy", "--sockfd", str(number), *self._options()]
-                starting = running(pool, arguments, self._environment(), pass_fds=(number,))
+                arguments = [*self.command(), "experimental-image-proxy", "--sockfd", str(number), *self._options()]
+                starting = running(pool, arguments, self.environment(), pass_fds=(number,))
                 program = await starting.__aenter__()
             try:
-                source = BlobSource(ours, program, pool, reference, self._settings, has_auth=self._has_auth)
+                source = BlobSource(ours, program, pool, reference, self._settings, has_auth=self.has_auth)
                 await source.open()
                 yield source
             finally:
                 await starting.__aexit__(None, None, None)
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
+        """The words that every call of skopeo begins with."""
         command = [self._settings.skopeo, "--registries-conf", str(self._folder / "registries.conf")]
         return command if _POLICY.exists() else [*command, "--insecure-policy"]
 
     def _options(self) -> list[str]:
         return ["--authfile", str(self._folder / "auth.json"), "--cert-dir", str(self._folder / "certs")]
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What skopeo gets of our environment, and private folders for what it writes."""
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         return {**passed, "HOME": str(self._folder), "TMPDIR": str(self._folder), "XDG_RUNTIME_DIR": str(self._folder)}
 

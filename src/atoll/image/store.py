@@ -31,6 +31,7 @@ from atoll.image.content import Content
 from atoll.image.index import ImageIndex, canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
 from atoll.image.model import Image, Imported, digest_of, parse_config, parse_manifest
+from atoll.image.outward import Outward
 from atoll.image.progress import OnProgress, ignore
 from atoll.image.pull import Puller
 from atoll.image.reference import Reference, is_digest
@@ -173,6 +174,11 @@ class ImageStore:
             return await self._pool.run(self._content.read, image.id, self._settings.limits.max_config_bytes)
         except errors.NotFound as error:
             raise errors.DataLoss(f"image {image.id}: its config is lost; pull it again") from error
+
+    @property
+    def outward(self) -> Outward:
+        """What sends images away reads them by this."""
+        return Outward(self._content, self._index, self._leases, self._pool, self._settings)
 
     # --- ways in ---
 

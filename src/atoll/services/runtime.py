@@ -26,6 +26,7 @@ from atoll.runtime.streams import ProcessIO
 from atoll.services import logs, process
 
 PROGRESS_INTERVAL_S = 0.1
+TOKEN_USER = "<token>"  # noqa: S105 - the user name by which docker's clients say that the password is an identity token
 Reload = Callable[[], tuple[str, Changes]]
 """Reads the configuration file again: its name, and what came of it."""
 
@@ -157,7 +158,11 @@ class RuntimeService:
     # --- images ---
 
     async def Pull(self, request: pb.PullRequest, context: object) -> AsyncIterator[pb.PullResponse]:
-        auth = Auth(username=request.username, password=request.password) if request.username else None
+        auth = None
+        if request.username == TOKEN_USER:
+            auth = Auth(identity_token=request.password)
+        elif request.username:
+            auth = Auth(username=request.username, password=request.password)
         layers: dict[str, Progress] = {}
 
         def note(progress: Progress) -> None:

@@ -22,6 +22,7 @@ from atoll.client.container import Container
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
 from atoll.client.process import AttachedProcess, ExecProcess, Output
+from atoll.client.registries import Registries
 from atoll.testing.fake_daemon import FakeDaemon
 
 IMAGE = "atoll/busybox"
@@ -33,6 +34,7 @@ FACES = [
     (ExecProcess, sync.SyncExecProcess),
     (AttachedProcess, sync.SyncAttachedProcess),
     (Output, sync.SyncOutput),
+    (Registries, sync.SyncRegistries),
 ]
 ONLY_INSIDE = {"aclose", "put", "take", "name", "size"}
 """`aclose` is `close`; the rest of `Output` is for whoever fills it."""
