@@ -17,7 +17,7 @@ from atoll.container.store import ContainerStore
 from atoll.daemon.handlers import Chosen, Controllers, Handlers
 from atoll.daemon.images import image_settings
 from atoll.database import Database
-from atoll.engine import hosted, kinds, lease_store, strays
+from atoll.engine import hosted, kinds, lease_store, lost_files, strays
 from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
 from atoll.engine.hosted import HostedStore
@@ -104,6 +104,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
             reaper=orphans, blocking=blocking,
         )  # fmt: skip
         ledger_kinds |= strays.make(paths, lambda: _namespaces(ledger), spawner, blocking)
+        ledger_kinds |= lost_files.make(snapshotter, images)
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(

@@ -27,6 +27,8 @@ class Content:
         self._blobs = root / "content" / "blobs" / "sha256"
         self._ingest = root / "content" / "ingest"
         self._names = itertools.count()
+        self._writing: set[str] = set()
+        """Names in the ingest folder that this process writes to."""
 
     def make(self) -> None:
         """Make the folders and sweep what was being written when the last daemon ended."""
@@ -76,7 +78,26 @@ class Content:
 
     def folder(self) -> Path:
         """A new private folder for an ingest; the caller removes it."""
-        return Path(mkdtemp(dir=self._ingest))
+        for name in list(self._writing):  # each was there when it was added, so that one that is not has ended
+            if not os.path.lexists(self._ingest / name):
+                self._writing.discard(name)
+        folder = Path(mkdtemp(dir=self._ingest))
+        self._writing.add(folder.name)
+        return folder
+
+    def leftovers(self) -> list[str]:
+        """Names in the ingest folder that nobody in this process writes to."""
+        return sorted(set(os.listdir(self._ingest)) - self._writing)
+
+    def drop_leftover(self, name: str) -> None:
+        """Delete one of them; idempotent."""
+        if name not in self.leftovers():
+            return
+        path = self._ingest / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
     def put(self, data: bytes, digest: str | None = None) -> str:
         """Keep `data`; raises `DataLoss` where it does not have `digest`; the digest."""
@@ -92,6 +113,7 @@ class Content:
         temporary = self._ingest / f"blob-{next(self._names)}"
         try:
             with open(temporary, "xb", buffering=0) as file:
+                self._writing.add(temporary.name)
                 actual, written = _copy(next_chunk, file.fileno(), digest, size)
                 os.fchmod(file.fileno(), 0o400)
             if (digest is not None and actual != digest) or (size is not None and written != size):
@@ -103,6 +125,8 @@ class Content:
             if isinstance(error, OSError) and error.filename is None:
                 raise errors.ResourceExhausted(f"{self._ingest}: cannot write a blob: {error.strerror}") from error
             raise
+        finally:
+            self._writing.discard(temporary.name)
         return actual
 
 

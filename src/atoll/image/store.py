@@ -30,6 +30,7 @@ from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
 from atoll.image.index import ImageIndex, canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
+from atoll.image.lost import LostFiles
 from atoll.image.model import Image, Imported, digest_of, parse_config, parse_manifest
 from atoll.image.outward import Outward
 from atoll.image.progress import OnProgress, ignore
@@ -179,6 +180,11 @@ class ImageStore:
     def outward(self) -> Outward:
         """What sends images away reads them by this."""
         return Outward(self._content, self._index, self._leases, self._pool, self._settings)
+
+    @property
+    def lost(self) -> LostFiles:
+        """What fsck looks for in the content store."""
+        return LostFiles(self._db, self._content, self._index, self._leases, self._pool)
 
     # --- ways in ---
 

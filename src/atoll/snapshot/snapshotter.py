@@ -100,6 +100,8 @@ class Snapshotter:
         self._index: dict[str, Snapshot] = {}
         self._children: dict[str, set[str]] = {}
         self._missing: set[str] = set()
+        self._unrecorded: set[int] = set()
+        """Folders that no record names yet, or no more, and that an operation sees to."""
         self._numbers = itertools.count(1)
         self._options = _kernel_options()
         self._has_trash = self._is_sweeping = False
@@ -129,6 +131,16 @@ class Snapshotter:
     def _folders(self) -> set[int]:
         self._disk.make()
         return self._disk.numbers()
+
+    async def lost(self) -> tuple[int, ...]:
+        """Folders on the disk that no record names and no operation sees to: a crash or a hand left them."""
+        present = await self._blocking.run(self._disk.numbers)
+        return tuple(sorted(present - {one.number for one in self._index.values()} - self._unrecorded))
+
+    async def sweep(self, number: int) -> None:
+        """Delete a folder that is `lost`; idempotent."""
+        if number in await self.lost() and await self._blocking.run(self._disk.discard, number):
+            self._empty_trash()
 
     async def close(self) -> None:
         """Stop deleting in the background; what is left is swept by the next `recover`."""
@@ -219,6 +231,7 @@ class Snapshotter:
         like = self._index[parent].number if parent is not None else None
         work = kind == Kind.ACTIVE and parent is not None
         plan = Preparation(snapshot=snapshot, mounts=self._mounts(snapshot), recorded=threading.Event())
+        self._unrecorded.add(snapshot.number)
         try:
             create = self._blocking.run(self._create, snapshot.number, like, work, users)
             await run_to_completion(create, within=SETTLE_TIMEOUT_S)
@@ -245,8 +258,10 @@ class Snapshotter:
             self._enter(snapshot)
         else:
             await self._blocking.run(self._disk.delete, snapshot.number)
+            self._unrecorded.discard(snapshot.number)
 
     def _enter(self, snapshot: Snapshot) -> None:
+        self._unrecorded.discard(snapshot.number)
         self._missing.discard(snapshot.name)
         self._index[snapshot.name] = snapshot
         self._link(snapshot)
@@ -279,6 +294,7 @@ class Snapshotter:
     async def stage(self) -> Staged:
         """A new folder to fill, on the same file system; end it with `record_staged` or `discard`."""
         number = next(self._numbers)
+        self._unrecorded.add(number)
         staged = Staged(number=number, fs=self._disk.fs(number))
         try:
             await run_to_completion(self._blocking.run(self._create, number, None, False), within=SETTLE_TIMEOUT_S)
@@ -291,6 +307,7 @@ class Snapshotter:
         """Delete staged folders that became no snapshot; idempotent."""
         for one in staged:
             await self._blocking.run(self._disk.delete, one.number)
+            self._unrecorded.discard(one.number)
 
     async def sync(self) -> None:
         """Write everything staged to the disk, before the transaction that names it."""
@@ -371,9 +388,13 @@ class Snapshotter:
         name, number = snapshot.name, snapshot.number
         if ask and await self._db.write(lambda connection: records.has_folder(connection, name, number)):
             return
+        self._unrecorded.add(number)
         self._unlink(snapshot)
-        if await self._blocking.run(self._disk.discard, snapshot.number):
-            self._empty_trash()
+        try:
+            if await self._blocking.run(self._disk.discard, number):
+                self._empty_trash()
+        finally:
+            self._unrecorded.discard(number)
 
     def _empty_trash(self) -> None:
         """In the background, one sweep at a time: it takes all that has come meanwhile."""
