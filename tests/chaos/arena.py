@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -12,27 +11,49 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import msgspec
+import pytest
 
-from atoll.faults import VARIABLE, Held
-from tests.chaos.cells import Blow, Cell
-from tests.chaos.life import EXIT_CODE, Life
+from atoll.faults import VARIABLE, Action, Rule
+from tests.chaos.cells import Blow, Cell, Notes
+from tests.chaos.kinds import possible
+from tests.chaos.life import Life, World
+from tests.chaos.outside import Outside
+from tests.chaos.restarts import RestartLife
 from tests.integration.cri_client import CRI, connected
 from tests.integration.daemons import Daemon, Roots
 from tests.integration.leaks import Footprint, links, pids, read, wait_until
+from tests.integration.test_remote_pods import Far
 
 REACHED_WITHIN_S = 30.0
 LIFE_WITHIN_S = 120.0
 CLEAN_WITHIN_S = 20.0
 """The bound of the clean-up: from the end of a life to a machine with nothing of it."""
-KILLED_EXIT_CODES = (EXIT_CODE, 137, 255)
+KILLED_EXIT_CODES = (0, 7, 137, 255)
 """Of a container whose shim, or whose machine, may have been taken from under it: its own, killed, not known."""
-_NUMBER = re.compile(r"[0-9]+")
+CONFIG = """
+[runtimes.atoll]
+[runtimes.runc]
+oci_runtime = "runc"
+[runtimes.pod]
+sandboxer = "podsandbox"
+[runtimes.go]
+sandboxer = "podsandbox"
+shim = "io.containerd.runc.v2"
+[runtimes.far]
+sandboxer = "remote"
+address = "{far}"
+[sandboxes]
+containerd_root = "{base}/c-root"
+containerd_state = "{base}/c-state"
+[images.registries."{registry}"]
+plain_http = true
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +69,56 @@ class Outcome:
 class Arena:
     """One daemon under private roots, used by cell after cell."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, out: Outside, config: str = "") -> None:
         self.roots = roots
         self.daemon = Daemon(roots)
+        self.world = World(
+            roots=roots, reference=out.reference, archive=out.archive, archived=out.archived, marks=out.marks
+        )
+        self._lives_of = possible()
         self._faults = roots.base / "faults"
         self._boots = 0
         self._lives = 0
         self._clean: frozenset[str] = frozenset()
+        self._far = Far(roots, "ttrpc+unix://")
+        for name in ("c-root", "c-state"):
+            (roots.base / name / "io.containerd.grpc.v1.cri" / "sandboxes").mkdir(parents=True)
+        roots.write_config(config + CONFIG.format(far=self._far.address, base=roots.base, registry=out.address))
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[list[str]]:
-        """Start the daemon and lead a whole life; gives the points that it reached, as noted."""
+    def open(self, only: Sequence[str] = ()) -> Iterator[list[Notes]]:
+        """Start the daemon and lead a life of each kind (of `only` these); gives the points that they reached."""
         (self._faults / "rules").mkdir(parents=True)
+        self._far.begin()
         os.environ[VARIABLE] = str(self._faults)
         try:
             self.daemon.start()
             with connected(self.roots) as cri:
-                self._life(cri).lead()  # what is made once is there now
-                (self._faults / "reached").unlink()
-                self._life(cri).lead()
-                assert wait_until(lambda: not cri.fsck(), within=CLEAN_WITHIN_S)
+                for name in self._lives_of:  # what is made once is there then
+                    self._life(cri, name).lead() if name != "restart" else None
+                self._require_clean(cri)
             self._clean = self._settled()
-            yield (self._faults / "reached").read_text().splitlines()
+            yield [notes for name in self._lives_of if not only or name in only for notes in self._noted(name)]
             assert self.daemon.stop() == 0
         finally:
-            del os.environ[VARIABLE]
+            os.environ.pop(VARIABLE, None)
             self.daemon.kill()
+            self._far.end(signal.SIGTERM)
 
-    def _life(self, cri: CRI) -> Life:
+    def _noted(self, name: str) -> Iterator[Notes]:
+        kind = self._lives_of[name]
+        known: set[str] = set()
+        for cause in ("", *kind.CAUSES):
+            outcome = self.play(Cell(name, cause, Blow.ERROR)) if cause else self.play(None, life=name)
+            assert not outcome.fault, f"{name}, error at {cause or 'no point'}: {outcome.fault}"
+            lines = (self._faults / "reached").read_text().splitlines()
+            new = tuple(line for line in lines if line not in known)
+            known.update(lines)
+            yield Notes(life=name, lines=new, again=() if cause else kind.AGAIN, cause=cause)
+
+    def _life(self, cri: CRI, name: str) -> Life:
         self._lives += 1
-        return Life(cri, f"{self.roots.prefix}-life{self._lives}")
+        return self._lives_of[name](cri, self.world, f"{self.roots.prefix}-life{self._lives}")
 
     def _settled(self) -> frozenset[str]:
         """The things there are once they stay the same."""
@@ -91,54 +132,106 @@ class Arena:
 
     # a cell
 
-    def play(self, cell: Cell) -> Outcome:
-        """Lead a life that is struck once, and judge what is left of it."""
+    def play(self, cell: Cell | None, life: str = "") -> Outcome:
+        """Lead a life that is struck once (or not, where there is no cell), and judge what is left of it."""
         begun = time.monotonic()
         for path in ("held", "go", "reached"):
             (self._faults / path).unlink(missing_ok=True)
-        for number, rule in enumerate(cell.rules()):
-            (self._faults / "rules" / f"{number}").write_bytes(msgspec.json.encode(rule))
         fault, struck = "", True
-        try:
-            fault, struck = self._played(cell)
-        except (AssertionError, grpc.RpcError) as error:
-            fault = str(error) or type(error).__name__
+        with connected(self.roots) as cri:
+            one = self._life(cri, cell.life if cell else life)
+            try:
+                fault, struck = self._played(cri, one, cell)
+            except (AssertionError, grpc.RpcError, pytest.fail.Exception) as error:
+                fault = f"{str(error) or type(error).__name__}; calls failed with {one.failures[-3:]}"
         for path in (self._faults / "rules").iterdir():
             path.unlink()
         (self._faults / "go").touch()
+        if fault and not self.daemon.is_running():
+            self.daemon.kill()
+            self.daemon.start()
         if self.daemon.wrapper:
             self.daemon.stop()
             self.daemon.wrapper = ()
             self.daemon.start()
-        return Outcome(cell, time.monotonic() - begun, fault, struck)
+        return Outcome(cell or Cell(life, "", Blow.ERROR), time.monotonic() - begun, fault, struck)
 
-    def _played(self, cell: Cell) -> tuple[str, bool]:
-        with connected(self.roots) as cri:
-            life = self._life(cri)
-            faults: list[str] = []
-            thread = threading.Thread(target=self._lead, args=(life, faults), daemon=True)
-            thread.start()
-            if "hold" in {rule.action for rule in cell.rules()}:
-                wait_until((self._faults / "held").exists, within=REACHED_WITHIN_S)
-                if (self._faults / "held").exists():
-                    self._strike(cell.blow)
-            thread.join(LIFE_WITHIN_S)
-            struck = not (self._faults / "rules" / "0").exists()
-            if thread.is_alive():
-                return f"the life did not end within {LIFE_WITHIN_S:g} s: {life.failures[-3:]}", struck
-            if faults:
-                return faults[0], struck
-            known = KILLED_EXIT_CODES if cell.blow in (Blow.SHIM, Blow.REBOOT) else (EXIT_CODE,)
-            if any(code not in known for code in life.exit_codes):
-                return f"exit codes {life.exit_codes}, not of {known}", struck
-            return self._dirt(cri), struck
+    def _arm(self, rules: Sequence[Rule]) -> None:
+        for number, rule in enumerate(rules):
+            (self._faults / "rules" / f"{number:02}").write_bytes(msgspec.json.encode(rule))
+
+    def _played(self, cri: CRI, life: Life, cell: Cell | None) -> tuple[str, bool]:
+        rules = cell.rules() if cell else []
+        holds = [rule for rule in rules if rule.action is Action.HOLD]
+        if isinstance(life, RestartLife):
+            life.before(self._hold)
+            self._restart(cell, rules)
+            life.lead()
+        else:
+            self._arm(rules)
+            fault = self._led(life, cell if holds else None)
+            if fault:
+                return fault, True
+        left = {path.name for path in (self._faults / "rules").iterdir()}
+        struck = not rules or f"{1 if cell and cell.cause else 0:02}" not in left
+        kills = cell is not None and cell.blow in (Blow.SHIM, Blow.REBOOT)
+        known = KILLED_EXIT_CODES if kills else life.CODES
+        if any(code not in known for code in life.exit_codes):
+            return f"exit codes {life.exit_codes}, not of {known}", struck
+        for path in (self._faults / "rules").iterdir():  # a second blow that nothing came by must not strike the judge
+            path.unlink()
+        return self._dirt(cri), struck
+
+    def _led(self, life: Life, held: Cell | None) -> str:
+        """Lead a life beside the blow of a cell whose program stands still; what went wrong, in words."""
+        faults: list[str] = []
+        thread = threading.Thread(target=self._lead, args=(life, faults), daemon=True)
+        thread.start()
+        if held is not None:
+            wait_until(lambda: (self._faults / "held").exists() or not thread.is_alive(), within=REACHED_WITHIN_S)
+            if (self._faults / "held").exists():
+                self._strike(held.blow)
+        thread.join(LIFE_WITHIN_S)
+        if thread.is_alive():
+            return f"the life did not end within {LIFE_WITHIN_S:g} s: {life.failures[-3:]}"
+        return faults[0] if faults else ""
 
     @staticmethod
     def _lead(life: Life, faults: list[str]) -> None:
         try:
             life.lead()
-        except (AssertionError, grpc.RpcError) as error:
-            faults.append(f"{error}; calls failed with {life.failures[-3:]}")
+        except (AssertionError, grpc.RpcError, OSError, ValueError) as error:  # the last: its channel was closed
+            faults.append(f"{error or type(error).__name__}; calls failed with {life.failures[-3:]}")
+
+    def _hold(self, point: str) -> None:
+        """Return when the daemon stands still at a point."""
+        self._arm([Rule(point=point, action=Action.HOLD)])
+        assert wait_until((self._faults / "held").exists, within=REACHED_WITHIN_S), f"{point} is not reached"
+
+    def _restart(self, cell: Cell | None, rules: Sequence[Rule]) -> None:
+        """Kill the daemon and start it again, under the blow of a cell; one that ends by itself is started again."""
+        self.daemon.kill()
+        for path in ("held", "reached"):
+            (self._faults / path).unlink(missing_ok=True)
+        self._arm(rules)
+        if cell is None or not any(rule.action is Action.HOLD for rule in rules):
+            (self._faults / "go").touch()
+            self._start()
+            return
+        self.daemon.launch()
+        if wait_until((self._faults / "held").exists, within=REACHED_WITHIN_S):
+            self._strike(cell.blow)
+        self.daemon.await_ready()
+
+    def _start(self) -> None:
+        """As a service manager does: what fails is started again."""
+        try:
+            self.daemon.start()
+        except pytest.fail.Exception:
+            self.daemon.start()
+
+    def _require_clean(self, cri: CRI) -> None:
+        assert wait_until(lambda: not cri.fsck(), within=CLEAN_WITHIN_S)
 
     def _dirt(self, cri: CRI) -> str:
         """What fsck or a look at the machine finds, when the clean-up has had its time."""
@@ -158,29 +251,34 @@ class Arena:
     # the blows
 
     def _strike(self, blow: Blow) -> None:
-        held = msgspec.json.decode((self._faults / "held").read_bytes(), type=Held)
+        go = self._faults / "go"
         match blow:
             case Blow.DAEMON:
                 self.daemon.kill()
-                (self._faults / "go").touch()
+                go.touch()
                 self.daemon.start()
             case Blow.SHIM:
-                for pid in self._named("atoll-shim"):
+                for pid in self._named("atoll-shim", "containerd-shim"):
                     _kill(pid)
-                (self._faults / "go").touch()
+                go.touch()
             case Blow.ZYGOTE:
                 for pid in self._named("atoll-zygote"):
                     _kill(pid)
-                (self._faults / "go").touch()
+                go.touch()
             case _:
-                assert blow is Blow.REBOOT, held
+                assert blow is Blow.REBOOT
                 self._reboot()
-                (self._faults / "go").touch()
+                go.touch()
 
-    def _named(self, name: str) -> list[int]:
-        """The processes of this arena with that name (PR_SET_NAME)."""
+    def _named(self, *names: str) -> list[int]:
+        """The processes of this arena with such a name (PR_SET_NAME)."""
         mark = self.roots.prefix.encode()
-        return [pid for pid in pids() if read(pid, "comm").strip() == name.encode() and mark in read(pid, "environ")]
+        return [
+            pid
+            for pid in pids()
+            if read(pid, "comm").strip().decode(errors="replace") in names
+            and (mark in read(pid, "environ") or mark in read(pid, "cmdline"))
+        ]
 
     def _reboot(self) -> None:
         """What a reboot does, as far as the arena owns it, and a boot ID that was not there before."""
@@ -189,6 +287,7 @@ class Arena:
         self.daemon.kill()
         for pid in doomed:
             _kill(pid)
+        self._far.end(signal.SIGKILL)
         assert wait_until(lambda: not footprint.processes(), within=5)
         for point in footprint.mounts():
             subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
@@ -207,6 +306,10 @@ class Arena:
         boot_id.write_text(f"{secrets.token_hex(4)}-0000-4000-8000-{secrets.token_hex(6)}\n")
         script = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
         self.daemon.wrapper = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script, "sh")
+        faults = os.environ.pop(VARIABLE)
+        self._far = Far(self.roots, "ttrpc+unix://")
+        self._far.begin()
+        os.environ[VARIABLE] = faults
         self.daemon.start()
 
     # what there is
@@ -231,7 +334,7 @@ class Arena:
         found += [f"port of the bridge: {name}" for name, bridge in links().items() if bridge == roots.bridge]
         found += [f"cgroup {path}" for path in footprint.cgroups()]
         found += [f"address {path.name}" for path in (roots.base / "ipam").glob("*/*") if path.name[0].isdigit()]
-        for folder in (roots.root, roots.state):
+        for folder in (roots.root, roots.state, roots.base / "c-root", roots.base / "c-state"):
             found += [f"file {path}" for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
         return frozenset(found)
 

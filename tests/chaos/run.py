@@ -1,25 +1,40 @@
-"""`make chaos`: every cell of the kill matrix, with a table at the end. As root; about three seconds a cell.
+"""`make chaos`: every cell of the kill matrix, with a table at the end. As root.
 
-python -m tests.chaos.run                          all of it, with the default runtime handler
-python -m tests.chaos.run --only 'run/*' --config 'default_runtime = "runc"'
+python -m tests.chaos.run                          all of it
+python -m tests.chaos.run --cell 'hosted: *'       the cells whose names match, such as one that failed
+python -m tests.chaos.run --list                   the names of all cells
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import multiprocessing
 import os
+import queue
 import secrets
+import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 from tests.chaos.arena import Arena, Outcome
-from tests.chaos.cells import Blow, cells
-from tests.chaos.points import unseen
+from tests.chaos.cells import Blow, Cell, Notes, cells
+from tests.chaos.kinds import LIVES, possible
+from tests.chaos.outside import Outside, outside
+from tests.chaos.points import sites, unseen
 from tests.integration.daemons import Roots
 from tests.integration.leaks import MARKER, Footprint, fds_before, settled_leaks
+
+Told = str | list[Notes] | Outcome | None
+"""What a worker says: an error of its own, the points it saw, how a cell ended, that it has ended."""
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def main() -> int:
@@ -27,65 +42,158 @@ def main() -> int:
     if os.geteuid() != 0:
         print("chaos: needs root: it runs daemons and pods (sudo make chaos)", file=sys.stderr)
         return 1
+    begun = time.monotonic()
+    folder = Path("/var/tmp", f"chaos-outside-{secrets.token_hex(4)}")
+    folder.mkdir(mode=0o700)
+    try:
+        with outside(folder) as out:
+            outcomes, missed, faults = _play(out, options)
+    finally:
+        shutil.rmtree(folder)
+    print(table(outcomes, time.monotonic() - begun))
+    for name in missed:
+        print(f"no life reaches {name!r}: add to the lives what reaches it")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if missed or faults or any(one.fault for one in outcomes) else 0
+
+
+def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], list[str], list[str]]:
+    asked: Queue[Cell | None] = SPAWN.Queue()
+    told: Queue[Told] = SPAWN.Queue()
+    workers = [_begun(asked, told, out, options) for _ in range(options.jobs)]
+    outcomes: list[Outcome] = []
+    faults: list[str] = []
+    missed: list[str] = []
+    waits, seen = len(workers), False
+    while waits:
+        try:
+            one = told.get(timeout=1.0)
+        except queue.Empty:
+            if not any(worker.is_alive() for worker in workers):
+                faults.append("a worker ended without a word")
+                break
+            continue
+        match one:
+            case None:
+                waits -= 1
+            case str():
+                faults.append(one)
+            case list() if not seen:
+                seen = True
+                missed = [] if options.life else unseen([line for notes in one for line in notes.lines])
+                _ask(asked, cells(one), options)
+            case list():
+                pass  # as the first worker's
+            case Outcome():
+                outcomes.append(one)
+                _tell(one, len(outcomes))
+    for worker in workers:
+        worker.join()
+    return outcomes, missed, faults
+
+
+def _begun(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: argparse.Namespace) -> SpawnProcess:
+    worker = SPAWN.Process(target=work, args=(asked, told, out, options.config, tuple(options.life), options.keep))
+    worker.start()
+    return worker
+
+
+def _ask(asked: Queue[Cell | None], matrix: Sequence[Cell], options: argparse.Namespace) -> None:
+    wanted = [
+        cell
+        for cell in matrix
+        if any(fnmatch.fnmatchcase(str(cell), f"*{pattern}*") for pattern in options.cell)
+        and (not options.blow or cell.blow in options.blow)
+    ]
+    print(f"{len(wanted)} of {len(matrix)} cells", flush=True)
+    for cell in wanted:
+        if options.list:
+            print(cell)
+        else:
+            asked.put(cell)
+    for _ in range(options.jobs):
+        asked.put(None)
+
+
+def _tell(one: Outcome, number: int) -> None:
+    told = "ok" if not one.fault else f"FAILED: {one.fault}"
+    print(f"{number:5} {one.seconds:6.2f} s  {one.cell}: {told}{'' if one.struck else ' (not reached)'}", flush=True)
+
+
+def work(
+    asked: Queue[Cell | None], told: Queue[Told], out: Outside, config: str, only: tuple[str, ...], keep: bool
+) -> None:
+    """One arena, in a process of its own: says what points it saw, then plays the cells it is given."""
+    try:
+        with _arena(out, config, told.put, keep=keep) as arena, arena.open(only) as notes:
+            told.put(notes)
+            while (cell := asked.get()) is not None:
+                told.put(arena.play(cell))
+    except BaseException:
+        told.put(f"a worker failed:\n{traceback.format_exc()}")
+        raise
+    finally:
+        told.put(None)
+
+
+@contextmanager
+def _arena(out: Outside, config: str, told: Callable[[str], None], *, keep: bool) -> Iterator[Arena]:
     prefix = f"ch{secrets.token_hex(4)}"
     os.environ[MARKER] = prefix
     footprint = Footprint.of(prefix, fds_before())
     base, state = footprint.folders
     roots = Roots(prefix=prefix, base=base, state=state)
     roots.make()
-    roots.write_config(options.config)
     try:
-        outcomes, missed = _played(roots, options)
-        print(_table(outcomes))
-        for name in sorted(missed):
-            print(f"no life reaches {name!r}: add what reaches it, or say in tests/chaos/points.py what does")
-        bad = [one for one in outcomes if one.fault]
-        if bad or missed:
-            print(f"logs: {roots.log}", file=sys.stderr)
-            options.keep = True
-        return 1 if bad or missed else 0
+        yield Arena(roots, out, config)
     finally:
         roots.delete_bridge()
-        leaks = settled_leaks(footprint, None)
-        for leak in leaks:
-            print(f"left behind: {leak}", file=sys.stderr)
-        if not options.keep:
+        for leak in settled_leaks(footprint, None):
+            if "file descriptor" not in leak:  # its own, of the queues
+                told(f"left behind: {leak}")
+        if keep:
+            print(f"logs: {roots.log}", file=sys.stderr)
+        else:
             footprint.remove()
 
 
-def _played(roots: Roots, options: argparse.Namespace) -> tuple[list[Outcome], set[str]]:
-    arena = Arena(roots)
-    outcomes: list[Outcome] = []
-    with arena.open() as notes:
-        for cell in cells(notes):
-            if not fnmatch.fnmatchcase(cell.point, options.only) or (options.blow and cell.blow not in options.blow):
-                continue
-            outcome = arena.play(cell)
-            outcomes.append(outcome)
-            told = "ok" if not outcome.fault else f"FAILED: {outcome.fault}"
-            print(f"{outcome.seconds:6.2f} s  {cell}: {told}{'' if outcome.struck else ' (not reached)'}", flush=True)
-    return outcomes, unseen(notes)
-
-
-def _table(outcomes: Sequence[Outcome]) -> str:
-    """A row a point, a column a blow: the cells that passed of those that were played."""
-    rows: dict[str, dict[Blow, str]] = defaultdict(dict)
-    for one in outcomes:
-        rows[one.cell.point][one.cell.blow] = "ok" if not one.fault else "FAILED"
-    blows = [blow for blow in Blow if any(blow in row for row in rows.values())]
-    lines = [f"| point | {' | '.join(blows)} |", f"|---|{'---|' * len(blows)}"]
-    lines += [f"| {point} | {' | '.join(row.get(blow, '') for blow in blows)} |" for point, row in rows.items()]
+def table(outcomes: Sequence[Outcome], seconds: float) -> str:
+    """A row a kind of life, a column a blow: the cells that passed of those that were played; then the sums."""
+    blows = [blow for blow in Blow if any(one.cell.blow is blow for one in outcomes)]
+    lines = [f"| life | points | {' | '.join(blows)} | all |", f"|---|---|{'---|' * len(blows)}---|"]
+    by_life = {life: [one for one in outcomes if one.cell.life == life] for life in LIVES}
+    lines += [_row(life, found, blows) for life, found in by_life.items() if found]
+    lines.append(_row("all", outcomes, blows))
     passed = sum(not one.fault for one in outcomes)
-    lines.append(f"\n{passed} of {len(outcomes)} cells passed, {sum(not one.struck for one in outcomes)} not reached.")
+    unstruck = sum(not one.struck for one in outcomes)
+    lines += [f"| {one.cell} | FAILED: {one.fault} |" for one in outcomes if one.fault]
+    left_out = sorted(set(LIVES) - set(possible()))
+    lines.append(
+        f"\n{passed} of {len(outcomes)} cells passed, {unstruck} not reached, in {seconds / 60:.1f} min; "
+        f"{len(sites())} places in the code name a point."
+        + (f" Not on this machine: {', '.join(left_out)}." if left_out else "")
+    )
     return "\n".join(lines)
+
+
+def _row(name: str, outcomes: Sequence[Outcome], blows: Sequence[Blow]) -> str:
+    played = Counter(one.cell.blow for one in outcomes)
+    passed = Counter(one.cell.blow for one in outcomes if not one.fault)
+    points = {(one.cell.point, one.cell.cause) for one in outcomes}
+    numbers = [f"{passed[blow]}/{played[blow]}" if played[blow] else "" for blow in blows]
+    return f"| {name} | {len(points)} | {' | '.join(numbers)} | {passed.total()}/{played.total()} |"
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Strike at every fault point, in every way.")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="points whose names match (default all)")
+    parser.add_argument("--cell", nargs="*", default=["*"], metavar="PATTERN", help="cells whose names match")
+    parser.add_argument("--life", nargs="*", default=[], choices=list(LIVES), help="these kinds of lives (default all)")
     parser.add_argument("--blow", type=Blow, nargs="*", choices=list(Blow), help="these blows (default all)")
+    parser.add_argument("--jobs", type=int, default=3, help="daemons side by side (default %(default)s)")
     parser.add_argument("--config", default="", metavar="TOML", help="put before the tables of the daemon's config")
-    parser.add_argument("--keep", action="store_true", help="leave the folders and the daemon's log")
+    parser.add_argument("--list", action="store_true", help="name the cells, and play none")
+    parser.add_argument("--keep", action="store_true", help="leave the folders and the daemons' logs")
     return parser.parse_args()
 
 

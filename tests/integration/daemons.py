@@ -115,6 +115,11 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until its socket answers; fails with the end of its log where it does not."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
         assert self._process is None, "the daemon runs already"
         roots = self.roots
         paths = {"root": roots.root, "state": roots.state, "socket": roots.socket, "config": roots.config}
@@ -123,6 +128,10 @@ class Daemon:
             self._process = subprocess.Popen(
                 [*self.wrapper, str(BIN / "atoll"), "serve", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+
+    def await_ready(self) -> None:
+        """Wait until its socket answers; fails with the end of its log where it does not."""
+        assert self._process is not None, "the daemon was not started"
         wait_until(lambda: self._answers() or self._has_ended(), within=READY_WITHIN_S)
         if not self._answers():
             status = self._process.poll()
