@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61toll/api/atoll_images_v1.proto\x12\x0f\x61toll.images.v1\"(\n\nTagRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x0bTagResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"I\n\x0b\x43redentials\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"_\n\x0bPushRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x31\n\x0b\x63redentials\x18\x03 \x01(\x0b\x32\x1c.atoll.images.v1.Credentials\"Y\n\x0c\x42lobProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rcurrent_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"e\n\x0cPushResponse\x12,\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x1d.atoll.images.v1.BlobProgress\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"q\n\x0bSaveRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.atoll.images.v1.SaveRequest.Format\"\x1d\n\x06\x46ormat\x12\x07\n\x03OCI\x10\x00\x12\n\n\x06\x44OCKER\x10\x01\"\x1c\n\x0cSaveResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x0cLoginRequest\x12\x10\n\x08registry\x18\x01 \x01(\t\x12\x31\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1c.atoll.images.v1.Credentials\"\x0f\n\rLoginResponse2\xa0\x02\n\x06Images\x12@\n\x03Tag\x12\x1b.atoll.images.v1.TagRequest\x1a\x1c.atoll.images.v1.TagResponse\x12\x45\n\x04Push\x12\x1c.atoll.images.v1.PushRequest\x1a\x1d.atoll.images.v1.PushResponse0\x01\x12\x45\n\x04Save\x12\x1c.atoll.images.v1.SaveRequest\x1a\x1d.atoll.images.v1.SaveResponse0\x01\x12\x46\n\x05Login\x12\x1d.atoll.images.v1.LoginRequest\x1a\x1e.atoll.images.v1.LoginResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61toll/api/atoll_images_v1.proto\x12\x0f\x61toll.images.v1\"(\n\nTagRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x0bTagResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\"\x1e\n\rRemoveRequest\x12\r\n\x05image\x18\x01 \x01(\t\"\x1e\n\x0eRemoveResponse\x12\x0c\n\x04gone\x18\x01 \x01(\x08\"I\n\x0b\x43redentials\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x16\n\x0eidentity_token\x18\x03 \x01(\t\"_\n\x0bPushRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x31\n\x0b\x63redentials\x18\x03 \x01(\x0b\x32\x1c.atoll.images.v1.Credentials\"Y\n\x0c\x42lobProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rcurrent_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"e\n\x0cPushResponse\x12,\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x1d.atoll.images.v1.BlobProgress\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\"q\n\x0bSaveRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.atoll.images.v1.SaveRequest.Format\"\x1d\n\x06\x46ormat\x12\x07\n\x03OCI\x10\x00\x12\n\n\x06\x44OCKER\x10\x01\"\x1c\n\x0cSaveResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x0cLoginRequest\x12\x10\n\x08registry\x18\x01 \x01(\t\x12\x31\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1c.atoll.images.v1.Credentials\"\x0f\n\rLoginResponse2\xeb\x02\n\x06Images\x12@\n\x03Tag\x12\x1b.atoll.images.v1.TagRequest\x1a\x1c.atoll.images.v1.TagResponse\x12I\n\x06Remove\x12\x1e.atoll.images.v1.RemoveRequest\x1a\x1f.atoll.images.v1.RemoveResponse\x12\x45\n\x04Push\x12\x1c.atoll.images.v1.PushRequest\x1a\x1d.atoll.images.v1.PushResponse0\x01\x12\x45\n\x04Save\x12\x1c.atoll.images.v1.SaveRequest\x1a\x1d.atoll.images.v1.SaveResponse0\x01\x12\x46\n\x05Login\x12\x1d.atoll.images.v1.LoginRequest\x1a\x1e.atoll.images.v1.LoginResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TAGREQUEST']._serialized_end=92
   _globals['_TAGRESPONSE']._serialized_start=94
   _globals['_TAGRESPONSE']._serialized_end=138
-  _globals['_CREDENTIALS']._serialized_start=140
-  _globals['_CREDENTIALS']._serialized_end=213
-  _globals['_PUSHREQUEST']._serialized_start=215
-  _globals['_PUSHREQUEST']._serialized_end=310
-  _globals['_BLOBPROGRESS']._serialized_start=312
-  _globals['_BLOBPROGRESS']._serialized_end=401
-  _globals['_PUSHRESPONSE']._serialized_start=403
-  _globals['_PUSHRESPONSE']._serialized_end=504
-  _globals['_SAVEREQUEST']._serialized_start=506
-  _globals['_SAVEREQUEST']._serialized_end=619
-  _globals['_SAVEREQUEST_FORMAT']._serialized_start=590
-  _globals['_SAVEREQUEST_FORMAT']._serialized_end=619
-  _globals['_SAVERESPONSE']._serialized_start=621
-  _globals['_SAVERESPONSE']._serialized_end=649
-  _globals['_LOGINREQUEST']._serialized_start=651
-  _globals['_LOGINREQUEST']._serialized_end=734
-  _globals['_LOGINRESPONSE']._serialized_start=736
-  _globals['_LOGINRESPONSE']._serialized_end=751
-  _globals['_IMAGES']._serialized_start=754
-  _globals['_IMAGES']._serialized_end=1042
+  _globals['_REMOVEREQUEST']._serialized_start=140
+  _globals['_REMOVEREQUEST']._serialized_end=170
+  _globals['_REMOVERESPONSE']._serialized_start=172
+  _globals['_REMOVERESPONSE']._serialized_end=202
+  _globals['_CREDENTIALS']._serialized_start=204
+  _globals['_CREDENTIALS']._serialized_end=277
+  _globals['_PUSHREQUEST']._serialized_start=279
+  _globals['_PUSHREQUEST']._serialized_end=374
+  _globals['_BLOBPROGRESS']._serialized_start=376
+  _globals['_BLOBPROGRESS']._serialized_end=465
+  _globals['_PUSHRESPONSE']._serialized_start=467
+  _globals['_PUSHRESPONSE']._serialized_end=568
+  _globals['_SAVEREQUEST']._serialized_start=570
+  _globals['_SAVEREQUEST']._serialized_end=683
+  _globals['_SAVEREQUEST_FORMAT']._serialized_start=654
+  _globals['_SAVEREQUEST_FORMAT']._serialized_end=683
+  _globals['_SAVERESPONSE']._serialized_start=685
+  _globals['_SAVERESPONSE']._serialized_end=713
+  _globals['_LOGINREQUEST']._serialized_start=715
+  _globals['_LOGINREQUEST']._serialized_end=798
+  _globals['_LOGINRESPONSE']._serialized_start=800
+  _globals['_LOGINRESPONSE']._serialized_end=815
+  _globals['_IMAGES']._serialized_start=818
+  _globals['_IMAGES']._serialized_end=1181
 # @@protoc_insertion_point(module_scope)

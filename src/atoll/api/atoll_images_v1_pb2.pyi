@@ -23,6 +23,18 @@ class TagResponse(_message.Message):
     tag: str
     def __init__(self, image_id: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
 
+class RemoveRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ("gone",)
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    gone: bool
+    def __init__(self, gone: _Optional[bool] = ...) -> None: ...
+
 class Credentials(_message.Message):
     __slots__ = ("username", "password", "identity_token")
     USERNAME_FIELD_NUMBER: _ClassVar[int]

@@ -141,7 +141,7 @@ def tag(
 
 @app.command("rmi")
 def rmi(names: Images, socket: Socket = None) -> None:
-    """Remove images."""
+    """Take names from images; one with no name left is removed, as is one that is told by its ID."""
     from atoll.cli import work
 
     ask(socket, lambda client: work.remove_images(client, names))

@@ -234,6 +234,9 @@ async def load(client: Client, path: Path, reference: str, *, as_json: bool) -> 
 
 async def remove_images(client: Client, names: Sequence[str]) -> int:
     async def remove(name: str) -> None:
+        with contextlib.suppress(errors.Unimplemented):  # another CRI runtime, which knows whole images only
+            await client.registries.remove(name)
+            return
         if name not in {image.id for image in await client.images()}:
             try:
                 await client.image(name)

@@ -18,6 +18,7 @@ from atoll.client.model import LayerProgress
 CALL_TIMEOUT_S = 120.0
 _SERVICE = "atoll.images.v1.Images"
 TAG = wire.Method(_SERVICE, "Tag", pb.TagRequest, pb.TagResponse)
+REMOVE = wire.Method(_SERVICE, "Remove", pb.RemoveRequest, pb.RemoveResponse)
 PUSH = wire.Method(_SERVICE, "Push", pb.PushRequest, pb.PushResponse)
 SAVE = wire.Method(_SERVICE, "Save", pb.SaveRequest, pb.SaveResponse)
 LOGIN = wire.Method(_SERVICE, "Login", pb.LoginRequest, pb.LoginResponse)
@@ -74,6 +75,14 @@ class Registries:
         """Give an image one more name, which it takes from whichever had it; the name in its canonical form."""
         answer = await self._wire.call(TAG, pb.TagRequest(image=image, tag=tag), timeout_s=CALL_TIMEOUT_S)
         return answer.tag
+
+    async def remove(self, image: str) -> bool:
+        """Take a name from an image, or by ID the image with every name; whether the image is gone.
+
+        The last name takes the image with it. Raises `NotFound` for what is not here.
+        """
+        answer = await self._wire.call(REMOVE, pb.RemoveRequest(image=image), timeout_s=CALL_TIMEOUT_S)
+        return answer.gone
 
     async def push(
         self,

@@ -272,6 +272,7 @@ class SyncRegistries(Face[Registries]):
 
     details = _waits(Registries.details)
     tag = _waits(Registries.tag)
+    remove = _waits(Registries.remove)
     push = _waits(Registries.push)
     save = _yields(Registries.save)
     check = _waits(Registries.check)

@@ -201,7 +201,7 @@ async def _listen(
         cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine, reloader.answer),
-        atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine.parts.images),
+        atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),
         **controllers.services(),
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),

@@ -76,11 +76,18 @@ async def log_in(store: Outward, registry: str, auth: Auth) -> None:
                 async with asyncio.timeout(LOGIN_TIMEOUT_S):
                     code = await program.wait()
                 if code != 0:
-                    raise translate(complaint(program.complaints()), reference, has_auth=True)
+                    raise _refused(registry, translate(complaint(program.complaints()), reference, has_auth=True))
         except TimeoutError as error:
             raise errors.DeadlineExceeded(f"{registry}: did not answer within {LOGIN_TIMEOUT_S:g} s") from error
         finally:
             os.close(secret)
+
+
+def _refused(registry: str, error: errors.AtollError) -> errors.AtollError:
+    """The error of a login, which is about a registry and no image."""
+    if isinstance(error, errors.Unauthenticated | errors.PermissionDenied):
+        return errors.Unauthenticated(f"{registry}: refuses these credentials; check the name and the password")
+    return type(error)(error.message.replace(f"{registry}/login:latest: ", f"{registry}: "))
 
 
 @asynccontextmanager

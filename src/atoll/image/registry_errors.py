@@ -84,7 +84,7 @@ def _translate(text: str, reference: Reference, *, has_auth: bool) -> errors.Ato
     if has(_UNAUTHENTICATED) and not has(("denied",)):
         way = "refuses these credentials" if has_auth else "wants credentials"
         return errors.Unauthenticated(
-            f"{reference}: {domain} {way}; give them (`atoll pull --username`), or name an auth_file in the config file"
+            f"{reference}: {domain} {way}; give them (`atoll login {domain}`), or name an auth_file in the config file"
         )
     if has(_DENIED):
         hint = "these credentials may not read it" if has_auth else "it does not exist or needs credentials"

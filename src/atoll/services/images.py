@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator
 from atoll import errors
 from atoll.api import atoll_images_v1_pb2 as pb
 from atoll.concurrency import TaskOwner
+from atoll.engine.engine import Engine
 from atoll.image import export, push
 from atoll.image.config import Auth
 from atoll.image.progress import Phase, Progress
 from atoll.image.reference import Reference
-from atoll.image.store import ImageStore
 
 PROGRESS_INTERVAL_S = 0.1
 MESSAGE_BYTES = 1 << 20
@@ -21,12 +21,20 @@ _PHASES = {Phase.UPLOADING: "pushing"}
 
 
 class ImagesService:
-    def __init__(self, images: ImageStore) -> None:
-        self._images = images
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._images = engine.parts.images
 
     async def Tag(self, request: pb.TagRequest, context: object) -> pb.TagResponse:
         image = await self._images.tag(request.image, request.tag)
         return pb.TagResponse(image_id=image.id, tag=str(Reference.parse(request.tag)))
+
+    async def Remove(self, request: pb.RemoveRequest, context: object) -> pb.RemoveResponse:
+        image = self._images.find(request.image)
+        if image is None:
+            raise errors.NotFound(f"image {request.image!r}: is not here; `atoll images` shows what is")
+        await self._engine.remove_image(request.image)
+        return pb.RemoveResponse(gone=self._images.find(image.id) is None)
 
     async def Push(self, request: pb.PushRequest, context: object) -> AsyncGenerator[pb.PushResponse]:
         target = Reference.parse(request.target or request.image)
