@@ -17,7 +17,7 @@ from atoll.container.store import ContainerStore
 from atoll.daemon.handlers import Chosen, Controllers, Handlers
 from atoll.daemon.images import image_settings
 from atoll.database import Database
-from atoll.engine import hosted, kinds, lease_store, lost_files, strays
+from atoll.engine import hosted, kinds, lease_store, lost_files, stray_links, strays
 from atoll.engine.drivers import AtollDriver, Drivers, ForeignDriver
 from atoll.engine.engine import Engine
 from atoll.engine.hosted import HostedStore
@@ -105,6 +105,8 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         )  # fmt: skip
         ledger_kinds |= strays.make(paths, lambda: _namespaces(ledger), spawner, blocking)
         ledger_kinds |= lost_files.make(snapshotter, images)
+        links = stray_links.StrayLinkKind(network.default.bridge, blocking)
+        ledger_kinds[links.name] = links
         ledger = await Ledger.open(db, ledger_kinds, owner)
         engine = await Engine.open(
             Parts(

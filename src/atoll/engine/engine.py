@@ -131,6 +131,7 @@ class Engine:
 
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""
+        await self.unfinished.tried(READY_TIMEOUT_S)
         await self.pods.settle(SETTLE_TIMEOUT_S)
         before = self.unfinished.findings()
         damaged = fsck.damaged(await self.parts.db.read(quarantined))

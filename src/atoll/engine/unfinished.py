@@ -9,6 +9,7 @@ still being given back behind its answer goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from atoll import errors, faults
@@ -46,6 +47,12 @@ class Unfinished:
         self._containers = containers
         self._hosted = hosted
         self._freeing = asyncio.Lock()
+        self._tried = asyncio.Event()
+
+    async def tried(self, within: float) -> None:
+        """Wait until all of it was tried once since the start, at most so many seconds: until then the books lag."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), within)
 
     def findings(self) -> tuple[Finding, ...]:
         """A finding for each record that was never READY and that nobody is making."""
@@ -65,6 +72,8 @@ class Unfinished:
             else:
                 if not self._pods.unfinished() and not self._hosted.unfinished():
                     return
+            finally:
+                self._tried.set()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_S)
 

@@ -26,6 +26,7 @@ NLM_F_ACK = 4
 NLM_F_DUMP = 0x300
 NLM_F_DUMP_INTR = 0x10
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_STATS64 = 1, 3, 4, 10, 18, 23
+IFLA_LINK, IFLA_LINK_NETNSID = 5, 37
 IFLA_INFO_KIND = 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_TABLE = 1, 4, 15
@@ -55,7 +56,10 @@ class LinkCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A link; `kind` is veth, bridge, ... and empty for a device of the hardware; `master` an index or 0."""
+    """A link; `kind` is veth, bridge, ... and empty for a device of the hardware; `master` an index or 0.
+
+    `has_peer_here`: it is one end of a pair whose other end is in this network namespace.
+    """
 
     index: int
     name: str
@@ -65,6 +69,7 @@ class Link:
     master: int
     is_up: bool
     counters: LinkCounters
+    has_peer_here: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,7 @@ def _link(payload: bytes) -> Link:
         master=_u32(said.get(IFLA_MASTER)),
         is_up=bool(flags & IFF_UP),
         counters=_counters(said.get(IFLA_STATS64, b"")),
+        has_peer_here=IFLA_LINK in said and IFLA_LINK_NETNSID not in said,
     )
 
 
