@@ -93,6 +93,7 @@ class Engine:
         finally:
             self._recovered.set()
         await self.unfinished.free_until_done()
+        self.parts.images.debts.owe()  # what a crash has kept from being given back
         return recovered
 
     @property
@@ -127,7 +128,11 @@ class Engine:
         """Remove a name or an image and give its disk space back; what containers rest on stays. Idempotent."""
         images = self.parts.images
         await images.remove(ref_or_id)
-        await self._collections.run("collect", images.collect, name="images/collect")
+        try:
+            await self._collections.run("collect", images.collect, name="images/collect")
+        except (errors.AtollError, OSError) as error:
+            log.warning("images: the space of %s is not given back yet, it will be: %s", ref_or_id, error)
+            images.debts.owe()
 
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""

@@ -17,6 +17,7 @@ from atoll.concurrency import run_to_completion
 from atoll.database import Connection, Database
 from atoll.image import records
 from atoll.image.content import Content
+from atoll.image.debts import Debts
 from atoll.image.implied import inherit
 from atoll.image.model import ConfigDocument, Manifest, chain_ids
 from atoll.image.progress import Phase, Report
@@ -92,6 +93,7 @@ class Ingester:
         unpacker: Unpacker,
         pool: Workers,
         leases: Leases,
+        debts: Debts,
     ) -> None:
         self._db = db
         self._snapshotter = snapshotter
@@ -99,6 +101,7 @@ class Ingester:
         self._unpacker = unpacker
         self._pool = pool
         self._leases = leases
+        self._debts = debts
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
 
@@ -123,9 +126,8 @@ class Ingester:
                 with faults.step("image/record"):
                     await run_to_completion(self._commit(source, stored, planned, settle), within=COMMIT_TIMEOUT_S)
             except BaseException:
-                faults.reached("image/undo")
                 lost = [one for index, one in staged.items() if not self._is_committed(chain[index], one)]
-                await run_to_completion(self._snapshotter.discard(lost), within=COMMIT_TIMEOUT_S)
+                await self._debts.undone(self._snapshotter.discard(lost), within=COMMIT_TIMEOUT_S)
                 raise
         return stored
 

@@ -15,6 +15,7 @@ from atoll.concurrency import TaskOwner, run_to_completion
 from atoll.image import records
 from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
+from atoll.image.debts import Debts
 from atoll.image.index import canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
 from atoll.image.model import (
@@ -81,6 +82,7 @@ class Puller:
         settings: ImageSettings,
         settle: Settle,
         drop: Drop,
+        debts: Debts,
     ) -> None:
         self._content = content
         self._ingester = ingester
@@ -92,6 +94,7 @@ class Puller:
         self._flights: dict[tuple[str, Auth | None], _Flight] = {}
         self._settle = settle
         self._drop = drop
+        self._debts = debts
 
     def configure(self, settings: ImageSettings) -> None:
         """Registries and limits for the pulls that begin from now on."""
@@ -182,7 +185,7 @@ class Puller:
                         await self._fetch(skopeo, reference.with_digest(digest_of(data)), blobs, flight)
                     return await self._ingest(reference, documents, manifest, flight)
             except BaseException:
-                await run_to_completion(self._clean_up(names), within=CLEAN_UP_TIMEOUT_S)
+                await self._debts.undone(self._clean_up(names), within=CLEAN_UP_TIMEOUT_S)
                 raise
 
     async def _clean_up(self, names: set[str]) -> None:

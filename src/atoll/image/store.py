@@ -28,6 +28,7 @@ from atoll.image import builtin, records
 from atoll.image.archive import Archive, Found
 from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
+from atoll.image.debts import Debts
 from atoll.image.index import ImageIndex, canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
 from atoll.image.lost import LostFiles
@@ -101,7 +102,8 @@ class ImageStore:
         limits = settings.limits
         self._pool = Workers(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
         self._unpacker = Unpacker(limits, self._pool)
-        self._ingester = Ingester(db, snapshotter, self._content, self._unpacker, self._pool, self._leases)
+        self.debts = Debts(owner, self._reclaim)
+        self._ingester = Ingester(db, snapshotter, self._content, self._unpacker, self._pool, self._leases, self.debts)
         self._puller = Puller(
             content=self._content,
             ingester=self._ingester,
@@ -111,6 +113,7 @@ class ImageStore:
             settings=settings,
             settle=self._settle,
             drop=self._drop,
+            debts=self.debts,
         )
 
         self.configure(settings)
@@ -242,7 +245,7 @@ class ImageStore:
                     raise errors.InvalidArgument(f"{told}: has {len(found)} images; one name cannot be all of them")
                 return [await self._import(one, name) for one in found]
         except BaseException:
-            await run_to_completion(self._drop_new(before), within=WRITE_TIMEOUT_S)
+            await self.debts.undone(self._drop_new(before), within=WRITE_TIMEOUT_S)
             raise
 
     async def _import(self, found: Found, name: Reference | None) -> Imported:
@@ -375,6 +378,13 @@ class ImageStore:
             blobs=tuple(blobs),
             bytes=freed + sum(blobs.values()),
         )
+
+    async def _reclaim(self) -> None:
+        """`collect`, and all that is on the disk without a record."""
+        await self.collect()
+        for number in await self._snapshotter.lost():
+            await self._snapshotter.sweep(number)
+        await self.lost.remove(*await self.lost.find())
 
     def _candidates(self, kept: AbstractSet[str], seen: Iterable[str]) -> list[str]:
         passed = kept | set(seen)

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll import errors
+from atoll import errors, faults
 from atoll.concurrency import Blocking, TaskOwner, run_to_completion
 from atoll.database import Connection, Database
 from atoll.linux import idmap
@@ -304,10 +304,13 @@ class Snapshotter:
         return staged
 
     async def discard(self, staged: Iterable[Staged]) -> None:
-        """Delete staged folders that became no snapshot; idempotent."""
+        """Delete staged folders that became no snapshot; idempotent. What cannot be deleted is `lost`."""
         for one in staged:
-            await self._blocking.run(self._disk.delete, one.number)
-            self._unrecorded.discard(one.number)
+            try:
+                faults.reached("image/undo")
+                await self._blocking.run(self._disk.delete, one.number)
+            finally:
+                self._unrecorded.discard(one.number)
 
     async def sync(self) -> None:
         """Write everything staged to the disk, before the transaction that names it."""
