@@ -92,6 +92,7 @@ class Ingester:
         content: Content,
         unpacker: Unpacker,
         pool: Workers,
+        *,
         leases: Leases,
         debts: Debts,
     ) -> None:
@@ -101,7 +102,7 @@ class Ingester:
         self._unpacker = unpacker
         self._pool = pool
         self._leases = leases
-        self._debts = debts
+        self.debts = debts
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
 
@@ -127,7 +128,7 @@ class Ingester:
                     await run_to_completion(self._commit(source, stored, planned, settle), within=COMMIT_TIMEOUT_S)
             except BaseException:
                 lost = [one for index, one in staged.items() if not self._is_committed(chain[index], one)]
-                await self._debts.undone(self._snapshotter.discard(lost), within=COMMIT_TIMEOUT_S)
+                await self.debts.undone(self._snapshotter.discard(lost), within=COMMIT_TIMEOUT_S)
                 raise
         return stored
 

@@ -15,7 +15,6 @@ from atoll.concurrency import TaskOwner, run_to_completion
 from atoll.image import records
 from atoll.image.config import Auth, ImageSettings
 from atoll.image.content import Content
-from atoll.image.debts import Debts
 from atoll.image.index import canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
 from atoll.image.model import (
@@ -82,7 +81,6 @@ class Puller:
         settings: ImageSettings,
         settle: Settle,
         drop: Drop,
-        debts: Debts,
     ) -> None:
         self._content = content
         self._ingester = ingester
@@ -94,7 +92,7 @@ class Puller:
         self._flights: dict[tuple[str, Auth | None], _Flight] = {}
         self._settle = settle
         self._drop = drop
-        self._debts = debts
+        self._debts = ingester.debts
 
     def configure(self, settings: ImageSettings) -> None:
         """Registries and limits for the pulls that begin from now on."""
