@@ -18,12 +18,11 @@ from atoll import errors
 from atoll.api import atoll_shim_v1_pb2 as own_pb2
 from atoll.api import containerd_services_streaming_v1_pb2 as streaming_pb2
 from atoll.api import containerd_task_v3_pb2 as task_pb2
+from atoll.runtime.capture import Capture
 from atoll.runtime.streams import (
     ByteReader,
-    Capture,
     FifoSet,
     ProcessIO,
-    capture,
     open_input,
     open_output,
     open_process,
@@ -105,6 +104,12 @@ async def finish(stdio: Stdio, process: subprocess.Popen[bytes], drain_s: float 
     return status
 
 
+async def capture(io: ProcessIO, limit_bytes: int) -> Capture:
+    collected = Capture(io, limit_bytes)
+    await collected.run()
+    return collected
+
+
 async def use(io: ProcessIO, data: bytes, stdio: Stdio, process: subprocess.Popen[bytes]) -> tuple[Capture, int]:
     """Feed stdin and capture the output, while the shim's side waits for the exit."""
     assert io.stdin is not None
@@ -126,8 +131,8 @@ async def test_exec_streams_carry_every_byte_both_ways(shim: ServedShim, connect
     io = await open_process(connection, stdin="e-stdin", stdout="e-stdout", stderr="e-stderr")
     collected, status = await use(io, data, stdio, process)
     io.close()
-    assert (collected.stdout == data, collected.stderr, status) == (True, b"err\n", 3)
-    assert not collected.stdout_truncated
+    assert (collected.stdout.data == data, collected.stderr.data, status) == (True, b"err\n", 3)
+    assert not collected.stdout.is_cut
 
 
 async def test_output_waits_for_its_client(shim: ServedShim, connection: Client) -> None:
@@ -291,7 +296,7 @@ async def test_protocol_faults_end_their_stream_only(shim: ServedShim, connectio
         await useless.receive()
     io = await open_process(connection, stdin="e-stdin", stdout="e-stdout", stderr="e-stderr")
     collected, status = await use(io, b"still works", stdio, process)
-    assert (collected.stdout, status) == (b"still works", 0)
+    assert (collected.stdout.data, status) == (b"still works", 0)
 
 
 async def test_a_client_without_a_window_gets_nothing(shim: ServedShim, connection: Client) -> None:
@@ -316,8 +321,8 @@ async def test_capture_is_limited_and_says_so(shim: ServedShim, connection: Clie
     async with asyncio.TaskGroup() as group:
         group.create_task(finish(stdio, process))
         collected = await capture(io, 1000)
-    assert (collected.stdout, collected.stdout_truncated) == (b"\0" * 1000, False)
-    assert (collected.stderr, collected.stderr_truncated) == (NUMBERS[:1000], True)
+    assert (collected.stdout.data, collected.stdout.is_cut) == (b"\0" * 1000, False)
+    assert (collected.stderr.data, collected.stderr.is_cut) == (NUMBERS[:1000], True)
 
 
 async def test_a_hundred_streams_share_one_connection(shim: ServedShim, connection: Client) -> None:
@@ -411,7 +416,7 @@ async def test_fifos_carry_every_byte_both_ways(roots: Roots) -> None:
         await io.stdin.close()
     foreign.process.wait()
     assert closed == [True]
-    assert (collected.result().stdout == data, collected.result().stderr) == (True, b"err\n")
+    assert (collected.result().stdout.data == data, collected.result().stderr.data) == (True, b"err\n")
     with pytest.raises(errors.FailedPrecondition):
         await io.stdin.write(b"x")
     fifos.remove()
@@ -461,7 +466,7 @@ async def test_nothing_hangs_when_a_foreign_shim_dies(roots: Roots) -> None:
         writing = group.create_task(kind_of_write(io))
         await asyncio.sleep(0.05)
         foreign.kill()
-    assert reading.result().stdout == b""
+    assert reading.result().stdout.data == b""
     assert writing.result() is errors.FailedPrecondition
     fifos.remove()
 
@@ -485,7 +490,7 @@ async def test_nothing_hangs_when_a_foreign_shim_never_comes(roots: Roots) -> No
         assert not reading.done()
         assert not writing.done()
         fifos.shim_gone()
-    assert reading.result().stdout == b""
+    assert reading.result().stdout.data == b""
     assert writing.result() is errors.FailedPrecondition
     fifos.remove()
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61toll/api/atoll_shim_v1.proto\x12\ratoll.shim.v1\"(\n\x10ReopenLogRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x13\n\x11ReopenLogResponse\"\r\n\x0bInfoRequest\"g\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nsandbox_id\x18\x03 \x01(\t\x12\x15\n\rcontainer_ids\x18\x04 \x03(\t\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"t\n\rUpdateRequest\x12\x17\n\x0flinux_resources\x18\x01 \x01(\x0c\x12\x19\n\x11updated_resources\x18\x02 \x01(\x0c\x12/\n\x0b\x61nnotations\x18\x03 \x01(\x0b\x32\x1a.atoll.shim.v1.Annotations\"\x92\x01\n\x0b\x41nnotations\x12\x36\n\x06values\x18\x01 \x03(\x0b\x32&.atoll.shim.v1.Annotations.ValuesEntry\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x10\n\x0eUpdateResponse2\xe9\x02\n\x04Shim\x12N\n\tReopenLog\x12\x1f.atoll.shim.v1.ReopenLogRequest\x1a .atoll.shim.v1.ReopenLogResponse\x12?\n\x04Info\x12\x1a.atoll.shim.v1.InfoRequest\x1a\x1b.atoll.shim.v1.InfoResponse\x12\x42\n\x05Pause\x12\x1b.atoll.shim.v1.PauseRequest\x1a\x1c.atoll.shim.v1.PauseResponse\x12\x45\n\x06Resume\x12\x1c.atoll.shim.v1.ResumeRequest\x1a\x1d.atoll.shim.v1.ResumeResponse\x12\x45\n\x06Update\x12\x1c.atoll.shim.v1.UpdateRequest\x1a\x1d.atoll.shim.v1.UpdateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61toll/api/atoll_shim_v1.proto\x12\ratoll.shim.v1\"(\n\x10ReopenLogRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x13\n\x11ReopenLogResponse\"$\n\x0c\x45xecsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x1c\n\rExecsResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\r\n\x0bInfoRequest\"g\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nsandbox_id\x18\x03 \x01(\t\x12\x15\n\rcontainer_ids\x18\x04 \x03(\t\x12\x0e\n\x06paused\x18\x05 \x01(\x08\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"t\n\rUpdateRequest\x12\x17\n\x0flinux_resources\x18\x01 \x01(\x0c\x12\x19\n\x11updated_resources\x18\x02 \x01(\x0c\x12/\n\x0b\x61nnotations\x18\x03 \x01(\x0b\x32\x1a.atoll.shim.v1.Annotations\"\x92\x01\n\x0b\x41nnotations\x12\x36\n\x06values\x18\x01 \x03(\x0b\x32&.atoll.shim.v1.Annotations.ValuesEntry\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x10\n\x0eUpdateResponse2\xad\x03\n\x04Shim\x12N\n\tReopenLog\x12\x1f.atoll.shim.v1.ReopenLogRequest\x1a .atoll.shim.v1.ReopenLogResponse\x12\x42\n\x05\x45xecs\x12\x1b.atoll.shim.v1.ExecsRequest\x1a\x1c.atoll.shim.v1.ExecsResponse\x12?\n\x04Info\x12\x1a.atoll.shim.v1.InfoRequest\x1a\x1b.atoll.shim.v1.InfoResponse\x12\x42\n\x05Pause\x12\x1b.atoll.shim.v1.PauseRequest\x1a\x1c.atoll.shim.v1.PauseResponse\x12\x45\n\x06Resume\x12\x1c.atoll.shim.v1.ResumeRequest\x1a\x1d.atoll.shim.v1.ResumeResponse\x12\x45\n\x06Update\x12\x1c.atoll.shim.v1.UpdateRequest\x1a\x1d.atoll.shim.v1.UpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +37,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REOPENLOGREQUEST']._serialized_end=88
   _globals['_REOPENLOGRESPONSE']._serialized_start=90
   _globals['_REOPENLOGRESPONSE']._serialized_end=109
-  _globals['_INFOREQUEST']._serialized_start=111
-  _globals['_INFOREQUEST']._serialized_end=124
-  _globals['_INFORESPONSE']._serialized_start=126
-  _globals['_INFORESPONSE']._serialized_end=229
-  _globals['_PAUSEREQUEST']._serialized_start=231
-  _globals['_PAUSEREQUEST']._serialized_end=245
-  _globals['_PAUSERESPONSE']._serialized_start=247
-  _globals['_PAUSERESPONSE']._serialized_end=262
-  _globals['_RESUMEREQUEST']._serialized_start=264
-  _globals['_RESUMEREQUEST']._serialized_end=279
-  _globals['_RESUMERESPONSE']._serialized_start=281
-  _globals['_RESUMERESPONSE']._serialized_end=297
-  _globals['_UPDATEREQUEST']._serialized_start=299
-  _globals['_UPDATEREQUEST']._serialized_end=415
-  _globals['_ANNOTATIONS']._serialized_start=418
-  _globals['_ANNOTATIONS']._serialized_end=564
-  _globals['_ANNOTATIONS_VALUESENTRY']._serialized_start=519
-  _globals['_ANNOTATIONS_VALUESENTRY']._serialized_end=564
-  _globals['_UPDATERESPONSE']._serialized_start=566
-  _globals['_UPDATERESPONSE']._serialized_end=582
-  _globals['_SHIM']._serialized_start=585
-  _globals['_SHIM']._serialized_end=946
+  _globals['_EXECSREQUEST']._serialized_start=111
+  _globals['_EXECSREQUEST']._serialized_end=147
+  _globals['_EXECSRESPONSE']._serialized_start=149
+  _globals['_EXECSRESPONSE']._serialized_end=177
+  _globals['_INFOREQUEST']._serialized_start=179
+  _globals['_INFOREQUEST']._serialized_end=192
+  _globals['_INFORESPONSE']._serialized_start=194
+  _globals['_INFORESPONSE']._serialized_end=297
+  _globals['_PAUSEREQUEST']._serialized_start=299
+  _globals['_PAUSEREQUEST']._serialized_end=313
+  _globals['_PAUSERESPONSE']._serialized_start=315
+  _globals['_PAUSERESPONSE']._serialized_end=330
+  _globals['_RESUMEREQUEST']._serialized_start=332
+  _globals['_RESUMEREQUEST']._serialized_end=347
+  _globals['_RESUMERESPONSE']._serialized_start=349
+  _globals['_RESUMERESPONSE']._serialized_end=365
+  _globals['_UPDATEREQUEST']._serialized_start=367
+  _globals['_UPDATEREQUEST']._serialized_end=483
+  _globals['_ANNOTATIONS']._serialized_start=486
+  _globals['_ANNOTATIONS']._serialized_end=632
+  _globals['_ANNOTATIONS_VALUESENTRY']._serialized_start=587
+  _globals['_ANNOTATIONS_VALUESENTRY']._serialized_end=632
+  _globals['_UPDATERESPONSE']._serialized_start=634
+  _globals['_UPDATERESPONSE']._serialized_end=650
+  _globals['_SHIM']._serialized_start=653
+  _globals['_SHIM']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

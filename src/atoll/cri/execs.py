@@ -10,8 +10,6 @@ from atoll.engine.engine import Engine
 from atoll.engine.execs import Cause, ExecRequest, ExecResult
 from atoll.rpc import MAX_MESSAGE_BYTES
 
-TOLD_BYTES = 1000
-"""Of each stream of an exec that was killed; a client takes 8 KiB of a call's whole trailer."""
 OUTPUT_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
 """Of both streams in an answer; what is more of them is not told, as the exit code is more than the rest of it."""
 TYPE_URL = "type.googleapis.com/"
@@ -37,8 +35,6 @@ class Execs:
 def _timed_out(container: Container, request: pb.ExecSyncRequest, result: ExecResult) -> errors.DeadlineExceeded:
     """The CRI has no answer with a timeout in it, so the end of each stream goes in the details of the status."""
     error = errors.DeadlineExceeded(f"exec in {container.id[:13]}: timeout {request.timeout}s exceeded")
-    written = pb.ExecSyncResponse(
-        stdout=result.stdout[-TOLD_BYTES:], stderr=result.stderr[-TOLD_BYTES:], exit_code=result.exit.exit_status
-    )
+    written = pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit.exit_status)
     error.details = ((TYPE_URL + pb.ExecSyncResponse.DESCRIPTOR.full_name, written.SerializeToString()),)
     return error

@@ -36,7 +36,7 @@ from atoll.shim.stdio.request import cri_uri, stream_uri
 log = logging.getLogger(__name__)
 
 ATOLL_SHIM = "io.containerd.atoll.v1"
-REOPEN_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 2.0
 """How long the last output of a container may hold up the news of its exit."""
 RELAY_LIFE_S = 1.0
@@ -89,6 +89,10 @@ class Driver(Protocol):
         self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool, fifos: Path | None
     ) -> ExecStreams:
         """Streams for an exec that is about to be made; named pipes in the folder `fifos`, where there is a choice."""
+        ...
+
+    async def execs(self, shim: Shim, container_id: str) -> tuple[str, ...]:
+        """The names of a container's execs that its shim knows, as far as it tells."""
         ...
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
@@ -203,11 +207,18 @@ class AtollDriver:
             return ShimExecStreams(shim, exec_id, stdin=stdin, tty=tty)
         return _fifo_streams(fifos, shim, container_id, exec_id, stdin=stdin, tty=tty)
 
+    async def execs(self, shim: Shim, container_id: str) -> tuple[str, ...]:
+        request = own_wire.ExecsRequest(container_id=container_id)
+        answer = await shim.client.call(
+            "atoll.shim.v1.Shim", "Execs", request, own_wire.ExecsResponse, timeout=CALL_TIMEOUT_S
+        )
+        return tuple(answer.ids)
+
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         shim = await lines.shim_of(pod)
         request = own_wire.ReopenLogRequest(container_id=container.id)
         await shim.client.call(
-            "atoll.shim.v1.Shim", "ReopenLog", request, own_wire.ReopenLogResponse, timeout=REOPEN_TIMEOUT_S
+            "atoll.shim.v1.Shim", "ReopenLog", request, own_wire.ReopenLogResponse, timeout=CALL_TIMEOUT_S
         )
 
     async def let_go(self, pod: Pod) -> None:
@@ -444,6 +455,10 @@ class ForeignDriver:
         self, pod: Pod, shim: Shim, container_id: str, exec_id: str, *, stdin: bool, tty: bool, fifos: Path | None
     ) -> ExecStreams:
         return _fifo_streams(self._relays.folder(pod.id), shim, container_id, exec_id, stdin=stdin, tty=tty)
+
+    async def execs(self, shim: Shim, container_id: str) -> tuple[str, ...]:
+        """Those that run, where the shim says which process is whose, as containerd's does."""
+        return await shim.tasks.exec_ids(container_id)
 
     async def reopen_log(self, pod: Pod, container: Container) -> None:
         await (await self._relay(pod.id)).reopen(container.id)

@@ -29,7 +29,9 @@ from atoll.engine.lines import shim_of, tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.oci import spec as oci
-from atoll.runtime.streams import Capture, ProcessIO
+from atoll.runtime.capture import Budget, Capture
+from atoll.runtime.shim import Shim
+from atoll.runtime.streams import ProcessIO
 from atoll.runtime.task import TaskClient
 from atoll.sandbox.controller import ExitStatus
 
@@ -37,6 +39,10 @@ log = logging.getLogger(__name__)
 
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 """Kept of each stream of a captured exec; the rest is read and dropped."""
+OUTPUT_BUDGET_BYTES = 64 * 1024 * 1024
+"""Kept of all captured execs together, beyond what little each may keep at any time."""
+END_BYTES = 1000
+"""Of the end of each stream, for one killed for its time limit; a client takes 8 KiB of a call's whole trailer."""
 
 DRAIN_TIMEOUT_S = 10.0
 """How long output may be held open by what an exec left behind, after its own end."""
@@ -46,6 +52,10 @@ KILLED_DRAIN_TIMEOUT_S = 1.0
 CLEANUP_TIMEOUT_S = 30.0
 MAX_EXECS = 256
 """Execs at one time in one container."""
+ATTENDED = "call-"
+"""How the names of execs begin that live as long as their caller; a daemon that starts ends those of an earlier one."""
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 5.0
+"""Between two tries to end an exec that nobody holds."""
 
 
 class Cause(StrEnum):
@@ -76,7 +86,10 @@ class ExecRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult:
-    """How an exec ended, and its output: whole, or the first `OUTPUT_LIMIT_BYTES` of a stream."""
+    """How an exec ended, and its output: whole, or what was kept of its beginning.
+
+    One that was killed for its time limit has the end of each stream, `END_BYTES` at most.
+    """
 
     exit: ExitStatus
     cause: Cause
@@ -122,6 +135,8 @@ class Execs:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._running: dict[str, int] = {}
+        self._held: set[str] = set()
+        self._budget = Budget(OUTPUT_BUDGET_BYTES)
 
     @asynccontextmanager
     async def open(self, pod: Pod, container: Container, request: ExecRequest) -> AsyncGenerator[Exec]:
@@ -141,8 +156,8 @@ class Execs:
             )
         if self._running.get(container.id, 0) >= MAX_EXECS:
             raise errors.ResourceExhausted(f"container {container.id[:13]}: has {MAX_EXECS} execs already")
-        self._running[container.id] = self._running.get(container.id, 0) + 1
-        exec_id = secrets.token_hex(16)
+        exec_id = ATTENDED + secrets.token_hex(12)
+        self._hold(container.id, exec_id)
         try:
             with self._parts.uses.using(pod.id):
                 started = await self._start(pod, container, request, exec_id)
@@ -152,9 +167,17 @@ class Execs:
                     started.io.close()
                     await run_to_completion(self._end(started), within=CLEANUP_TIMEOUT_S)
         finally:
-            self._running[container.id] -= 1
-            if not self._running[container.id]:
-                del self._running[container.id]
+            self._let_go(container.id, exec_id)
+
+    def _hold(self, container_id: str, exec_id: str) -> None:
+        self._running[container_id] = self._running.get(container_id, 0) + 1
+        self._held.add(exec_id)
+
+    def _let_go(self, container_id: str, exec_id: str) -> None:
+        self._held.discard(exec_id)
+        self._running[container_id] -= 1
+        if not self._running[container_id]:
+            del self._running[container_id]
 
     async def _start(self, pod: Pod, container: Container, request: ExecRequest, exec_id: str) -> Exec:
         shim = await shim_of(pod)
@@ -174,17 +197,13 @@ class Execs:
         )
         self._parts.expedite()
         try:
-            with faults.step("exec/add"):
-                await tasks.exec(container.id, exec_id, spec=oci.encode(process), stdio=streams.paths)
-        except BaseException:
-            streams.remove()
-            raise
-        try:
+            # What is under way in the shim goes on there whoever leaves: it is told of its end in every case.
+            await run_to_completion(_add(tasks, container.id, exec_id, process, streams), within=CLEANUP_TIMEOUT_S)
             with faults.step("exec/start"):
                 pid = await tasks.start(container.id, exec_id)
             io = await streams.open()
         except BaseException as error:
-            await run_to_completion(_abandon(tasks, container.id, exec_id), within=CLEANUP_TIMEOUT_S)
+            self._discard(tasks, container.id, exec_id)
             streams.remove()
             if isinstance(error, errors.AtollError):
                 raise specs.explained(container, process, error) from error
@@ -192,15 +211,40 @@ class Execs:
         return Exec(id=exec_id, pid=pid, io=io, container_id=container.id, tasks=tasks, streams=streams)
 
     async def _end(self, started: Exec) -> None:
-        if not started.ended:
-            with contextlib.suppress(errors.NotFound, errors.Unavailable):
-                await started.kill_tree()
-                await started.wait()
-        # Behind the answer: it takes as long as somebody left behind holds the streams, which nobody reads any more.
-        self._parts.owner.spawn(
-            _forget(started.tasks, started.container_id, started.id), name=f"exec/{started.id}/delete"
-        )
-        started.streams.remove()
+        try:
+            if not started.ended:
+                with contextlib.suppress(errors.NotFound, errors.Unavailable):
+                    await started.kill_tree()
+                    await started.wait()
+        finally:
+            # Behind the answer: it lasts as long as what was left behind holds the streams, which nobody reads.
+            self._discard(started.tasks, started.container_id, started.id)
+            started.streams.remove()
+
+    def _discard(self, tasks: TaskClient, container_id: str, exec_id: str) -> None:
+        """Have the shim forget an exec that nobody holds any more, killed where it runs or is about to."""
+
+        async def discard() -> None:
+            try:
+                await _gone(tasks, container_id, exec_id)
+            finally:
+                self._let_go(container_id, exec_id)
+
+        self._hold(container_id, exec_id)
+        self._parts.owner.spawn(discard(), name=f"exec/{exec_id}/delete")
+
+    async def end_lost(self, pod: Pod, container: Container) -> int:
+        """Kill what callers of an earlier daemon had run in a container, which nobody can reach any more; how many."""
+        shim = await shim_of(pod)
+        lost = await self._lost(pod, shim, container)
+        for exec_id in lost:
+            log.warning("exec %s of container %s: nobody holds it, it is ended", exec_id, container.id[:13])
+            self._discard(shim.tasks, container.id, exec_id)
+        return len(lost)
+
+    async def _lost(self, pod: Pod, shim: Shim, container: Container) -> tuple[str, ...]:
+        found = await self._parts.drivers.of(pod).execs(shim, container.id)
+        return tuple(one for one in found if one.startswith(ATTENDED) and one not in self._held)
 
     async def attach(self, pod: Pod, container: Container, *, stdin: bool) -> ProcessIO:
         """The live streams of a container's main process, from now on; close them when done.
@@ -227,49 +271,66 @@ class Execs:
         """
         begun = time.monotonic()
         async with self.open(pod, container, request) as started:
-            captured = Capture(started.io, OUTPUT_LIMIT_BYTES)
-            cause = Cause.EXITED
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(captured.run(), name=f"exec/{started.id}/output")
-                try:
-                    async with asyncio.timeout(request.timeout_s or None):
-                        end = await started.wait()
-                except TimeoutError:
-                    cause = Cause.TIMED_OUT
-                    await started.kill_tree()
+            with Capture(started.io, OUTPUT_LIMIT_BYTES, tail_bytes=END_BYTES, budget=self._budget) as captured:
+                cause, end = await self._captured(started, captured, request.timeout_s, begun)
+                out, err = captured.stdout, captured.stderr
+                is_late = cause is Cause.TIMED_OUT
+                return ExecResult(
+                    exit=end,
+                    cause=cause,
+                    stdout=out.end if is_late else out.data,
+                    stderr=err.end if is_late else err.data,
+                    truncated=out.is_cut or err.is_cut,
+                )
+
+    @staticmethod
+    async def _captured(started: Exec, captured: Capture, timeout_s: float, begun: float) -> tuple[Cause, ExitStatus]:
+        cause = Cause.EXITED
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(captured.run(), name=f"exec/{started.id}/output")
+            try:
+                async with asyncio.timeout(timeout_s or None):
                     end = await started.wait()
-                drain_s = DRAIN_TIMEOUT_S
-                if request.timeout_s:
-                    left_s = request.timeout_s - (time.monotonic() - begun)
-                    drain_s = min(drain_s, max(left_s, KILLED_DRAIN_TIMEOUT_S))
-                await asyncio.wait({reading}, timeout=drain_s)
-                reading.cancel()
+            except TimeoutError:
+                cause = Cause.TIMED_OUT
+                await started.kill_tree()
+                end = await started.wait()
+            drain_s = DRAIN_TIMEOUT_S
+            if timeout_s:
+                left_s = timeout_s - (time.monotonic() - begun)
+                drain_s = min(drain_s, max(left_s, KILLED_DRAIN_TIMEOUT_S))
+            await asyncio.wait({reading}, timeout=drain_s)
+            reading.cancel()
         if cause is Cause.EXITED and end.exit_status > 128 and end.exit_status - 128 <= signal.SIGRTMAX:
             cause = Cause.SIGNALLED
-        return ExecResult(
-            exit=end,
-            cause=cause,
-            stdout=captured.stdout,
-            stderr=captured.stderr,
-            truncated=captured.stdout_truncated or captured.stderr_truncated,
-        )
+        return cause, end
 
 
-async def _abandon(tasks: TaskClient, container_id: str, exec_id: str) -> None:
-    with contextlib.suppress(errors.AtollError):
-        faults.reached("exec/undo")
-        await tasks.kill(container_id, signal.SIGKILL, exec_id=exec_id, all_processes=True)
-    await _forget(tasks, container_id, exec_id)
+async def _add(tasks: TaskClient, container_id: str, exec_id: str, process: oci.Process, streams: ExecStreams) -> None:
+    with faults.step("exec/add"):
+        await tasks.exec(container_id, exec_id, spec=oci.encode(process), stdio=streams.paths)
 
 
-async def _forget(tasks: TaskClient, container_id: str, exec_id: str) -> None:
-    try:
-        with faults.step("exec/delete"):
-            await tasks.delete(container_id, exec_id)
-    except (errors.NotFound, errors.Unavailable):
-        return
-    except errors.AtollError as error:
-        log.warning("exec %s of container %s: is not deleted: %s", exec_id, container_id[:13], error)
+async def _gone(tasks: TaskClient, container_id: str, exec_id: str) -> None:
+    """Delete an exec, until it is provably gone; where it runs, also since a moment ago, it is killed first."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            with faults.step("exec/delete"):
+                await tasks.delete(container_id, exec_id)
+        except (errors.NotFound, errors.Unavailable):  # the second: its shim is gone, and with it the exec's keeper
+            return
+        except errors.AtollError as error:
+            log.info("exec %s of container %s: is not deleted yet: %s", exec_id, container_id[:13], error)
+        else:
+            return
+        with contextlib.suppress(errors.AtollError, TimeoutError):
+            faults.reached("exec/undo")
+            await tasks.kill(container_id, signal.SIGKILL, exec_id=exec_id, all_processes=True)
+            async with asyncio.timeout(CLEANUP_TIMEOUT_S):
+                await tasks.wait(container_id, exec_id)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
 def exec_process(spec: oci.Spec, request: ExecRequest, user: oci.User | None = None) -> oci.Process:

@@ -3,7 +3,6 @@
     ProcessIO       stdout and stderr as async iterators of bytes, stdin as a writer
     open_process    from streams of a shim that serves containerd's Streaming service (ours does)
     FifoSet         from named pipes, for shims that know nothing else
-    Capture         output collected up to a limit
 
 Every wait ends when the shim goes: a broken connection ends streams with `Unavailable`; for fifos the
 kernel ends them, or `FifoSet.shim_gone` where the shim never opened them.
@@ -24,7 +23,6 @@ from typing import Protocol, Self
 from google.protobuf import any_pb2
 
 from atoll import errors
-from atoll.concurrency import wait_all
 from atoll.runtime.task import StdioPaths
 from atoll.shim.stdio import flow
 from atoll.shim.stdio.pump import enlarge_pipe
@@ -450,58 +448,3 @@ def _open_fifo(path: Path, mode: int) -> int:
     except OSError as error:
         reason = "nobody reads it" if error.errno == errno.ENXIO else error.strerror
         raise errors.FailedPrecondition(f"fifo {path}: {reason}") from error
-
-
-# Collected output
-
-
-class Capture:
-    """Collects a process's output, at most `limit_bytes` a stream; the rest is read and dropped.
-
-    What was collected can be read at any time, also after a `run` that was cancelled.
-    """
-
-    def __init__(self, io: ProcessIO, limit_bytes: int) -> None:
-        self._io = io
-        self._limit = limit_bytes
-        self._stdout = bytearray()
-        self._stderr = bytearray()
-        self.stdout_truncated = False
-        self.stderr_truncated = False
-
-    @property
-    def stdout(self) -> bytes:
-        return bytes(self._stdout)
-
-    @property
-    def stderr(self) -> bytes:
-        return bytes(self._stderr)
-
-    async def run(self) -> None:
-        """Read both streams to their end; raises what they raise, after both have ended."""
-
-        async def read(stream: ByteReader, into: bytearray) -> bool:
-            truncated = False
-            async for chunk in stream:
-                room = self._limit - len(into)
-                into += chunk[:room]
-                truncated = truncated or len(chunk) > room
-                if truncated:
-                    self._flag(into)
-            return truncated
-
-        streams = ((self._io.stdout, self._stdout), (self._io.stderr, self._stderr))
-        await wait_all([read(stream, into) for stream, into in streams if stream is not None])
-
-    def _flag(self, into: bytearray) -> None:
-        if into is self._stdout:
-            self.stdout_truncated = True
-        else:
-            self.stderr_truncated = True
-
-
-async def capture(io: ProcessIO, limit_bytes: int) -> Capture:
-    """Both streams to their end, at most `limit_bytes` of each kept."""
-    result = Capture(io, limit_bytes)
-    await result.run()
-    return result

@@ -14,6 +14,7 @@ from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import Message
 
 from atoll import errors
+from atoll.api import containerd_runc_v1_pb2 as runc_wire
 from atoll.api import containerd_task_v3_pb2 as wire
 from atoll.sandbox.controller import ExitStatus, Mount, TypedAny
 from atoll.sandbox.wire import from_any, from_timestamp, to_any, to_mount
@@ -23,6 +24,7 @@ from atoll.ttrpc.service import NAMESPACE_KEY
 M = TypeVar("M", bound=Message)
 
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+DETAILS = runc_wire.ProcessDetails.DESCRIPTOR.full_name
 RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 CREATE_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 30.0
@@ -142,6 +144,12 @@ class TaskClient:
     async def pids(self, container_id: str) -> tuple[int, ...]:
         answer = await self._call("Pids", wire.PidsRequest(id=container_id), wire.PidsResponse)
         return tuple(process.pid for process in answer.processes)
+
+    async def exec_ids(self, container_id: str) -> tuple[str, ...]:
+        """The execs that run, as far as the shim says which process is whose."""
+        answer = await self._call("Pids", wire.PidsRequest(id=container_id), wire.PidsResponse)
+        details = [process.info for process in answer.processes if process.info.type_url.endswith(DETAILS)]
+        return tuple(found for one in details if (found := runc_wire.ProcessDetails.FromString(one.value).exec_id))
 
     async def pause(self, container_id: str) -> None:
         await self._call("Pause", wire.PauseRequest(id=container_id), empty_pb2.Empty)

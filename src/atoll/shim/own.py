@@ -31,6 +31,10 @@ class OwnService:
             stdio.reopen()
         return pb.ReopenLogResponse()
 
+    async def Execs(self, request: pb.ExecsRequest, context: CallContext) -> pb.ExecsResponse:
+        """Also those that nobody deletes because their client is gone."""
+        return pb.ExecsResponse(ids=self._task.container(request.container_id).execs)
+
     async def Info(self, request: pb.InfoRequest, context: CallContext) -> pb.InfoResponse:
         """Who serves, and what."""
         return pb.InfoResponse(

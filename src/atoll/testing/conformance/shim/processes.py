@@ -9,8 +9,9 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import TaskOwner
 from atoll.runtime.bundle import Bundle
+from atoll.runtime.capture import Capture
 from atoll.runtime.shim import Shim
-from atoll.runtime.streams import Capture, FifoSet, ProcessIO
+from atoll.runtime.streams import FifoSet, ProcessIO
 from atoll.runtime.task import StdioPaths, TaskStatus
 from atoll.testing.conformance.check import Check, check, equal, refuses, true
 from atoll.testing.conformance.shim.subject import ShimTrial
@@ -116,8 +117,8 @@ async def output_goes_to_fifos(trial: ShimTrial) -> None:
     bundle, shim, io = await _piped(trial, ("/bin/sh", "-c", script))
     output = Capture(io, OUTPUT_LIMIT)
     await trial.bounded(output.run(), "the end of the output")
-    equal("bytes of stdout", LONG, len(output.stdout))
-    equal("stderr", b"err\n", output.stderr)
+    equal("bytes of stdout", LONG, len(output.stdout.data))
+    equal("stderr", b"err\n", output.stderr.data)
     equal("exit status", 3, (await shim.tasks.wait(bundle.id)).exit_status)
 
 
@@ -141,8 +142,8 @@ async def input_reaches_it_and_ends(trial: ShimTrial) -> None:
         reading = owner.spawn(output.run(), name="output")
         assert io.stdin is not None
         await trial.bounded(io.stdin.write(b"hello\n"), "the input")
-        came = await trial.soon(lambda: output.stdout == b"hello\n")
-        true("what came back", "hello", came, output.stdout)
+        came = await trial.soon(lambda: output.stdout.data == b"hello\n")
+        true("what came back", "hello", came, output.stdout.data)
         await trial.bounded(io.stdin.close(), "CloseIO")
         await asyncio.wait({reading}, timeout=trial.subject.within_s)
         true("the output", "ended", reading.done(), "it goes on")
@@ -156,7 +157,7 @@ async def a_terminal_has_a_size(trial: ShimTrial) -> None:
     await shim.tasks.resize_pty(bundle.id, width=77, height=33)
     output = Capture(io, OUTPUT_LIMIT)
     await trial.bounded(output.run(), "the end of the output")
-    equal("what it saw", b"is 33 77\r\n", output.stdout)
+    equal("what it saw", b"is 33 77\r\n", output.stdout.data)
     equal("exit status", 0, (await shim.tasks.wait(bundle.id)).exit_status)
 
 

@@ -1,0 +1,88 @@
+"""Execs whose caller goes away, at any moment, or whose daemon is killed: nothing of them stays in the container."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from atoll.api import cri_runtime_v1_pb2 as pb
+from tests.integration.conftest import Daemon
+from tests.integration.cri_client import CRI, eventually
+
+pytestmark = pytest.mark.shared_daemon
+
+CALLERS, CALLS = 4, 12
+
+
+def asked(cri: CRI, container: str, *command: str, timeout: int = 600) -> grpc.Future:
+    request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
+    ask = cri.runtime.channel.unary_unary(
+        "/runtime.v1.RuntimeService/ExecSync",
+        request_serializer=pb.ExecSyncRequest.SerializeToString,
+        response_deserializer=pb.ExecSyncResponse.FromString,
+    )
+    return ask.future(request, timeout=60)
+
+
+def running(word: str) -> list[int]:
+    """The processes with this word in their command line, of any container here."""
+    found: list[int] = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if word.encode() in words:
+                found.append(int(folder.name))
+    return found
+
+
+def unused_seconds() -> str:
+    return f"{700 + time.monotonic_ns() % 100_000 / 100_000:.5f}"
+
+
+def test_callers_that_leave_while_an_exec_begins_leave_nothing(cri: CRI) -> None:
+    container = cri.script(cri.run_pod(), "sleep 1000")
+    word = unused_seconds()
+
+    def call(number: int) -> None:
+        for turn in range(CALLS):
+            future = asked(cri, container, "sleep", word)
+            time.sleep((number * CALLS + turn) * 0.0007)
+            future.cancel()
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: not running(word), "the processes are gone", within=20.0)
+    assert cri.sh(container, "echo well") == "well"
+    assert cri.fsck() == []
+
+
+def test_execs_of_a_killed_daemon_end_with_the_next(cri: CRI, daemon: Daemon) -> None:
+    container = cri.script(cri.run_pod(), "sleep 1000")
+    word = unused_seconds()
+    futures = [asked(cri, container, "sleep", word) for _ in range(4)]
+    eventually(lambda: len(running(word)) == len(futures), "they run")
+    daemon.kill()
+    assert len(running(word)) == len(futures)
+    daemon.start()
+    eventually(lambda: not running(word), "the processes are gone", within=20.0)
+    assert cri.sh(container, "echo well") == "well"
+
+
+def test_the_end_of_what_a_late_exec_wrote_is_told(cri: CRI) -> None:
+    container = cri.script(cri.run_pod(), "sleep 1000")
+    script = "yes beginning | head -c 20000000; echo the end; sleep 60"
+    with pytest.raises(grpc.RpcError) as refused:
+        asked(cri, container, "sh", "-c", script, timeout=3).result()
+    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # pyright: ignore[reportAttributeAccessIssue]
+    trailers = dict(refused.value.trailing_metadata())  # pyright: ignore[reportAttributeAccessIssue]
+    assert b"beginning\nthe end\n" in trailers["grpc-status-details-bin"]
