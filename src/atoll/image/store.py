@@ -103,7 +103,9 @@ class ImageStore:
         self._pool = Workers(limits.downloads + limits.unpacks + 3)  # downloads occupy their thread for long
         self._unpacker = Unpacker(limits, self._pool)
         self.debts = Debts(owner, self._reclaim)
-        self._ingester = Ingester(db, snapshotter, self._content, self._unpacker, self._pool, leases=self._leases, debts=self.debts)
+        self._ingester = Ingester(
+            db, snapshotter, self._content, self._unpacker, self._pool, leases=self._leases, debts=self.debts
+        )
         self._puller = Puller(
             content=self._content,
             ingester=self._ingester,
