@@ -13,7 +13,7 @@ from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
 from atoll.engine import abandon as abandoning
-from atoll.engine import hosted_recovery, kinds, leases, recovery
+from atoll.engine import hosted_recovery, kinds, leases, lost_execs, recovery
 from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
@@ -89,6 +89,7 @@ class Engine:
             beside = owner.spawn(hosted_recovery.recover(self.sandboxes, owner), name="recover hosted sandboxes")
             recovered = await recovery.recover(self.parts, self.pods, self.containers)
             await beside
+            owner.spawn(lost_execs.end(self.pods, self.containers, self.execs), name="recover execs")
             await self.parts.nri.start(NriRuntime(self.parts, self.pods, self.containers))
         finally:
             self._recovered.set()
