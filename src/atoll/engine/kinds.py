@@ -30,12 +30,13 @@ import msgspec
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.config import Config
+from atoll.database import Plan
 from atoll.engine import orphans, strays
 from atoll.engine.drivers import is_foreign
 from atoll.engine.hosts import Hosts
 from atoll.engine.paths import NAMESPACE, Paths
 from atoll.identifiers import is_identifier
-from atoll.ledger.kind import Entry, Found, Intent, Kind
+from atoll.ledger.kind import BlockingKind, Entry, Found, Intent, Kind
 from atoll.ledger.ledger import Ledger
 from atoll.ledger.paths import DirectoryKind
 from atoll.linux import netns
@@ -73,25 +74,26 @@ NETWORK_OWNER = "net."
 """Prefix of the owner of a pod's network entry."""
 
 
-class MountedFolderKind(Kind):
+class MountedFolderKind(BlockingKind):
     """A folder of the volatile state with mounts of ours in it, named by its owner."""
 
     volatile = True
     limit_s: float = 60.0
 
     def __init__(self, name: str, folder: Path, blocking: Blocking) -> None:
+        super().__init__(blocking)
         self.name = name
         self._folder = folder
-        self._blocking = blocking
 
-    async def release(self, entry: Entry) -> None:
-        await self._blocking.run(remove_mounted_tree, self._folder / entry.key)
+    def free(self, entry: Entry) -> bool:
+        remove_mounted_tree(self._folder / entry.key)
+        return True
 
     async def exists(self, entry: Entry) -> bool:
-        return await self._blocking.run(os.path.lexists, self._folder / entry.key)
+        return await self.blocking.run(os.path.lexists, self._folder / entry.key)
 
     async def scan(self) -> list[Found]:
-        names = await self._blocking.run(_names, self._folder)
+        names = await self.blocking.run(_names, self._folder)
         return [Found(kind=self.name, key=name, owner=name) for name in names]
 
 
@@ -136,27 +138,26 @@ class NetworkKind(Kind):
         return found
 
 
-class CgroupKind(Kind):
+class CgroupKind(BlockingKind):
     """The cgroup that is the parent of a pod's containers; `data` holds its path in the hierarchy."""
 
     name = CGROUP
     volatile = True
 
     def __init__(self, parent: str, hierarchies: Hierarchies, blocking: Blocking) -> None:
+        super().__init__(blocking)
         self._parent = parent
         self._hierarchies = hierarchies
-        self._blocking = blocking
 
-    async def release(self, entry: Entry) -> None:
-        await self._blocking.run(self._delete, f"{self._parent}/{entry.key}")
-
-    def _delete(self, path: str) -> None:
+    def free(self, entry: Entry) -> bool:
+        path = f"{self._parent}/{entry.key}"
         found = Cgroup(path, self._hierarchies)
         try:
             found.kill()
             found.delete()
         except OSError as error:
             raise errors.Unavailable(f"cgroup {path}: {error.strerror} ({error.filename})") from error
+        return True
 
     async def exists(self, entry: Entry) -> bool:
         # Made by the shim when the sandbox is, so the entry may well come before it; after that it stays.
@@ -165,7 +166,7 @@ class CgroupKind(Kind):
     async def scan(self) -> list[Found]:
         names: set[str] = set()
         for folder in Cgroup(self._parent, self._hierarchies).folders:
-            names.update(await self._blocking.run(_folders, folder))
+            names.update(await self.blocking.run(_folders, folder))
         return [Found(kind=CGROUP, key=name, owner=name) for name in sorted(names)]
 
 
@@ -176,7 +177,10 @@ class RelayKind(MountedFolderKind):
         super().__init__(RELAY, folder, blocking)
         self._relays = relays
 
-    async def release(self, entry: Entry) -> None:
+    def free(self, entry: Entry) -> bool:
+        return False
+
+    async def finish(self, entry: Entry) -> None:
         await self._relays.end(entry.key)
 
 
@@ -255,7 +259,10 @@ class SnapshotRemovalKind(Kind):
         self._snapshotter = snapshotter
 
     async def release(self, entry: Entry) -> None:
-        await self._snapshotter.remove(entry.key)
+        """Nothing yet: its record goes with the entry, its files after that."""
+
+    def last_change(self, entry: Entry) -> Plan[None]:
+        return self._snapshotter.plan_remove(entry.key)
 
     async def exists(self, entry: Entry) -> bool:
         return self._snapshotter.has(entry.key)
@@ -273,7 +280,7 @@ def _snapshot_owner(key: str) -> str:
     return key.removeprefix(pause_snapshot("")).partition(VOLUME)[0]
 
 
-class TaskKind(Kind):
+class TaskKind(BlockingKind):
     """A container in its OCI runtime; released without its shim, which has done it long before where it lives.
 
     What is needed for that is in the record that the shim, or the driver of a foreign one, wrote into the bundle before
@@ -285,11 +292,14 @@ class TaskKind(Kind):
     limit_s: float = 60.0
 
     def __init__(self, paths: Paths, reaper: orphans.Orphans, blocking: Blocking) -> None:
+        super().__init__(blocking)
         self._paths = paths
         self._orphans = reaper
-        self._blocking = blocking
 
-    async def release(self, entry: Entry) -> None:
+    def free(self, entry: Entry) -> bool:
+        return not (self._paths.bundles / entry.key / records.TASK).exists()
+
+    async def finish(self, entry: Entry) -> None:
         await self._orphans.delete(self._paths.bundles / entry.key)
 
     async def exists(self, entry: Entry) -> bool:
@@ -297,7 +307,7 @@ class TaskKind(Kind):
         return True
 
     async def scan(self) -> list[Found]:
-        return await self._blocking.run(self._scan)
+        return await self.blocking.run(self._scan)
 
     def _scan(self) -> list[Found]:
         bundles = self._paths.bundles

@@ -1,4 +1,4 @@
-"""The words of the ledger: `Entry`, `Kind`, `Found`, `Intent`, `Debt`."""
+"""The words of the ledger: `Entry`, `Kind`, `BlockingKind`, `Found`, `Intent`, `Debt`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
+
+from atoll.concurrency import Blocking
+from atoll.database import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,13 @@ class Kind(ABC):
     async def release(self, entry: Entry) -> None:
         """Free the resource; idempotent, and nothing to free is success. May be cancelled at its limit."""
 
+    def last_change(self, entry: Entry) -> Plan[None] | None:
+        """What of the release is a change of the database: committed with the end of the entry, after `release`.
+
+        None where there is none. What of the resource goes only after that goes in the plan's `committed`.
+        """
+        return None
+
     @abstractmethod
     async def exists(self, entry: Entry) -> bool:
         """Whether the resource is there now."""
@@ -95,3 +105,21 @@ class Kind(ABC):
     @abstractmethod
     async def scan(self) -> list[Found]:
         """Every resource of this kind on the machine that is certainly this daemon's; never another's."""
+
+
+class BlockingKind(Kind):
+    """A kind whose release is a few blocking calls: the walk frees several of its entries in one turn of a thread."""
+
+    def __init__(self, blocking: Blocking) -> None:
+        self.blocking = blocking
+
+    @abstractmethod
+    def free(self, entry: Entry) -> bool:
+        """Free the resource, in a thread; idempotent. False where that takes more than blocking calls: see `finish`."""
+
+    async def finish(self, entry: Entry) -> None:
+        """Free what `free` did not."""
+
+    async def release(self, entry: Entry) -> None:
+        if not await self.blocking.run(self.free, entry):
+            await self.finish(entry)

@@ -25,12 +25,13 @@ from pathlib import Path
 from types import MappingProxyType
 from weakref import WeakValueDictionary
 
-from atoll import errors, faults
-from atoll.concurrency import TaskOwner, run_to_completion, settle, wait_all
+from atoll import errors
+from atoll.concurrency import TaskOwner, run_to_completion, wait_all
 from atoll.database import Database, Plan, Quarantined
 from atoll.identifiers import require_identifier
 from atoll.ledger import records
 from atoll.ledger.kind import Debt, Entry, Intent, Kind
+from atoll.ledger.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -221,31 +222,22 @@ class Ledger:
         self, owner: str, chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...]
     ) -> list[Debt]:
         deadline = asyncio.get_running_loop().time() + within
-        released: list[Entry] = []
-        owed: list[Entry] = []
         async with AsyncExitStack() as stack:
             if not await self._enter_lock(stack, owner, within):
                 raise errors.DeadlineExceeded(
                     f"sandbox {owner}: its resources are being released, for {within:g} s now"
                 )
-            waiting: list[Entry] = []
-            order = list(reversed(self._chosen(owner, chosen)))
-            for at, entry in enumerate([*order, *order]):
-                # What waits for a debt that this very walk pays has a second turn behind it.
-                if at >= len(order) and entry not in waiting:
-                    continue
-                failure = self._blocked_by(entry, released, owed)
-                if failure and at < len(order) and entry.kind in self._kinds:
-                    waiting.append(entry)
-                    continue
-                failure = failure or await self._try(entry, deadline)
-                if failure:
-                    owed.append(self._owed(entry, failure))
-                else:
-                    released.append(entry)
-            owed.sort(key=lambda entry: entry.seq, reverse=True)
-            await self._record(released, owed, also)
-        return [Debt(entry=entry) for entry in reversed(owed)]
+            walk = Walk(
+                self._kinds,
+                reversed(self._chosen(owner, chosen)),
+                debts=[debt.entry for debt in self.debts(owner)],
+                is_gone=self._is_gone,
+                deadline=deadline,
+            )
+            await walk.run()
+            owed = sorted((self._owed(entry, why) for entry, why in walk.owed), key=lambda entry: entry.seq)
+            await self._record(walk.released, owed[::-1], also)
+        return [Debt(entry=entry) for entry in owed]
 
     async def _enter_lock(self, stack: AsyncExitStack, owner: str, within: float) -> bool:
         """One walk an owner at a time; False where another took all of the time."""
@@ -258,33 +250,6 @@ class Ledger:
 
     def _chosen(self, owner: str, chosen: frozenset[int] | None) -> list[Entry]:
         return [entry for entry in self.entries(owner) if chosen is None or entry.seq in chosen]
-
-    def _blocked_by(self, entry: Entry, released: list[Entry], owed: list[Entry]) -> str:
-        """Why this entry's turn has not come: something it comes after could not be released."""
-        kind = self._kinds.get(entry.kind)
-        if kind is None:
-            return f"this atoll has no kind {entry.kind!r}"
-        done = {one.seq for one in released} | {entry.seq}
-        for other in (*owed, *(debt.entry for debt in self.debts(entry.owner))):
-            if other.kind in kind.after and other.seq not in done:
-                return f"waits for {other.kind} {other.key}"
-        return ""
-
-    async def _try(self, entry: Entry, deadline: float) -> str:
-        """Release one entry; the reason where it could not be."""
-        if self._is_gone(entry):
-            return ""
-        kind = self._kinds[entry.kind]
-        limit = min(kind.limit_s, deadline - asyncio.get_running_loop().time())
-        if limit <= 0:
-            return "the time for clean-up ran out before its turn"
-        name = f"sandbox/{entry.owner}/release/{entry.kind}"
-        outcome = await settle(_release(kind, entry), within=limit, name=name)
-        if outcome is None:
-            return ""
-        if not isinstance(outcome, errors.AtollError | OSError):
-            log.error("sandbox %s: release of %s %s failed", entry.owner, entry.kind, entry.key, exc_info=outcome)
-        return str(outcome) or type(outcome).__name__
 
     def _owed(self, entry: Entry, why: str) -> Entry:
         pause = min(self._first_retry_s * 2.0 ** min(entry.attempts, 16), LAST_RETRY_S)
@@ -306,8 +271,9 @@ class Ledger:
         if not released and not owed and not also:
             return
         outcome = Plan(functools.partial(_settle, released, owed), lambda _: self._settled(released, owed))
+        last = [change for entry in released if (change := self._kinds[entry.kind].last_change(entry)) is not None]
         try:
-            await self._db.commit(outcome, *also)
+            await self._db.commit(outcome, *last, *also)
         except errors.AtollError as error:
             unstruck = [self._owed(entry, f"is released but still in the ledger: {error}") for entry in released]
             self._renew([*owed, *unstruck])
@@ -386,12 +352,6 @@ class Ledger:
                 log.warning("sandbox %s: still not released (%d tries): %s", owner, debt.entry.attempts, debt)
 
         await wait_all([pay(owner) for owner in owners])
-
-
-async def _release(kind: Kind, entry: Entry) -> None:
-    faults.reached(f"release/{entry.kind}")
-    await kind.release(entry)
-    faults.reached(f"release/{entry.kind}{faults.DONE}")
 
 
 def read_boot_id() -> str:

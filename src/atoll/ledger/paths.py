@@ -14,7 +14,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.identifiers import is_identifier, require_identifier
-from atoll.ledger.kind import Entry, Found, Kind
+from atoll.ledger.kind import BlockingKind, Entry, Found
 from atoll.ledger.tree import remove_tree
 
 
@@ -22,7 +22,7 @@ def _same(name: str) -> str:
     return name
 
 
-class DirectoryKind(Kind):
+class DirectoryKind(BlockingKind):
     """A folder and all in it."""
 
     limit_s = 60.0
@@ -36,10 +36,10 @@ class DirectoryKind(Kind):
         volatile: bool = False,
         owner_of: Callable[[str], str] = _same,
     ) -> None:
+        super().__init__(blocking)
         self.name = name
         self.volatile = volatile
         self._root = root
-        self._blocking = blocking
         self._owner_of = owner_of
 
     def path(self, key: str) -> Path:
@@ -47,10 +47,10 @@ class DirectoryKind(Kind):
         return self._root / require_identifier(key, f"{self.name} key")
 
     async def exists(self, entry: Entry) -> bool:
-        return await self._blocking.run(os.path.lexists, self.path(entry.key))
+        return await self.blocking.run(os.path.lexists, self.path(entry.key))
 
     async def scan(self) -> list[Found]:
-        return await self._blocking.run(self._scan)
+        return await self.blocking.run(self._scan)
 
     def _scan(self) -> list[Found]:
         try:
@@ -64,14 +64,15 @@ class DirectoryKind(Kind):
         """Make the folder, exactly with `mode`; idempotent. What is there and no folder is `FailedPrecondition`."""
         path = self.path(key)
         try:
-            await self._blocking.run(_make_folder, path, mode)
+            await self.blocking.run(_make_folder, path, mode)
         except OSError as error:
             raise errors.FailedPrecondition(f"{path}: cannot be made: {error.strerror}") from error
         return path
 
-    async def release(self, entry: Entry) -> None:
+    def free(self, entry: Entry) -> bool:
         """Remove the tree; never through a mount (see `tree.remove_tree`)."""
-        await self._blocking.run(remove_tree, self.path(entry.key))
+        remove_tree(self.path(entry.key))
+        return True
 
     def _is_ours(self, entry: os.DirEntry[str]) -> bool:
         return is_identifier(entry.name) and entry.is_dir(follow_symlinks=False)

@@ -17,6 +17,7 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from atoll import errors
@@ -105,6 +106,12 @@ class Disk:
         """Discard the folder and delete it now; idempotent."""
         if self.discard(number):
             self.empty_trash()
+
+    def sweep(self, numbers: Iterable[int]) -> None:
+        """Delete the folders `numbers` and what was renamed aside before; idempotent."""
+        for number in numbers:
+            self.discard(number)
+        self.empty_trash()
 
     def empty_trash(self) -> None:
         """Delete what was renamed aside; safe to run twice at a time; what the kernel refuses stays."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from atoll import errors, faults
 from atoll.concurrency import Blocking, TaskOwner, run_to_completion
-from atoll.database import Connection, Database
+from atoll.database import Connection, Database, Plan
 from atoll.linux import idmap
 from atoll.linux.userns import IDMap
 from atoll.snapshot import records
@@ -105,6 +105,7 @@ class Snapshotter:
         self._numbers = itertools.count(1)
         self._options = _kernel_options()
         self._has_trash = self._is_sweeping = False
+        self._discarded: list[int] = []
         self.no_users = ""
         """Why snapshots cannot be mounted with the ids of a user namespace here, where they cannot; from `recover`."""
 
@@ -358,6 +359,21 @@ class Snapshotter:
 
     # --- removal ---
 
+    def plan_remove(self, key: str) -> Plan[None]:
+        """`remove` as a part of a transaction; a key that is not there changes nothing.
+
+        The folder is moved aside behind the commit; where that is cut short, `recover` sweeps it.
+        """
+        snapshot = self._index.get(key)
+        if snapshot is None:
+            return Plan(lambda _: None)
+        return Plan(lambda connection: records.delete(connection, key), lambda _: self._removed(snapshot))
+
+    def _removed(self, snapshot: Snapshot) -> None:
+        self._unlink(snapshot)
+        self._discarded.append(snapshot.number)
+        self._empty_trash()
+
     async def remove(self, key: str) -> None:
         """Remove the snapshot `key`; idempotent; its files are deleted in the background.
 
@@ -412,7 +428,8 @@ class Snapshotter:
         try:
             while self._has_trash:
                 self._has_trash = False
-                await self._blocking.run(self._disk.empty_trash)
+                numbers, self._discarded = self._discarded, []
+                await self._blocking.run(self._disk.sweep, numbers)
         finally:
             self._is_sweeping = False
 
