@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run test test-guest check chaos bench fmt proto lock clean
+.PHONY: help setup setup-tests run test test-guest check chaos powerloss bench fmt proto lock clean
 .NOTPARALLEL:
 
 help: ## list the tasks
@@ -31,6 +31,9 @@ check: setup-tests ## format, lint, types, imports and unit tests
 
 chaos: setup-tests ## strike at every fault point of a pod's life in every way, and print the matrix (as root, half an hour)
 	@$(BIN)/python -m tests.chaos.run
+
+powerloss: setup-tests ## lose the power at every write of the stores and start again from each disk it may leave (as root, two minutes)
+	@$(BIN)/python -m tests.powerloss.run
 
 bench: setup-tests ## measure Atoll beside the container runtimes that this machine has
 	@$(BIN)/python bench/run.py

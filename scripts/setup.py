@@ -77,6 +77,7 @@ TEST_NEEDS = (
     Need(("zstd",), "zstd", "makes zstd layers"),
     Need(("setfattr",), "attr", "extended attributes in test layers"),
     Need(("criu",), "criu", "checkpoints of the OCI runtimes"),
+    Need(("strace",), "strace", "records what the stores write, for the test of power losses"),
     Need(("pgrep",), "procps", "finds processes that tests made"),
 )
 GUEST_NEEDS = (

@@ -474,3 +474,17 @@ async def test_overlay_mounts_of_an_image_share_its_files(store: Stack, layout: 
     ):
         (a / "base").write_text("a's")
         assert ((b / "base").read_text(), (b / "top").read_text()) == ("1", "2")
+
+
+async def test_a_blob_that_no_record_names_is_not_believed_at_the_next_start(roots: Roots, layout: Path) -> None:
+    files = image([BASE, TOP])
+    async with stack(roots.root) as store:
+        whole = (await imported(store, layout)).manifest_digest
+        half = store.root / "content/blobs/sha256" / digest(files.blobs[0])[7:]
+        size = half.stat().st_size
+        await store.images.remove(NAME)
+    half.chmod(0o600)
+    half.write_bytes(bytes(size))  # as a loss of power leaves it: the size is there, the bytes are not
+    async with stack(roots.root) as store:
+        assert store.blobs() == []
+        assert (await imported(store, layout)).manifest_digest == whole

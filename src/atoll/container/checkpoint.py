@@ -13,6 +13,8 @@ import os
 import threading
 from pathlib import Path
 
+from atoll.linux.files import sync_folder
+
 FILE = "status"
 _TEMPORARY = ".status-"
 _serial = itertools.count(1)
@@ -66,14 +68,6 @@ def _replace(folder: Path, temporary: Path) -> None:
             _write_durably(temporary, before)
             os.rename(temporary, target)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def delete_checkpoint(folder: Path) -> None:

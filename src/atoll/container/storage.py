@@ -17,11 +17,11 @@ from atoll.container.checkpoint import (
     drop_temporaries,
     read_checkpoint,
     set_aside,
-    sync_folder,
     write_checkpoint,
 )
 from atoll.container.status import State, Status, decode_status, encode_status, unknown_status
 from atoll.identifiers import require_identifier
+from atoll.linux.files import sync_folder
 
 WRITE_LIMIT_S = 30.0
 """How long a disk may take for one checkpoint."""

@@ -19,11 +19,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
+from atoll.linux.files import replacing
 
 NAMESPACE = "k8s.io"
 """The containerd namespace of everything that CRI clients ask for."""
@@ -39,7 +41,7 @@ class Paths:
     def prepare(cls, root: Path, state: Path) -> Paths:
         """Make both trees (0700, the state 0711 for what containers mount) and give the root its instance ID.
 
-        Raises `FailedPrecondition` naming what the disk refuses.
+        Durable when it returns. Raises `FailedPrecondition` naming what the disk refuses, or what is no instance ID.
         """
         try:
             return cls._prepare(root, state)
@@ -52,15 +54,9 @@ class Paths:
     def _prepare(cls, root: Path, state: Path) -> Paths:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
-        mark = root / "instance"
-        try:
-            instance = mark.read_text().strip()
-        except FileNotFoundError:
-            instance = secrets.token_hex(4)
-            mark.write_text(instance + "\n")
-        paths = cls(root=root, state=state, instance=instance)
-        for folder in (paths.containers, paths.images):
+        for folder in (root / "containers", root / "images"):
             folder.mkdir(mode=0o700, exist_ok=True)
+        paths = cls(root=root, state=state, instance=_instance(root / "instance"))
         for folder in (paths.pods, paths.shims, paths.bundles, paths.relays, paths.sockets):
             folder.mkdir(mode=0o711, exist_ok=True)
         return paths
@@ -108,3 +104,19 @@ class Paths:
     @property
     def sockets(self) -> Path:
         return self.state / "s"
+
+
+def _instance(mark: Path) -> str:
+    """The ID in the file, which is made with a new one where it is not there."""
+    try:
+        instance = mark.read_bytes().strip()
+    except FileNotFoundError:
+        instance = secrets.token_hex(4).encode()
+        with replacing(mark) as file:
+            file.write(instance + b"\n")
+    if re.fullmatch(rb"[0-9a-f]{8}", instance) is None:
+        raise errors.FailedPrecondition(
+            f"{mark}: is not the eight hex digits that mark what is this daemon's; put them back (they are in the "
+            "names of its cgroups and links), or remove the file where nothing of it is left"
+        )
+    return instance.decode()

@@ -12,6 +12,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -75,6 +76,10 @@ class Content:
                 path.unlink()
                 freed += size
         return freed
+
+    def keep_only(self, digests: AbstractSet[str]) -> None:
+        """Delete every blob that is none of `digests`."""
+        self.remove(set(self.digests()) - digests)
 
     def folder(self) -> Path:
         """A new private folder for an ingest; the caller removes it."""

@@ -12,7 +12,7 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(target: Path, *, mode: int = 0o600) -> Generator[IO[bytes]]:
-    """A new file in the folder of `target`, which takes that name behind the work inside, synced.
+    """A new file in the folder of `target`, which takes that name behind the work inside; durable when it is left.
 
     Where the work fails nothing of it is left, and `target` is as it was. Raises `OSError`; blocks.
     """
@@ -28,3 +28,13 @@ def replacing(target: Path, *, mode: int = 0o600) -> Generator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: what was made, renamed and removed there. Raises `OSError`; blocks."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
