@@ -86,19 +86,21 @@ class Arena:
         roots.write_config(config + CONFIG.format(far=self._far.address, base=roots.base, registry=out.address))
 
     @contextlib.contextmanager
-    def open(self, only: Sequence[str] = ()) -> Iterator[list[Notes]]:
-        """Start the daemon and lead a life of each kind (of `only` these); gives the points that they reached."""
+    def open(self, only: Sequence[str] = (), *, looks: bool = True) -> Iterator[list[Notes]]:
+        """Start the daemon and lead a life of each kind. The points they reached, where it `looks`."""
         (self._faults / "rules").mkdir(parents=True)
         self._far.begin()
         os.environ[VARIABLE] = str(self._faults)
         try:
             self.daemon.start()
             with connected(self.roots) as cri:
-                for name in self._lives_of:  # what is made once is there then
-                    self._life(cri, name).lead() if name != "restart" else None
+                for name, kind in self._lives_of.items():  # what is made once is there then
+                    if not issubclass(kind, RestartLife):
+                        self._life(cri, name).lead()
                 self._require_clean(cri)
             self._clean = self._settled()
-            yield [notes for name in self._lives_of if not only or name in only for notes in self._noted(name)]
+            looked = [name for name in self._lives_of if looks and (not only or name in only)]
+            yield [notes for name in looked for notes in self._noted(name)]
             assert self.daemon.stop() == 0
         finally:
             os.environ.pop(VARIABLE, None)
@@ -149,10 +151,6 @@ class Arena:
         (self._faults / "go").touch()
         if fault and not self.daemon.is_running():
             self.daemon.kill()
-            self.daemon.start()
-        if self.daemon.wrapper:
-            self.daemon.stop()
-            self.daemon.wrapper = ()
             self.daemon.start()
         return Outcome(cell or Cell(life, "", Blow.ERROR), time.monotonic() - begun, fault, struck)
 

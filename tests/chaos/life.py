@@ -13,6 +13,7 @@ import grpc
 from atoll.api import cri_runtime_v1_pb2 as pb
 from tests.integration.cri_client import CRI
 from tests.integration.daemons import Roots
+from tests.integration.leaks import wait_until
 
 T = TypeVar("T")
 
@@ -115,6 +116,7 @@ class PodLife(Life):
         self.pod = self.tried(self._run)
         self.container = self.tried(self._create)
         self.tried(self._start)
+        self.tried(self._begin)
         self.use()
         self.tried(self._stop)
         self.tried(self._remove_container)
@@ -174,6 +176,17 @@ class PodLife(Life):
             self.cri.remove(self.container)
             self.container = self._create()
         self.cri.start(self.container)
+
+    def _begin(self) -> None:
+        """Wait until its script has begun: then its signals are caught."""
+        self.require_container()
+        assert wait_until(
+            lambda: self.cri.output(self.container).startswith(b"begun\n") or self._has_ended(), within=WITHIN_S
+        ), f"{self.name}: its container does not begin"
+        self.require_container()
+
+    def _has_ended(self) -> bool:
+        return self.cri.status(self.container).state == pb.CONTAINER_EXITED
 
     def require_container(self) -> None:
         self.require_pod()

@@ -61,11 +61,11 @@ def main() -> int:
 def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], list[str], list[str]]:
     asked: Queue[Cell | None] = SPAWN.Queue()
     told: Queue[Told] = SPAWN.Queue()
-    workers = [_begun(asked, told, out, options) for _ in range(options.jobs)]
+    workers = [_begun(asked, told, out, options, looks=number == 0) for number in range(options.jobs)]
     outcomes: list[Outcome] = []
     faults: list[str] = []
     missed: list[str] = []
-    waits, seen = len(workers), False
+    waits = len(workers)
     while waits:
         try:
             one = told.get(timeout=1.0)
@@ -79,12 +79,9 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
                 waits -= 1
             case str():
                 faults.append(one)
-            case list() if not seen:
-                seen = True
+            case list():
                 missed = [] if options.life else unseen([line for notes in one for line in notes.lines])
                 _ask(asked, cells(one), options)
-            case list():
-                pass  # as the first worker's
             case Outcome():
                 outcomes.append(one)
                 _tell(one, len(outcomes))
@@ -93,8 +90,11 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
     return outcomes, missed, faults
 
 
-def _begun(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: argparse.Namespace) -> SpawnProcess:
-    worker = SPAWN.Process(target=work, args=(asked, told, out, options.config, tuple(options.life), options.keep))
+def _begun(
+    asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: argparse.Namespace, *, looks: bool
+) -> SpawnProcess:
+    """The one that `looks` says which points there are."""
+    worker = SPAWN.Process(target=work, args=(asked, told, out, options, looks))
     worker.start()
     return worker
 
@@ -121,13 +121,15 @@ def _tell(one: Outcome, number: int) -> None:
     print(f"{number:5} {one.seconds:6.2f} s  {one.cell}: {told}{'' if one.struck else ' (not reached)'}", flush=True)
 
 
-def work(
-    asked: Queue[Cell | None], told: Queue[Told], out: Outside, config: str, only: tuple[str, ...], keep: bool
-) -> None:
-    """One arena, in a process of its own: says what points it saw, then plays the cells it is given."""
+def work(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: argparse.Namespace, looks: bool) -> None:
+    """One arena, in a process of its own: says what points there are, where it `looks`, then plays what it is given."""
     try:
-        with _arena(out, config, told.put, keep=keep) as arena, arena.open(only) as notes:
-            told.put(notes)
+        with (
+            _arena(out, options.config, told.put, keep=options.keep) as arena,
+            arena.open(options.life, looks=looks) as notes,
+        ):
+            if looks:
+                told.put(notes)
             while (cell := asked.get()) is not None:
                 told.put(arena.play(cell))
     except BaseException:
