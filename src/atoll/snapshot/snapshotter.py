@@ -370,6 +370,7 @@ class Snapshotter:
         return Plan(lambda connection: records.delete(connection, key), lambda _: self._removed(snapshot))
 
     def _removed(self, snapshot: Snapshot) -> None:
+        self._unrecorded.add(snapshot.number)
         self._unlink(snapshot)
         self._discarded.append(snapshot.number)
         self._empty_trash()
@@ -429,7 +430,10 @@ class Snapshotter:
             while self._has_trash:
                 self._has_trash = False
                 numbers, self._discarded = self._discarded, []
-                await self._blocking.run(self._disk.sweep, numbers)
+                try:
+                    await self._blocking.run(self._disk.sweep, numbers)
+                finally:
+                    self._unrecorded.difference_update(numbers)
         finally:
             self._is_sweeping = False
 
