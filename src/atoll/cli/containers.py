@@ -63,6 +63,14 @@ def phases(name: Name, as_json: AsJson = False, socket: Socket = None) -> None:
     ask(socket, lambda client: work.phases(client, name, as_json=as_json))
 
 
+@app.command("why")
+def why(name: Name, as_json: AsJson = False, socket: Socket = None) -> None:
+    """What a pod waits on now: each phase, how long, and the process that holds it up; also while it is being made."""
+    from atoll.cli.explaining import why as explain
+
+    ask(socket, lambda client: explain(client, name, as_json=as_json))
+
+
 # --- stop and remove ---
 
 

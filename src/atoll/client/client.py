@@ -30,6 +30,7 @@ from atoll.client.model import (
 from atoll.client.places import config_path, socket_path
 from atoll.client.pod import Pod
 from atoll.client.registries import Registries
+from atoll.client.why import Why, explain
 
 RUN_TIMEOUT_S = 240.0
 FSCK_TIMEOUT_S = 600.0
@@ -219,6 +220,10 @@ class Client:
         await self._images.remove(reference)
 
     # --- the daemon's books ---
+
+    async def why(self, pod: str) -> Why:
+        """What the pod of that ID, beginning of an ID or name does and waits on now; one that is gone has its story."""
+        return await explain(self._wire, pod)
 
     async def reload(self) -> Reloaded:
         """Have the daemon read its configuration file again; raises `InvalidArgument` where it refuses the file."""

@@ -304,6 +304,7 @@ class SyncClient(Face[Client]):
     pull = _waits(Client.pull)
     load = _waits(Client.load)
     remove_image = _waits(Client.remove_image)
+    why = _waits(Client.why)
     fsck = _waits(Client.fsck)
     abandon = _waits(Client.abandon)
     reload = _waits(Client.reload)

@@ -23,7 +23,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
-from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, cri_runtime_v1_pb2
+from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
 from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_version_v1_pb2 as version_pb2
@@ -45,6 +45,7 @@ from atoll.services.leases import LeasesService
 from atoll.services.runtime import RuntimeService as AtollService
 from atoll.services.sandbox_store import StoreService
 from atoll.services.version import VersionService
+from atoll.services.why import WhyService
 from atoll.streaming.server import Server
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ UNGATED = frozenset(
         "runtime.v1.RuntimeService.Status",
         "runtime.v1.RuntimeService.RuntimeConfig",
         "atoll.v1.Runtime.Info",
+        "atoll.why.v1.Why.Explain",
         "containerd.services.version.v1.Version.Version",
         "containerd.services.events.v1.Events.Subscribe",
     }
@@ -207,6 +209,7 @@ async def _listen(
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),
         events_pb2.DESCRIPTOR.services_by_name["Events"]: EventsService(engine.parts.topics),
         version_pb2.DESCRIPTOR.services_by_name["Version"]: VersionService(),
+        atoll_why_v1_pb2.DESCRIPTOR.services_by_name["Why"]: WhyService(engine),
     }
     rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED, readiness=engine)
     if handed is not None:

@@ -6,11 +6,13 @@ kept in memory, `MAX_STORIES` a pod; those of pods that are gone for the last `M
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from atoll import faults
 
@@ -27,6 +29,8 @@ class Phase:
     duration_ns: int = -1
     waits_on: str = ""
     error: str = ""
+    task: asyncio.Task[Any] | None = field(default=None, repr=False, compare=False)
+    """Whose step it is, while it lasts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Story:
     @contextmanager
     def step(self, name: str, waits_on: str = "") -> Generator[Phase]:
         """Record what runs inside as the phase `name`, its error included. Also a point of `atoll.faults`."""
-        phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on)
+        phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on, task=_current_task())
         self.phases.append(phase)
         begun = time.monotonic_ns()
         point = f"{self.operation}/{name}"
@@ -53,10 +57,31 @@ class Story:
             raise
         finally:
             phase.duration_ns = time.monotonic_ns() - begun
+            phase.task = None
+
+    @asynccontextmanager
+    async def holding(self, lock: asyncio.Lock, waits_on: str) -> AsyncGenerator[None]:
+        """Hold `lock` inside; where another has it, waiting for it is a step of its own."""
+        if lock.locked():
+            with self.step("lock", waits_on):
+                await lock.acquire()
+        else:
+            await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def running(self) -> Phase | None:
         """The innermost step that lasts."""
         return next((phase for phase in reversed(self.phases) if phase.duration_ns < 0), None)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
 
 
 class Stories:
@@ -65,6 +90,25 @@ class Stories:
     def __init__(self) -> None:
         self._pods: dict[str, deque[Story]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._names: dict[str, str] = {}
+
+    def call(self, pod_id: str, name: str) -> None:
+        """Let the stories of a pod be found by its name."""
+        self._names[pod_id] = name
+
+    def name_of(self, pod_id: str) -> str:
+        """What a pod with stories is called; empty where that is not known."""
+        return self._names.get(pod_id, "")
+
+    def under_way(self, pod_id: str) -> str:
+        """The operation that holds up the next one on a pod, in words."""
+        running = [f"{story.operation}/{phase.name}" for story in self.of(pod_id) if (phase := story.running())]
+        return f"the pod's lock, held by {', '.join(running)}" if running else "the pod's lock"
+
+    def seek(self, text: str) -> tuple[str, ...]:
+        """The IDs of pods with stories that have this ID, name or beginning of an ID, in this order of preference."""
+        named = tuple(pod_id for pod_id, name in self._names.items() if name == text and pod_id in self._pods)
+        return (text,) if text in self._pods else named or tuple(one for one in self._pods if one.startswith(text))
 
     def begin(self, pod_id: str, operation: str, subject: str = "") -> Story:
         stories = self._pods.setdefault(pod_id, deque(maxlen=MAX_STORIES))
@@ -79,6 +123,7 @@ class Stories:
         while len(self._ended) > MAX_ENDED:
             gone, _ = self._ended.popitem(last=False)
             self._pods.pop(gone, None)
+            self._names.pop(gone, None)
 
     def of(self, pod_id: str) -> tuple[Story, ...]:
         """The stories of one pod, the oldest first; empty for an unknown pod."""

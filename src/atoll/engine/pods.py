@@ -199,6 +199,7 @@ class Pods:
         parts = self._parts
         pod_id = secrets.token_hex(32)
         story = parts.stories.begin(pod_id, "run")
+        parts.stories.call(pod_id, config.metadata.name if config.metadata is not None else name)
         options = TypedAny(
             type_url=CONFIG_TYPE, value=to_message(config, cri.PodSandboxConfig()).SerializeToString(deterministic=True)
         )
@@ -422,8 +423,9 @@ class Pods:
         await self._ends.run(("stop", pod.id), lambda: self._stop(pod), name=f"pod/{pod.id}/stop")
 
     async def _stop(self, pod: Pod) -> None:
-        async with pod.lock, _closing(pod), hung.watched(self._parts, pod):
-            story = self._parts.stories.begin(pod.id, "stop")
+        holder = self._parts.stories.under_way(pod.id)
+        story = self._parts.stories.begin(pod.id, "stop")
+        async with story.holding(pod.lock, holder), _closing(pod), hung.watched(self._parts, pod):
             await self._stop_locked(pod, story)
 
     async def _stop_locked(self, pod: Pod, story: Story) -> None:
@@ -522,8 +524,9 @@ class Pods:
         await self._ends.run(("remove", pod.id), lambda: self._remove(pod), name=f"pod/{pod.id}/remove")
 
     async def _remove(self, pod: Pod) -> None:
-        async with pod.lock, _closing(pod), hung.watched(self._parts, pod):
-            story = self._parts.stories.begin(pod.id, "remove")
+        holder = self._parts.stories.under_way(pod.id)
+        story = self._parts.stories.begin(pod.id, "remove")
+        async with story.holding(pod.lock, holder), _closing(pod), hung.watched(self._parts, pod):
             await self._stop_locked(pod, story)
             # What still hung when the sandbox was stopped ends with its shim.
             if not await pod.drained(DRAIN_TIMEOUT_S):
