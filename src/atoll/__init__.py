@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from atoll.client import Pod as Pod
     from atoll.client import PodState as PodState
     from atoll.client import PodStatus as PodStatus
+    from atoll.client import PodOptions as PodOptions
+    from atoll.client import Pool as Pool
+    from atoll.client import PooledPod as PooledPod
+    from atoll.client import PoolStatus as PoolStatus
     from atoll.client import Publish as Publish
+    from atoll.client import Rung as Rung
+    from atoll.client import Start as Start
     from atoll.client import SyncAttachedProcess as SyncAttachedProcess
     from atoll.client import SyncClient as SyncClient
     from atoll.client import SyncContainer as SyncContainer

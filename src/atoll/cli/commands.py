@@ -32,6 +32,7 @@ GROUPS = (
     Group("Containers and pods", "atoll.cli.containers", "ps inspect logs phases why stop rm"),
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),
+    Group("Pools", "atoll.cli.pools", "pool"),
     Group("Images", "atoll.cli.images", "login logout pull push images save load tag rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),
     Group("Conformance", "atoll.cli.conformance", "conformance"),

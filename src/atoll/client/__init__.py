@@ -43,10 +43,16 @@ if TYPE_CHECKING:
     from atoll.client.model import PodStatus as PodStatus
     from atoll.client.model import Reloaded as Reloaded
     from atoll.client.pod import Pod as Pod
+    from atoll.client.pools import Pool as Pool
+    from atoll.client.pools import PooledPod as PooledPod
+    from atoll.client.pools import PoolStatus as PoolStatus
+    from atoll.client.pools import Rung as Rung
+    from atoll.client.pools import Start as Start
     from atoll.client.process import AttachedProcess as AttachedProcess
     from atoll.client.process import ExecProcess as ExecProcess
     from atoll.client.request import ContainerOptions as ContainerOptions
     from atoll.client.request import Mount as Mount
+    from atoll.client.request import PodOptions as PodOptions
     from atoll.client.request import Publish as Publish
     from atoll.client.sync import SyncAttachedProcess as SyncAttachedProcess
     from atoll.client.sync import SyncClient as SyncClient
@@ -54,6 +60,8 @@ if TYPE_CHECKING:
     from atoll.client.sync import SyncExecProcess as SyncExecProcess
     from atoll.client.sync import SyncLease as SyncLease
     from atoll.client.sync import SyncPod as SyncPod
+    from atoll.client.sync import SyncPool as SyncPool
+    from atoll.client.sync import SyncPooledPod as SyncPooledPod
     from atoll.client.sync import connect_sync as connect_sync
 
 MODULES = {
@@ -83,13 +91,21 @@ MODULES = {
     "Pod": "pod",
     "PodState": "model",
     "PodStatus": "model",
+    "PodOptions": "request",
+    "Pool": "pools",
+    "PoolStatus": "pools",
+    "PooledPod": "pools",
     "Publish": "request",
+    "Rung": "pools",
+    "Start": "pools",
     "SyncAttachedProcess": "sync",
     "SyncClient": "sync",
     "SyncContainer": "sync",
     "SyncExecProcess": "sync",
     "SyncLease": "sync",
     "SyncPod": "sync",
+    "SyncPool": "sync",
+    "SyncPooledPod": "sync",
     "connect": "client",
     "connect_sync": "sync",
 }

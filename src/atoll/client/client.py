@@ -11,6 +11,7 @@ from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import leases as leasing
+from atoll.client import pools as pooling
 from atoll.client import private, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images, OnProgress
@@ -28,7 +29,8 @@ from atoll.client.model import (
     Reloaded,
 )
 from atoll.client.places import config_path, socket_path
-from atoll.client.pod import Pod
+from atoll.client.pod import Pod, Pull
+from atoll.client.pools import Pool, PoolStatus
 from atoll.client.registries import Registries
 from atoll.client.why import Why, explain
 
@@ -157,6 +159,34 @@ class Client:
         )
         ordered = sorted(answer.containers, key=lambda item: -item.created_at)
         return tuple(ContainerStatus.listed(item) for item in ordered)
+
+    # --- pools ---
+
+    async def pool(
+        self,
+        name: str,
+        spec: request.ContainerOptions | None = None,
+        *,
+        size: int | None = None,
+        pod: request.PodOptions | None = None,
+        runtime: str = "",
+        pull: Pull = "missing",
+    ) -> Pool:
+        """The pool of that name, in which the daemon keeps `size` pods ready, each with a container of `spec` running.
+
+        With a spec it is made, or changed: members of the new spec take the place of the others. Without one it is the
+        pool that is there, `NotFound` where none is, and a `size` changes its size. `pod` says what its pods are.
+        """
+        if spec is not None:
+            made = pod or request.PodOptions()
+            return await pooling.put(self._wire, name, spec, size=size, pod=made, runtime=runtime, pull=pull)
+        found = Pool(self._wire, name)
+        await (found.status() if size is None else found.resize(size))
+        return found
+
+    async def pools(self) -> tuple[PoolStatus, ...]:
+        """Every pool, by name."""
+        return await pooling.every(self._wire)
 
     async def pod(self, name: str) -> Pod:
         """The pod of that ID, name or unique ID prefix; raises `NotFound`, or `InvalidArgument` for several."""

@@ -25,6 +25,7 @@ from atoll.client.container import Container
 from atoll.client.leases import Lease
 from atoll.client.model import ExecResult, Exit
 from atoll.client.pod import Pod
+from atoll.client.pools import IDLE_S, Pool, PooledPod, Start
 from atoll.client.portal import Portal
 from atoll.client.process import STREAM_LIMIT_BYTES, AttachedProcess, ExecProcess, Output
 from atoll.client.registries import Registries
@@ -278,6 +279,39 @@ class SyncRegistries(Face[Registries]):
     check = _waits(Registries.check)
 
 
+class SyncPooledPod(SyncPod):
+    """A pod out of a pool, with the container that runs in it and how it was started."""
+
+    def __init__(self, portal: Portal, inner: PooledPod) -> None:
+        super().__init__(portal, inner)
+        self.container = SyncContainer(portal, inner.container)
+        self.start: Start = inner.start
+
+
+class SyncPool(Face[Pool]):
+    """A pool by its name; the daemon keeps its members."""
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    status = _waits(Pool.status)
+    take = _makes(Pool.take, SyncPooledPod)
+    resize = _waits(Pool.resize)
+    drain = _waits(Pool.drain)
+    delete = _waits(Pool.delete)
+
+    @contextlib.contextmanager
+    def acquire(self, *, ttl: float | None = None, idle: float = IDLE_S) -> Generator[SyncPooledPod, None, None]:
+        """`take` for `with`: the pod is removed at the end, and its lease renewed until then."""
+        context = self.inner.acquire(ttl=ttl, idle=idle)
+        pod = SyncPooledPod(self.portal, self._run(context.__aenter__()))
+        try:
+            yield pod
+        finally:
+            self._run(context.__aexit__(None, None, None))
+
+
 class SyncClient(Face[Client]):
     """One connection; a context manager that closes it. `connect_sync` makes it."""
 
@@ -293,6 +327,8 @@ class SyncClient(Face[Client]):
     info = _waits(Client.info)
     run_pod = _makes(Client.run_pod, SyncPod)
     leases = _waits(Client.leases)
+    pool = _makes(Client.pool, SyncPool)
+    pools = _waits(Client.pools)
     pods = _waits(Client.pods)
     containers = _waits(Client.containers)
     pod = _makes(Client.pod, SyncPod)

@@ -17,6 +17,7 @@ from atoll.cri.selection import selected
 from atoll.engine.engine import Engine
 from atoll.engine.events import Event, EventType
 from atoll.engine.pod import Pod
+from atoll.engine.pools import LABEL
 
 T = TypeVar("T")
 
@@ -69,10 +70,12 @@ class Lists:
     def _listed_pods(self, wanted: pb.PodSandboxFilter) -> list[bytes]:
         """As they are now, whoever takes them however slowly."""
         has_state, state, labels = wanted.HasField("state"), wanted.state.state, dict(wanted.label_selector)
+        hides = None if wanted.id or LABEL in labels else self._engine.pools.is_hidden
         return [
             self._pods.get(pod.id, (pod.state, pod.sandbox), pod)
             for pod in pods_named(self._engine, wanted.id)
-            if (not has_state or views.pod_state(pod) == state)
+            if (hides is None or not hides(pod.id))
+            and (not has_state or views.pod_state(pod) == state)
             and (not labels or views.has_labels(pod.config.labels, labels))
         ]
 
@@ -85,8 +88,11 @@ class Lists:
 
     def _listed_containers(self, wanted: pb.ContainerFilter) -> list[bytes]:
         has_state, state, labels = wanted.HasField("state"), wanted.state.state, dict(wanted.label_selector)
+        is_asked_for = wanted.id or wanted.pod_sandbox_id or LABEL in labels
         found: list[bytes] = []
         for container in selected(self._engine, wanted.id, wanted.pod_sandbox_id):
+            if not is_asked_for and self._engine.pools.is_hidden(container.sandbox_id):
+                continue
             status = container.status.get()
             if has_state and views.CONTAINER_STATES[status.state] != state:
                 continue

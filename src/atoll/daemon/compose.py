@@ -27,6 +27,7 @@ from atoll.engine.nri import Nri
 from atoll.engine.orphans import Orphans
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE, Paths
+from atoll.engine.pool_store import SCHEMA as POOLS_SCHEMA
 from atoll.image import records as image_records
 from atoll.image.store import ImageStore
 from atoll.ledger import records as ledger_records
@@ -58,6 +59,7 @@ SCHEMAS = (
     snapshot_records.SCHEMA,
     image_records.SCHEMA,
     lease_store.SCHEMA,
+    POOLS_SCHEMA,
 )
 
 

@@ -24,6 +24,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
 from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
+from atoll.api import atoll_pools_v1_pb2 as pools_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
 from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_version_v1_pb2 as version_pb2
@@ -42,6 +43,7 @@ from atoll.sandbox.service import ControllerService
 from atoll.services.events import EventsService
 from atoll.services.images import ImagesService
 from atoll.services.leases import LeasesService
+from atoll.services.pools import PoolsService
 from atoll.services.runtime import RuntimeService as AtollService
 from atoll.services.sandbox_store import StoreService
 from atoll.services.version import VersionService
@@ -205,6 +207,7 @@ async def _listen(
         own["Runtime"]: AtollService(engine, reloader.answer),
         atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),
+        pools_pb2.DESCRIPTOR.services_by_name["Pools"]: PoolsService(engine),
         **controllers.services(),
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),
         events_pb2.DESCRIPTOR.services_by_name["Events"]: EventsService(engine.parts.topics),

@@ -23,6 +23,7 @@ from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pod_leases import PodLeases
 from atoll.engine.pods import Pods
+from atoll.engine.pools import Pools
 from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
 from atoll.engine.unfinished import Unfinished
@@ -57,6 +58,7 @@ class Engine:
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
         self.leases = PodLeases(parts, self.pods)
+        self.pools = Pools(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
         self.checkpoints = Checkpoints(parts)
         self.sandboxes = Sandboxes(parts)
@@ -73,6 +75,7 @@ class Engine:
         recovery.load(parts, engine.pods)
         await hosted_recovery.load(engine.sandboxes)
         await engine.leases.recover()
+        await engine.pools.load()
         entries = [entry for entry in parts.ledger.entries() if entry.kind == kinds.NETWORK]
         live = {sandbox.id for sandbox in parts.sandboxes.pods()} | {entry.key for entry in entries}
         with faults.step("open/network"):
@@ -91,6 +94,7 @@ class Engine:
             await beside
             owner.spawn(lost_execs.end(self.pods, self.containers, self.execs), name="recover execs")
             await self.parts.nri.start(NriRuntime(self.parts, self.pods, self.containers))
+            await self.pools.recover()
         finally:
             self._recovered.set()
         await self.unfinished.free_until_done()
@@ -187,6 +191,7 @@ class Engine:
         await self.parts.nri.aclose()
         await self.pods.settle(SETTLE_TIMEOUT_S)
         self.leases.aclose()
+        self.pools.aclose()
         await self.pods.aclose()
         self.sandboxes.aclose()
         if not self.parts.sandboxes.pods() and not self.parts.ledger.entries():

@@ -104,6 +104,10 @@ class Pods:
     def list(self) -> tuple[Pod, ...]:
         return tuple(self._pods.values())
 
+    def making(self) -> int:
+        """How many pods are being made."""
+        return len(self._making)
+
     def adopt(self, pod: Pod) -> None:
         """Take in a pod that recovery has rebuilt from its record."""
         self._pods[pod.id] = pod
