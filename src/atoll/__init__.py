@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from atoll.client import AttachedProcess as AttachedProcess
     from atoll.client import Cause as Cause
+    from atoll.client import ChangeKind as ChangeKind
     from atoll.client import Client as Client
     from atoll.client import CommandFailed as CommandFailed
     from atoll.client import Container as Container
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from atoll.client import ExecProcess as ExecProcess
     from atoll.client import ExecResult as ExecResult
     from atoll.client import Exit as Exit
+    from atoll.client import FileChange as FileChange
+    from atoll.client import FileKind as FileKind
+    from atoll.client import Files as Files
+    from atoll.client import FileStat as FileStat
     from atoll.client import Finding as Finding
     from atoll.client import FsckReport as FsckReport
     from atoll.client import Image as Image
@@ -46,7 +51,10 @@ if TYPE_CHECKING:
     from atoll.client import SyncClient as SyncClient
     from atoll.client import SyncContainer as SyncContainer
     from atoll.client import SyncExecProcess as SyncExecProcess
+    from atoll.client import SyncFiles as SyncFiles
     from atoll.client import SyncPod as SyncPod
+    from atoll.client import TransferProgress as TransferProgress
+    from atoll.client import Transferred as Transferred
     from atoll.client import connect as connect
     from atoll.client import connect_sync as connect_sync
 

@@ -25,8 +25,8 @@ from tests.integration.cri_client import connected
 from tests.integration.daemons import Daemon, Roots
 from tests.integration.leaks import MARKER, Footprint, Machine, command, fds_before, own_fds, settled_leaks, wait_until
 
-OF_THE_DAEMON = ("atoll.shim.zygote", "atoll.shim.host")
-"""Command lines of processes that a daemon without pods has: its zygote, and shim processes kept ahead."""
+OF_THE_DAEMON = ("atoll.shim.zygote", "atoll.shim.host", "atoll.files.agent")
+"""Command lines of processes that a daemon without pods has: its zygotes, and shim processes kept ahead."""
 
 
 @dataclass(slots=True, kw_only=True)

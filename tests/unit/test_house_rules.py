@@ -23,7 +23,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base"
 
 PROCESS_WIDE = {"fork", "forkpty", "umask", "chdir", "fchdir", "chroot", "setns", "unshare"}
 """Functions of `os` that change the whole process: deadly in a daemon with threads."""
-OWN_PROCESSES = ("shim/", "linux/", "image/")
+OWN_PROCESSES = ("shim/", "linux/", "image/", "files/")
 """Packages whose code runs in small processes of its own (or only wraps system calls)."""
 
 

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from atoll.client.client import Client as Client
     from atoll.client.client import connect as connect
     from atoll.client.container import Container as Container
+    from atoll.client.files import ChangeKind as ChangeKind
+    from atoll.client.files import FileChange as FileChange
+    from atoll.client.files import FileKind as FileKind
+    from atoll.client.files import Files as Files
+    from atoll.client.files import FileStat as FileStat
+    from atoll.client.files import TransferProgress as TransferProgress
+    from atoll.client.files import Transferred as Transferred
     from atoll.client.leases import Lease as Lease
     from atoll.client.leases import LeaseStatus as LeaseStatus
     from atoll.client.model import Cause as Cause
@@ -58,6 +65,7 @@ if TYPE_CHECKING:
     from atoll.client.sync import SyncClient as SyncClient
     from atoll.client.sync import SyncContainer as SyncContainer
     from atoll.client.sync import SyncExecProcess as SyncExecProcess
+    from atoll.client.sync import SyncFiles as SyncFiles
     from atoll.client.sync import SyncLease as SyncLease
     from atoll.client.sync import SyncPod as SyncPod
     from atoll.client.sync import SyncPool as SyncPool
@@ -68,6 +76,14 @@ MODULES = {
     "AttachedProcess": "process",
     "Cause": "model",
     "Client": "client",
+    "ChangeKind": "files",
+    "FileChange": "files",
+    "FileKind": "files",
+    "FileStat": "files",
+    "Files": "files",
+    "TransferProgress": "files",
+    "Transferred": "files",
+    "SyncFiles": "sync",
     "CommandFailed": "model",
     "Container": "container",
     "ContainerOptions": "request",

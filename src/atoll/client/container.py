@@ -10,6 +10,7 @@ from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
+from atoll.client.files import Files
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
 from atoll.concurrency import run_to_completion
@@ -42,6 +43,11 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.id[:13]}>"
+
+    @property
+    def files(self) -> Files:
+        """Read, write, move and watch its files, also where it does not run."""
+        return Files(self._wire, self.id)
 
     async def status(self, *, verbose: bool = False) -> ContainerStatus:
         """What is known now; `verbose` adds the runtime's own `info` texts. Raises `NotFound`."""

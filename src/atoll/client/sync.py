@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from atoll import errors
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
+from atoll.client.files import Files
 from atoll.client.leases import Lease
 from atoll.client.model import ExecResult, Exit
 from atoll.client.pod import Pod
@@ -200,6 +201,23 @@ class SyncAttachedProcess(SyncProcess[AttachedProcess]):
     """The live stdio of a container's main process; letting go changes nothing for it."""
 
 
+class SyncFiles(Face[Files]):
+    """What may be done with the files of one container."""
+
+    read = _waits(Files.read)
+    read_text = _waits(Files.read_text)
+    write = _waits(Files.write)
+    stat = _waits(Files.stat)
+    exists = _waits(Files.exists)
+    list = _waits(Files.list)
+    mkdir = _waits(Files.mkdir)
+    remove = _waits(Files.remove)
+    rename = _waits(Files.rename)
+    upload = _waits(Files.upload)
+    download = _waits(Files.download)
+    watch = _yields(Files.watch)
+
+
 class SyncContainer(Face[Container]):
     """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
 
@@ -214,6 +232,11 @@ class SyncContainer(Face[Container]):
     @property
     def pod_id(self) -> str:
         return self.inner.pod_id
+
+    @property
+    def files(self) -> SyncFiles:
+        """Read, write, move and watch its files, also where it does not run."""
+        return SyncFiles(self.portal, self.inner.files)
 
     status = _waits(Container.status)
     start = _waits(Container.start)

@@ -20,6 +20,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from atoll import errors
+from atoll.api import atoll_files_v1_pb2 as files_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 
@@ -96,6 +97,7 @@ IMPORT = Method(_OWN, "Import", own.ImportRequest, own.ImportResponse)
 PHASES = Method(_OWN, "Phases", own.PhasesRequest, own.PhasesResponse)
 RELOAD = Method(_OWN, "Reload", own.ReloadRequest, own.ReloadResponse)
 ABANDON = Method(_OWN, "Abandon", own.AbandonRequest, own.AbandonResponse)
+FILES_OPEN = Method("atoll.files.v1.Files", "Open", files_pb.OpenRequest, files_pb.OpenResponse)
 FSCK = Method(_OWN, "Fsck", own.FsckRequest, own.FsckResponse)
 
 

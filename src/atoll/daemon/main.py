@@ -23,6 +23,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
+from atoll.api import atoll_files_v1_pb2 as files_pb2
 from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import atoll_pools_v1_pb2 as pools_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
@@ -41,6 +42,7 @@ from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
 from atoll.services.events import EventsService
+from atoll.services.files import FilesService
 from atoll.services.images import ImagesService
 from atoll.services.leases import LeasesService
 from atoll.services.pools import PoolsService
@@ -205,6 +207,7 @@ async def _listen(
         cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine, reloader.answer),
+        files_pb2.DESCRIPTOR.services_by_name["Files"]: FilesService(engine),
         atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),
         pools_pb2.DESCRIPTOR.services_by_name["Pools"]: PoolsService(engine),

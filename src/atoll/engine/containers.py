@@ -249,6 +249,7 @@ class Containers:
         try:
             tasks = await tasks_of(pod)
             stdio = await driver.prepare(pod, container, bundle)
+            await parts.at_rest.end(container.id, "it was started")
             mounts = with_users(await parts.snapshotter.mounts(container.record.snapshot_key), pod.config.users)
             with story.step("create task", "OCI runtime"):
                 pid = await tasks.create(
@@ -504,6 +505,7 @@ class Containers:
         await container.status.update(lambda status: status.begin_removal())
         try:
             await self._parts.nri.remove(pod, container)
+            await self._parts.at_rest.end(container.id, "it was removed")
             story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
             with story.step("release", "ledger"):
                 await self._release(container.id)

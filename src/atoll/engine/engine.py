@@ -17,6 +17,7 @@ from atoll.engine import hosted_recovery, kinds, leases, lost_execs, recovery
 from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
+from atoll.engine.files import Files
 from atoll.engine.front import Front
 from atoll.engine.nri_runtime import NriRuntime
 from atoll.engine.parts import Parts
@@ -57,6 +58,7 @@ class Engine:
         self.containers = Containers(parts)
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
+        self.files = Files(parts)
         self.leases = PodLeases(parts, self.pods)
         self.pools = Pools(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
@@ -72,6 +74,7 @@ class Engine:
     async def open(cls, parts: Parts) -> Engine:
         """An engine that knows every recorded pod, and whose network knows what is taken."""
         engine = cls(parts)
+        await engine.files.sweep()
         recovery.load(parts, engine.pods)
         await hosted_recovery.load(engine.sandboxes)
         await engine.leases.recover()
@@ -188,6 +191,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Let go of the pods. Where there are none, what serves only pods goes too: networks of ours, cgroups."""
+        await self.files.aclose()
         await self.parts.nri.aclose()
         await self.pods.settle(SETTLE_TIMEOUT_S)
         self.leases.aclose()

@@ -19,6 +19,7 @@ from atoll.engine.lease_store import LeaseStore
 from atoll.engine.orphans import Orphans
 from atoll.engine.paths import Paths
 from atoll.engine.phases import Stories
+from atoll.engine.rest import Rest
 from atoll.engine.topics import Topics
 from atoll.engine.uses import Uses
 from atoll.image.store import ImageStore
@@ -66,6 +67,7 @@ class Parts:
     owner: TaskOwner
     events: EventBus = field(default_factory=EventBus)
     topics: Topics = field(default_factory=Topics)
+    at_rest: Rest = field(default_factory=Rest)
     stories: Stories = field(default_factory=Stories)
     uses: Uses = field(default_factory=Uses)
 

@@ -85,6 +85,7 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
@@ -234,6 +235,11 @@ def is_child_subreaper() -> bool:
     if _libc.prctl(ctypes.c_int(PR_GET_CHILD_SUBREAPER), ctypes.byref(value), zero, zero, zero) != 0:
         raise _fail(None)
     return bool(value.value)
+
+
+def set_death_signal(number: int) -> None:
+    """Send this process the signal `number` when its parent ends; a change of credentials clears it (prctl(2))."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def set_name(name: str) -> None:

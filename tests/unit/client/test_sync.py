@@ -19,6 +19,7 @@ from atoll import errors
 from atoll.client import sync
 from atoll.client.client import Client
 from atoll.client.container import Container
+from atoll.client.files import Files
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
 from atoll.client.process import AttachedProcess, ExecProcess, Output
@@ -31,6 +32,7 @@ FACES = [
     (Client, sync.SyncClient),
     (Pod, sync.SyncPod),
     (Container, sync.SyncContainer),
+    (Files, sync.SyncFiles),
     (ExecProcess, sync.SyncExecProcess),
     (AttachedProcess, sync.SyncAttachedProcess),
     (Output, sync.SyncOutput),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 
-from atoll import errors
-from atoll.api import atoll_v1_pb2, cri_runtime_v1_pb2
+from atoll import api, errors
+from atoll.api import cri_runtime_v1_pb2
 from atoll.client import wire
 
 SOCKET = Path("/run/x.sock")
+OWN = [path.stem for path in Path(api.__file__).parent.glob("atoll_*_v1_pb2.py")] + ["atoll_v1_pb2"]
 METHODS = [value for value in vars(wire).values() if isinstance(value, wire.Method)]
-SERVICES = {
-    service.full_name: service
-    for file in (cri_runtime_v1_pb2, atoll_v1_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-}
+FILES = [cri_runtime_v1_pb2, *(import_module(f"atoll.api.{name}") for name in OWN)]
+SERVICES = {service.full_name: service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.path)
