@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from atoll import errors
 from atoll.concurrency import Blocking, run_to_completion
+from atoll.linux import flood
 
 END_TIMEOUT_S = 30.0
 MAX_OUTPUT_BYTES = 64 << 20
@@ -36,8 +37,10 @@ class Program:
             loop = asyncio.get_running_loop()
             ended = loop.create_future()
             loop.add_reader(self._pidfd, _settle, ended)
+            what = f"{self._popen.args[0]} (process {self.pid})" if isinstance(self._popen.args, list) else "a program"
             try:
-                await ended
+                async with flood.bounded(self._output, self._complaints, limit_bytes=MAX_OUTPUT_BYTES, what=what):
+                    await ended
             finally:
                 loop.remove_reader(self._pidfd)
         return self._popen.wait()

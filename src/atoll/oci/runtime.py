@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import run_to_completion
+from atoll.linux import flood
 from atoll.linux.process import Spawner
 from atoll.oci import execfifo, features, spec
 from atoll.oci.failures import last_error, translate
@@ -153,7 +154,8 @@ class OCIRuntime:
             argv = [*self._globals, "--log", f"/proc/self/fd/{log}", "--log-format", "json"]
             argv += ["run", "--bundle", str(bundle), container]
             try:
-                returncode = await self._spawn(argv, timeout_s, stderr=log, pass_fds=(log,))
+                async with flood.bounded(log, limit_bytes=OUTPUT_LIMIT_BYTES, what=f"{self.name} run {container}"):
+                    returncode = await self._spawn(argv, timeout_s, stderr=log, pass_fds=(log,))
                 if returncode != 0 and last_error(_tail(log)):
                     raise translate(self.name, "run", container, returncode, _tail(log))
             except (errors.AtollError, asyncio.CancelledError):
@@ -295,7 +297,8 @@ class OCIRuntime:
 
     async def _output(self, argv: Sequence[str]) -> bytes:
         with _memory_file("output") as output, _memory_file("log") as log:
-            returncode = await self._spawn(argv, QUERY_TIMEOUT_S, stdout=output, stderr=log)
+            async with flood.bounded(output, log, limit_bytes=OUTPUT_LIMIT_BYTES, what=f"{self.binary} {argv[-1]}"):
+                returncode = await self._spawn(argv, QUERY_TIMEOUT_S, stdout=output, stderr=log)
             if returncode != 0:
                 raise translate(self.name, argv[-1], "", returncode, _tail(log))
             return os.pread(output, OUTPUT_LIMIT_BYTES, 0)
@@ -316,14 +319,16 @@ class OCIRuntime:
         with _memory_file("output") as output, _memory_file("log") as log:
             argv = [*self._globals, "--log", f"/proc/self/fd/{log}", "--log-format", "json"]
             argv += [operation, *arguments, container, *more]
-            returncode = await self._spawn(
-                argv,
-                timeout_s,
-                stdin=stdio.stdin,
-                stdout=output if own_output else stdio.stdout,
-                stderr=log if own_output else stdio.stderr,
-                pass_fds=(*pass_fds, log),
-            )
+            what = f"{self.name} {operation} {container}"
+            async with _named(what), flood.bounded(output, log, limit_bytes=OUTPUT_LIMIT_BYTES, what=what):
+                returncode = await self._spawn(
+                    argv,
+                    timeout_s,
+                    stdin=stdio.stdin,
+                    stdout=output if own_output else stdio.stdout,
+                    stderr=log if own_output else stdio.stderr,
+                    pass_fds=(*pass_fds, log),
+                )
             if returncode != 0:
                 raise translate(self.name, operation, container, returncode, _tail(log))
             return os.pread(output, OUTPUT_LIMIT_BYTES, 0)
@@ -373,6 +378,15 @@ def _memory_file(name: str, content: bytes = b"") -> Generator[int, None, None]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.asynccontextmanager
+async def _named(what: str) -> AsyncGenerator[None]:
+    """Tell what a program that took too long was asked for."""
+    try:
+        yield
+    except errors.DeadlineExceeded as error:
+        raise errors.DeadlineExceeded(f"{what}: {error}") from error
 
 
 def _tail(fd: int) -> bytes:

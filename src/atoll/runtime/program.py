@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
+from atoll.linux import flood
 from atoll.linux.process import Spawner
 
 MAX_OUTPUT_BYTES = 1 << 20
@@ -32,19 +33,22 @@ async def run(spawner: Spawner, call: ShimCall) -> bytes:
     """What the program printed on stdout, at most `MAX_OUTPUT_BYTES`.
 
     Its output goes to memory files, so a child that keeps them open holds up nobody. Raises `NotFound` where it
-    cannot be run, `Unknown` with its output where it fails, `DeadlineExceeded`.
+    cannot be run, `Unknown` with its output where it fails, `DeadlineExceeded`, `ResourceExhausted` for a flood.
     """
     with _memory("stdin", call.stdin) as stdin, _memory("stdout") as stdout, _memory("stderr") as stderr:
         try:
-            code = await spawner.run(
-                call.argv,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=call.cwd,
-                env=call.env,
-                timeout_s=call.timeout_s,
-            )
+            async with flood.bounded(stdout, stderr, limit_bytes=MAX_OUTPUT_BYTES, what=call.what):
+                code = await spawner.run(
+                    call.argv,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=call.cwd,
+                    env=call.env,
+                    timeout_s=call.timeout_s,
+                )
+        except errors.DeadlineExceeded as error:
+            raise errors.DeadlineExceeded(f"{call.what}: {error}") from error
         except OSError as error:
             raise errors.NotFound(f"shim {call.argv[0]}: cannot be run: {error.strerror}") from error
         output = os.pread(stdout, MAX_OUTPUT_BYTES, 0)
