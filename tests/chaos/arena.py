@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from atoll.faults import VARIABLE, Action, Rule
+from atoll.linux import syscalls
 from tests.chaos.cells import Blow, Cell, Notes
 from tests.chaos.kinds import possible
 from tests.chaos.life import Life, World
@@ -36,6 +37,7 @@ CLEAN_WITHIN_S = 20.0
 """The bound of the clean-up: from the end of a life to a machine with nothing of it."""
 KILLED_EXIT_CODES = (0, 7, 137, 255)
 """Of a container whose shim, or whose machine, may have been taken from under it: its own, killed, not known."""
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CONFIG = """
 [runtimes.atoll]
 [runtimes.runc]
@@ -67,7 +69,7 @@ class Outcome:
 
 
 class Arena:
-    """One daemon under private roots, used by cell after cell."""
+    """One daemon under private roots, used by cell after cell, in a process that is `alone`."""
 
     def __init__(self, roots: Roots, out: Outside, config: str = "") -> None:
         self.roots = roots
@@ -302,8 +304,8 @@ class Arena:
         self._boots += 1
         boot_id = self.roots.base / f"boot-{self._boots}"
         boot_id.write_text(f"{secrets.token_hex(4)}-0000-4000-8000-{secrets.token_hex(6)}\n")
-        script = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
-        self.daemon.wrapper = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script, "sh")
+        # In a mount namespace of our own, see `alone`.
+        subprocess.run(["mount", "--bind", str(boot_id), BOOT_ID], check=True)
         faults = os.environ.pop(VARIABLE)
         self._far = Far(self.roots, "ttrpc+unix://")
         self._far.begin()
@@ -311,11 +313,6 @@ class Arena:
         self.daemon.start()
 
     # what there is
-
-    def _mounts(self) -> list[str]:
-        """Those that the daemon sees, who has a mount namespace of its own after a reboot."""
-        lines = read(self.daemon.pid, "mountinfo").decode().splitlines()
-        return [line.split()[4] for line in lines if self.roots.prefix in line.split()[4]]
 
     def _footprint(self) -> Footprint:
         return Footprint(prefix=self.roots.prefix, folders=(self.roots.base, self.roots.state), fds_before=frozenset())
@@ -327,7 +324,7 @@ class Arena:
         comms = (read(pid, "comm").decode().strip() for pid in footprint.processes())
         names = Counter("atoll-shim" if comm == "atoll-spare" else comm for comm in comms)
         found = [f"process {name} {number}" for name, count in names.items() for number in range(1, count + 1)]
-        found += [f"mount {point}" for point in self._mounts()]
+        found += [f"mount {point}" for point in footprint.mounts()]
         found += [f"link {name}" for name in links() if roots.prefix in name and name != roots.bridge]
         found += [f"port of the bridge: {name}" for name, bridge in links().items() if bridge == roots.bridge]
         found += [f"cgroup {path}" for path in footprint.cgroups()]
@@ -335,6 +332,15 @@ class Arena:
         for folder in (roots.root, roots.state, roots.base / "c-root", roots.base / "c-state"):
             found += [f"file {path}" for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
         return frozenset(found)
+
+
+def alone() -> None:
+    """Have this process, and all it starts, see mounts of its own: in one arena a machine is rebooted, not in others.
+
+    Call it before there are threads. Raises `OSError`.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 def _with_children(found: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ import os
 import queue
 import secrets
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -24,8 +25,8 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from tests.chaos.arena import Arena, Outcome
-from tests.chaos.cells import Blow, Cell, Notes, cells
+from tests.chaos.arena import Arena, Outcome, alone
+from tests.chaos.cells import Blow, Cell, Notes, cells, sample
 from tests.chaos.kinds import LIVES, possible
 from tests.chaos.outside import Outside, outside
 from tests.chaos.points import sites, unseen
@@ -42,6 +43,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("chaos: needs root: it runs daemons and pods (sudo make chaos)", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, _end)
     begun = time.monotonic()
     folder = Path("/var/tmp", f"chaos-outside-{secrets.token_hex(4)}")
     folder.mkdir(mode=0o700)
@@ -62,6 +64,17 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
     asked: Queue[Cell | None] = SPAWN.Queue()
     told: Queue[Told] = SPAWN.Queue()
     workers = [_begun(asked, told, out, options, looks=number == 0) for number in range(options.jobs)]
+    try:
+        return _heard(asked, told, workers, options)
+    finally:
+        for worker in workers:
+            worker.terminate()  # one that has not ended has been given up, and clears its arena away
+            worker.join()
+
+
+def _heard(
+    asked: Queue[Cell | None], told: Queue[Told], workers: Sequence[SpawnProcess], options: argparse.Namespace
+) -> tuple[list[Outcome], list[str], list[str]]:
     outcomes: list[Outcome] = []
     faults: list[str] = []
     missed: list[str] = []
@@ -85,8 +98,6 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
             case Outcome():
                 outcomes.append(one)
                 _tell(one, len(outcomes))
-    for worker in workers:
-        worker.join()
     return outcomes, missed, faults
 
 
@@ -99,6 +110,18 @@ def _begun(
     return worker
 
 
+ALWAYS = (
+    Cell("pod", "release/sandbox", Blow.ERROR),
+    Cell("pod", "run/network", Blow.UNDO),
+    Cell("pod", "start/create task", Blow.DAEMON),
+    Cell("images", "image/undo", Blow.ERROR, "image/record"),
+    Cell("images", "remove image/record:done", Blow.DAEMON),
+    Cell("hosted", "hosted start/commit", Blow.DAEMON),
+    Cell("restart", "free/unfinished", Blow.DAEMON),
+)
+"""Of every sample: those that found something once, or that cross most of the code."""
+
+
 def _ask(asked: Queue[Cell | None], matrix: Sequence[Cell], options: argparse.Namespace) -> None:
     wanted = [
         cell
@@ -106,6 +129,8 @@ def _ask(asked: Queue[Cell | None], matrix: Sequence[Cell], options: argparse.Na
         if any(fnmatch.fnmatchcase(str(cell), f"*{pattern}*") for pattern in options.cell)
         and (not options.blow or cell.blow in options.blow)
     ]
+    if options.sample:
+        wanted = list(dict.fromkeys((*(cell for cell in ALWAYS if cell in wanted), *sample(wanted, options.sample))))
     print(f"{len(wanted)} of {len(matrix)} cells", flush=True)
     for cell in wanted:
         if options.list:
@@ -116,6 +141,11 @@ def _ask(asked: Queue[Cell | None], matrix: Sequence[Cell], options: argparse.Na
         asked.put(None)
 
 
+def _end(number: int, frame: object) -> None:
+    """Take the arenas away on the way out."""
+    sys.exit(128 + number)
+
+
 def _tell(one: Outcome, number: int) -> None:
     told = "ok" if not one.fault else f"FAILED: {one.fault}"
     print(f"{number:5} {one.seconds:6.2f} s  {one.cell}: {told}{'' if one.struck else ' (not reached)'}", flush=True)
@@ -123,6 +153,8 @@ def _tell(one: Outcome, number: int) -> None:
 
 def work(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: argparse.Namespace, looks: bool) -> None:
     """One arena, in a process of its own: says what points there are, where it `looks`, then plays what it is given."""
+    signal.signal(signal.SIGTERM, _end)
+    alone()
     try:
         with (
             _arena(out, options.config, told.put, keep=options.keep) as arena,
@@ -192,6 +224,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cell", nargs="*", default=["*"], metavar="PATTERN", help="cells whose names match")
     parser.add_argument("--life", nargs="*", default=[], choices=list(LIVES), help="these kinds of lives (default all)")
     parser.add_argument("--blow", type=Blow, nargs="*", choices=list(Blow), help="these blows (default all)")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="N of the cells, spread over all of them")
     parser.add_argument("--jobs", type=int, default=3, help="daemons side by side (default %(default)s)")
     parser.add_argument("--config", default="", metavar="TOML", help="put before the tables of the daemon's config")
     parser.add_argument("--list", action="store_true", help="name the cells, and play none")
