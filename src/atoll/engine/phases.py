@@ -7,11 +7,13 @@ kept in memory, `MAX_STORIES` a pod; those of pods that are gone for the last `M
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from atoll import faults
@@ -30,7 +32,8 @@ class Phase:
     waits_on: str = ""
     error: str = ""
     task: asyncio.Task[Any] | None = field(default=None, repr=False, compare=False)
-    """Whose step it is, while it lasts."""
+    """Whose step it is, and the function that it is a part of, while it lasts."""
+    frame: FrameType | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,7 +47,13 @@ class Story:
     @contextmanager
     def step(self, name: str, waits_on: str = "") -> Generator[Phase]:
         """Record what runs inside as the phase `name`, its error included. Also a point of `atoll.faults`."""
-        phase = Phase(name=name, started_at_ns=time.time_ns(), waits_on=waits_on, task=_current_task())
+        phase = Phase(
+            name=name,
+            started_at_ns=time.time_ns(),
+            waits_on=waits_on,
+            task=_current_task(),
+            frame=_caller(inspect.currentframe()),
+        )
         self.phases.append(phase)
         begun = time.monotonic_ns()
         point = f"{self.operation}/{name}"
@@ -57,7 +66,7 @@ class Story:
             raise
         finally:
             phase.duration_ns = time.monotonic_ns() - begun
-            phase.task = None
+            phase.task = phase.frame = None
 
     @asynccontextmanager
     async def holding(self, lock: asyncio.Lock, waits_on: str) -> AsyncGenerator[None]:
@@ -75,6 +84,12 @@ class Story:
     def running(self) -> Phase | None:
         """The innermost step that lasts."""
         return next((phase for phase in reversed(self.phases) if phase.duration_ns < 0), None)
+
+
+def _caller(frame: FrameType | None) -> FrameType | None:
+    """Who entered the context manager that `frame` is of, beyond contextlib."""
+    entering = frame.f_back if frame is not None else None
+    return entering.f_back if entering is not None else None
 
 
 def _current_task() -> asyncio.Task[Any] | None:

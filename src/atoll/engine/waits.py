@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, CoroutineType, FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from atoll.engine.engine import Engine
@@ -25,6 +25,7 @@ from atoll.linux import process
 MAX_PROCESSES = 64
 MAX_FRAMES = 12
 COMMAND_BYTES = 400
+RUNTIMES = frozenset({"crun", "runc", "youki", "runsc", "kata-runtime"})
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -69,7 +70,7 @@ async def account(engine: Engine, pod_id: str) -> Account:
     parts = engine.parts
     stories = parts.stories.of(pod_id)
     waiting = tuple(
-        Waiting(story=story, phase=phase, frames=_frames(phase.task))
+        Waiting(story=story, phase=phase, frames=_frames(phase.task) or _own(phase))
         for story in stories
         for phase in story.phases
         if phase.duration_ns < 0
@@ -81,7 +82,7 @@ async def account(engine: Engine, pod_id: str) -> Account:
     return Account(
         pod_id=pod_id,
         name=parts.stories.name_of(pod_id),
-        state=pod.state.value.lower() if pod is not None else "being made" if waiting else "gone",
+        state=pod.state.name.lower() if pod is not None else "being made" if waiting else "gone",
         reason=pod.reason if pod is not None else "",
         stories=stories,
         waiting=waiting,
@@ -99,21 +100,32 @@ def _frames(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
     awaited: object = task.get_coro() if task is not None else None
     for _ in range(200):
         code, frame = _place(awaited)
-        if code is None:
+        if awaited is None:
             break
-        if frame is not None and code.co_filename.startswith(PACKAGE):
-            where = code.co_filename.removeprefix(PACKAGE)
-            found.append(f"{where}:{frame.f_lineno} {code.co_qualname}")
+        if code is not None and frame is not None and code.co_filename.startswith(PACKAGE):
+            found.append(_words(code, frame))
         awaited = _inside(awaited)
     return tuple(found[-MAX_FRAMES:])
 
 
+def _own(phase: Phase) -> tuple[str, ...]:
+    """Where a step is of whose task nothing can be seen, because gRPC's own coroutines are around it."""
+    frame = phase.frame
+    return (_words(frame.f_code, frame),) if frame is not None else ()
+
+
+def _words(code: CodeType, frame: FrameType) -> str:
+    return f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_qualname}"
+
+
 def _place(awaited: object) -> tuple[CodeType | None, FrameType | None]:
-    if isinstance(awaited, CoroutineType):
-        return awaited.cr_code, awaited.cr_frame
-    code: CodeType | None = getattr(awaited, "ag_code", None) or getattr(awaited, "gi_code", None)
-    frame: FrameType | None = getattr(awaited, "ag_frame", None) or getattr(awaited, "gi_frame", None)
-    return code, frame
+    """Of a coroutine, an asynchronous generator or a generator, gRPC's too, which are not Python's own."""
+    for kind in ("cr", "ag", "gi"):
+        code: object = getattr(awaited, f"{kind}_code", None)
+        frame: object = getattr(awaited, f"{kind}_frame", None)
+        if isinstance(code, CodeType) and isinstance(frame, FrameType):
+            return code, frame
+    return None, None
 
 
 def _inside(awaited: object) -> object:
@@ -195,12 +207,12 @@ def _blocker(seen: process.ProcessStat) -> Blocker:
 
 
 def _role(pid: int, arguments: list[bytes]) -> str:
-    name = os.path.basename(arguments[0]).decode(errors="replace") if arguments else ""
+    names = {os.path.basename(one).decode(errors="replace") for one in arguments[:2]}  # a script's is the second one
     if b"\0CNI_COMMAND=" in b"\0" + _read(pid, "environ"):
         return "CNI plugin"
     if _is_shim(arguments):
         return "shim"
-    return "OCI runtime" if name in ("crun", "runc", "youki", "runsc", "kata-runtime") else "program"
+    return "program" if names.isdisjoint(RUNTIMES) else "OCI runtime"
 
 
 _STATES: Mapping[str, str] = {
