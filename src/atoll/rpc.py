@@ -174,6 +174,8 @@ def _streaming(
             async with contextlib.aclosing(work(request, context)) as messages:
                 async for message in messages:
                     await context.write(message)
+        except grpc.aio.InternalError as error:
+            log.debug("%s: its reader has gone: %s", name, error)
         except Exception as error:  # noqa: BLE001  the one boundary where errors become statuses
             await _abort(name, error, context)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
-from tests.integration.conftest import Daemon
+from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, eventually
 
 pytestmark = pytest.mark.shared_daemon
@@ -76,6 +77,29 @@ def test_execs_of_a_killed_daemon_end_with_the_next(cri: CRI, daemon: Daemon) ->
     daemon.start()
     eventually(lambda: not running(word), "the processes are gone", within=20.0)
     assert cri.sh(container, "echo well") == "well"
+
+
+def test_the_limit_of_an_exec_covers_its_start(cri: CRI, daemon: Daemon, roots: Roots) -> None:
+    slow = roots.state / "slow"
+    slow.write_text(f'#!/bin/sh\ncase " $* " in *\' exec \'*) sleep 3;; esac\nexec {shutil.which("crun")} "$@"\n')
+    slow.chmod(0o755)
+    daemon.stop()
+    roots.write_config(f'[runtimes.atoll]\n[runtimes.slow]\noci_runtime = "{slow}"\n')
+    daemon.start()
+    pod = cri.run_pod(handler="slow")
+    container = cri.script(pod, "sleep 1000")
+    word = unused_seconds()
+    begun = time.monotonic()
+    with pytest.raises(grpc.RpcError, match="timeout 1s exceeded"):
+        asked(cri, container, "sleep", word, timeout=1).result()
+    assert time.monotonic() - begun < 2.5
+    leaving = asked(cri, container, "sleep", word)
+    time.sleep(0.2)
+    leaving.cancel()
+    eventually(lambda: not running("exec"), "the starts have come to their end", within=20.0)
+    eventually(lambda: not running(word), "the processes are gone", within=20.0)
+    cri.remove_pod(pod)
+    assert cri.fsck() == []
 
 
 def test_the_end_of_what_a_late_exec_wrote_is_told(cri: CRI) -> None:

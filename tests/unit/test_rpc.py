@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 
 import grpc
@@ -113,6 +114,20 @@ async def test_a_stream_whose_client_leaves_cleans_up_before_its_call_ends() -> 
         call.cancel()
     assert call.cancelled()
     assert (cleaned, calls.now) == (["work"], 0)
+
+
+async def test_a_reader_that_leaves_while_it_is_written_to_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(request: object, context: object) -> AsyncGenerator[pb.LogsResponse]:
+        yield pb.LogsResponse()
+
+    class Gone(Context):
+        async def write(self, message: object) -> None:
+            raise grpc.aio.InternalError("the batch failed")
+
+    context, calls = Gone(), Calls()
+    with caplog.at_level(logging.INFO):
+        await rpc._streaming("Logs", work, calls, _open)(pb.LogsRequest(), context)
+    assert (context.code, calls.now, caplog.records) == (None, 0, [])
 
 
 async def test_a_gated_call_waits_for_its_gate() -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
@@ -265,13 +266,19 @@ class Execs:
     async def sync(self, pod: Pod, container: Container, request: ExecRequest) -> ExecResult:
         """Run to the end and give all of the output.
 
-        With a time limit that runs out, the tree is killed and the result says `TIMED_OUT` with the output
-        so far. A background child that keeps the streams open is waited for `DRAIN_TIMEOUT_S` at most, and no longer
-        than the time limit or `KILLED_DRAIN_TIMEOUT_S`.
+        Where the time limit runs out, which covers its start, the tree is killed and the result says `TIMED_OUT`, with
+        the output so far. A background child that keeps the streams open is waited for `DRAIN_TIMEOUT_S` at most, and
+        no longer than the time limit or `KILLED_DRAIN_TIMEOUT_S`.
         """
         begun = time.monotonic()
-        async with self.open(pod, container, request) as started:
-            with Capture(started.io, OUTPUT_LIMIT_BYTES, tail_bytes=END_BYTES, budget=self._budget) as captured:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(request.timeout_s or None):
+                    started = await stack.enter_async_context(self.open(pod, container, request))
+            except TimeoutError:  # a start that hangs; it is ended behind the answer
+                return ExecResult(exit=_killed(), cause=Cause.TIMED_OUT, stdout=b"", stderr=b"")
+            captured = Capture(started.io, OUTPUT_LIMIT_BYTES, tail_bytes=END_BYTES, budget=self._budget)
+            with captured:
                 cause, end = await self._captured(started, captured, request.timeout_s, begun)
                 out, err = captured.stdout, captured.stderr
                 is_late = cause is Cause.TIMED_OUT
@@ -289,7 +296,7 @@ class Execs:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(captured.run(), name=f"exec/{started.id}/output")
             try:
-                async with asyncio.timeout(timeout_s or None):
+                async with asyncio.timeout(max(timeout_s - (time.monotonic() - begun), 0) if timeout_s else None):
                     end = await started.wait()
             except TimeoutError:
                 cause = Cause.TIMED_OUT
@@ -304,6 +311,10 @@ class Execs:
         if cause is Cause.EXITED and end.exit_status > 128 and end.exit_status - 128 <= signal.SIGRTMAX:
             cause = Cause.SIGNALLED
         return cause, end
+
+
+def _killed() -> ExitStatus:
+    return ExitStatus(exit_status=128 + signal.SIGKILL, exited_at=datetime.now(UTC))
 
 
 async def _add(tasks: TaskClient, container_id: str, exec_id: str, process: oci.Process, streams: ExecStreams) -> None:
