@@ -34,7 +34,7 @@ from atoll.config import Config
 from atoll.cri.images import ImageService
 from atoll.cri.runtime import RuntimeService
 from atoll.cri.streaming import Streaming
-from atoll.daemon import activation
+from atoll.daemon import activation, memory
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
 from atoll.daemon.reload import Read, Reloader
@@ -83,6 +83,7 @@ def serve(read: Read, *, config_file: str = "", private: bool = False) -> int:
     """
     config = read()
     logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
+    memory.give_back_large_blocks()
     handed = activation.take(os.environ, config.socket_path)
     owner = ownership.owner_of(config, file=config_file, pid=os.getpid(), private=private, socket=config.socket_path)
     with _lock(Path(config.root), "root", 0o700, owner), _lock(Path(config.state), "state", 0o711, owner):
