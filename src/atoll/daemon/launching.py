@@ -32,5 +32,5 @@ class LauncherByRuntime:
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
         return await self._of(request).ended(request)
 
-    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
-        return await self._of(request).delete(request)
+    async def delete(self, request: LaunchRequest, *, has_hung_up: bool = False) -> ExitStatus | None:
+        return await self._of(request).delete(request, has_hung_up=has_hung_up)

@@ -164,7 +164,7 @@ class BinaryLauncher:
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
         return None  # only its `delete` may know
 
-    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
+    async def delete(self, request: LaunchRequest, *, has_hung_up: bool = False) -> ExitStatus | None:
         """End the shim, run `delete` in the bundle, then remove the bundle; nothing to do where there is no bundle.
 
         A bundle that no shim was started in is only removed.

@@ -113,23 +113,35 @@ class AtollLauncher:
         """SIGKILL what runs of the containers of a shim that is gone, whoever asked for them: nobody watches it now."""
         await self._blocking.run(cleanup.kill_guests, request.bundle.path)
 
-    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
+    async def delete(self, request: LaunchRequest, *, has_hung_up: bool = False) -> ExitStatus | None:
         """End the shim where it still lives, then what it did not clear away itself, its socket and its bundle.
 
         Other shims of its process go on, and where that does not answer this one is put aside (`hung`).
         """
         bundle = request.bundle.path
+        if has_hung_up and await self._blocking.run(self._is_swept, request):
+            return None
         try:
             await ending.end_recorded(bundle / records.SHIM, self._socket(request), request.id)
         except errors.Unavailable as error:
             log.warning("%s: is freed without it: %s", hung.describe(bundle), error)
             hung.put_aside(self._socket(request))
         ended: ExitStatus | None = None
-        if any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)) or records.guests(bundle):
+        if _has_left(bundle):
             ended = await self._clear(request)
         self._socket(request).unlink(missing_ok=True)
         await self._blocking.run(request.bundle.delete)
         return ended
+
+    def _is_swept(self, request: LaunchRequest) -> bool:
+        """Sweep up behind a shim that shared its process and cleared all away itself; False where it is another."""
+        bundle = request.bundle.path
+        record = records.read(bundle / records.SHIM, records.ShimRecord)
+        if record is None or record.alone or _has_left(bundle):
+            return False
+        self._socket(request).unlink(missing_ok=True)
+        request.bundle.delete()
+        return True
 
     async def _clear(self, request: LaunchRequest) -> ExitStatus | None:
         """What the shim's `delete` does, in a process of its own: it reaps as the parent of what it runs."""
@@ -148,6 +160,11 @@ class AtollLauncher:
         except DecodeError as error:
             raise errors.Internal(f"shim {request.id}: its clean-up printed no answer: {error}") from error
         return ExitStatus(exit_status=answer.exit_status, exited_at=from_timestamp(answer.exited_at))
+
+
+def _has_left(bundle: Path) -> bool:
+    """Whether there is something in it of a pod or a container."""
+    return any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)) or bool(records.guests(bundle))
 
 
 def _exit(record: records.ExitRecord | records.SandboxExit | None) -> ExitStatus | None:

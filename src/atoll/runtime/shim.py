@@ -110,8 +110,10 @@ class Launcher(Protocol):
         """How the sandbox or task of a shim that is gone ended; None where the shim left no word of it."""
         ...
 
-    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
+    async def delete(self, request: LaunchRequest, *, has_hung_up: bool = False) -> ExitStatus | None:
         """Free everything of a shim that is gone or must go, without its help, and its bundle; idempotent.
+
+        `has_hung_up`: it has answered Shutdown and then hung up, so that there is hardly anything to do.
 
         How its last process ended, where the shim's own clean-up could tell. An error leaves the bundle, so
         that it can be tried again.

@@ -45,6 +45,8 @@ HANG_UP_TIMEOUT_S = 5.0
 @dataclass(slots=True, kw_only=True)
 class _Held(Held):
     platform: Platform | None = None
+    was_told: bool = False
+    """Its shim has answered that it stopped it."""
 
 
 class ShimController(HeldController[_Held]):
@@ -107,16 +109,17 @@ class ShimController(HeldController[_Held]):
     async def _free(self, held: _Held) -> Undoing:
         """Everything of one sandbox: asked of the shim first, taken without it where it does not answer."""
         undoing = Undoing()
+        has_hung_up = False
         try:
             shim = await held.link.shim()
             await shim.sandbox.shutdown(held.id)
-            await shim.wait_closed(HANG_UP_TIMEOUT_S)
+            has_hung_up = await shim.wait_closed(HANG_UP_TIMEOUT_S)
         except errors.AtollError as error:
             log.info("sandbox %s: is freed without its shim: %s", held.id, error)
         await held.link.aclose()
         held.link = Link(self._launcher, held.request)
         with undoing.step(f"the pod, shim and bundle of sandbox {held.id}"):
-            await self._launcher.delete(held.request)
+            await self._launcher.delete(held.request, has_hung_up=has_hung_up)
         if not undoing.left:
             self._forget(held)
         return undoing
@@ -129,9 +132,12 @@ class ShimController(HeldController[_Held]):
             return
         async with held.turn:  # behind a start; what comes later finds it stopped
             held.is_stopped = True
+        if held.was_told and held.exit.is_set:
+            return
         # Not in a turn: a stop that gives less time, or a shutdown, goes ahead of one that still waits.
         try:
             await held.link.ask(lambda shim: shim.sandbox.stop(sandbox_id, timeout_s))
+            held.was_told = True
         except (errors.NotFound, errors.Unavailable) as error:
             log.info("sandbox %s: stop found nothing to stop: %s", sandbox_id, error)
             if isinstance(error, errors.Unavailable) and not held.link.is_gone and not held.exit.is_set:

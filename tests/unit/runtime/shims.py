@@ -129,7 +129,7 @@ class LocalLauncher:
     async def ended(self, request: LaunchRequest) -> ExitStatus | None:
         return self.recorded
 
-    async def delete(self, request: LaunchRequest) -> ExitStatus | None:
+    async def delete(self, request: LaunchRequest, *, has_hung_up: bool = False) -> ExitStatus | None:
         await self.faults.reach("launcher.delete")
         self.deleted.append(request.id)
         if request.id in self.servers:
