@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from tests.chaos.outside import Outside
 from tests.chaos.restarts import RestartLife
 from tests.integration.cri_client import CRI, connected
 from tests.integration.daemons import Daemon, Roots
-from tests.integration.leaks import Footprint, links, pids, read, wait_until
+from tests.integration.leaks import MARKER, Footprint, fds_before, links, pids, read, settled_leaks, wait_until
 from tests.integration.test_remote_pods import Far
 
 REACHED_WITHIN_S = 30.0
@@ -81,6 +83,7 @@ class Arena:
         self._faults = roots.base / "faults"
         self._boots = 0
         self._lives = 0
+        self._naming = threading.Lock()
         self._clean: frozenset[str] = frozenset()
         self._far = Far(roots, "ttrpc+unix://")
         for name in ("c-root", "c-state"):
@@ -98,7 +101,7 @@ class Arena:
             with connected(self.roots) as cri:
                 for name, kind in self._lives_of.items():  # what is made once is there then
                     if not issubclass(kind, RestartLife):
-                        self._life(cri, name).lead()
+                        self.life(cri, name).lead()
                 self._require_clean(cri)
             self._clean = self._settled()
             looked = [name for name in self._lives_of if looks and (not only or name in only)]
@@ -120,9 +123,12 @@ class Arena:
             known.update(lines)
             yield Notes(life=name, lines=new, again=() if cause else kind.AGAIN, cause=cause)
 
-    def _life(self, cri: CRI, name: str) -> Life:
-        self._lives += 1
-        return self._lives_of[name](cri, self.world, f"{self.roots.prefix}-life{self._lives}")
+    def life(self, cri: CRI, name: str) -> Life:
+        """A new one of that kind, under a name of its own."""
+        with self._naming:
+            self._lives += 1
+            number = self._lives
+        return self._lives_of[name](cri, self.world, f"{self.roots.prefix}-life{number}")
 
     def _settled(self) -> frozenset[str]:
         """The things there are once they stay the same."""
@@ -143,22 +149,27 @@ class Arena:
             (self._faults / path).unlink(missing_ok=True)
         fault, struck = "", True
         with connected(self.roots) as cri:
-            one = self._life(cri, cell.life if cell else life)
+            one = self.life(cri, cell.life if cell else life)
             try:
                 fault, struck = self._played(cri, one, cell)
             except (AssertionError, grpc.RpcError, pytest.fail.Exception) as error:
                 fault = f"{str(error) or type(error).__name__}; calls failed with {one.failures[-3:]}"
-        for path in (self._faults / "rules").iterdir():
-            path.unlink()
+        self.disarm()
         (self._faults / "go").touch()
         if fault and not self.daemon.is_running():
             self.daemon.kill()
             self.daemon.start()
         return Outcome(cell or Cell(life, "", Blow.ERROR), time.monotonic() - begun, fault, struck)
 
-    def _arm(self, rules: Sequence[Rule]) -> None:
+    def arm(self, rules: Sequence[Rule]) -> None:
+        """What is to happen from now on, in place of what was."""
         for number, rule in enumerate(rules):
             (self._faults / "rules" / f"{number:02}").write_bytes(msgspec.json.encode(rule))
+
+    def disarm(self) -> None:
+        """Nothing is to happen from now on."""
+        for path in (self._faults / "rules").iterdir():
+            path.unlink(missing_ok=True)
 
     def _played(self, cri: CRI, life: Life, cell: Cell | None) -> tuple[str, bool]:
         rules = cell.rules() if cell else []
@@ -168,7 +179,7 @@ class Arena:
             self._restart(cell, rules)
             life.lead()
         else:
-            self._arm(rules)
+            self.arm(rules)
             fault = self._led(life, cell if holds else None)
             if fault:
                 return fault, True
@@ -178,9 +189,8 @@ class Arena:
         known = KILLED_EXIT_CODES if kills else life.CODES
         if any(code not in known for code in life.exit_codes):
             return f"exit codes {life.exit_codes}, not of {known}", struck
-        for path in (self._faults / "rules").iterdir():  # a second blow that nothing came by must not strike the judge
-            path.unlink()
-        return self._dirt(cri), struck
+        self.disarm()  # a second blow that nothing came by must not strike the judge
+        return self.dirt(cri), struck
 
     def _led(self, life: Life, held: Cell | None) -> str:
         """Lead a life beside the blow of a cell whose program stands still; what went wrong, in words."""
@@ -190,7 +200,7 @@ class Arena:
         if held is not None:
             wait_until(lambda: (self._faults / "held").exists() or not thread.is_alive(), within=REACHED_WITHIN_S)
             if (self._faults / "held").exists():
-                self._strike(held.blow)
+                self.strike(held.blow)
         thread.join(LIFE_WITHIN_S)
         if thread.is_alive():
             return f"the life did not end within {LIFE_WITHIN_S:g} s: {life.failures[-3:]}"
@@ -205,7 +215,7 @@ class Arena:
 
     def _hold(self, point: str) -> None:
         """Return when the daemon stands still at a point."""
-        self._arm([Rule(point=point, action=Action.HOLD)])
+        self.arm([Rule(point=point, action=Action.HOLD)])
         assert wait_until((self._faults / "held").exists, within=REACHED_WITHIN_S), f"{point} is not reached"
 
     def _restart(self, cell: Cell | None, rules: Sequence[Rule]) -> None:
@@ -213,14 +223,14 @@ class Arena:
         self.daemon.kill()
         for path in ("held", "reached"):
             (self._faults / path).unlink(missing_ok=True)
-        self._arm(rules)
+        self.arm(rules)
         if cell is None or not any(rule.action is Action.HOLD for rule in rules):
             (self._faults / "go").touch()
             self._start()
             return
         self.daemon.launch()
         if wait_until((self._faults / "held").exists, within=REACHED_WITHIN_S):
-            self._strike(cell.blow)
+            self.strike(cell.blow)
         self.daemon.await_ready()
 
     def _start(self) -> None:
@@ -228,12 +238,13 @@ class Arena:
         try:
             self.daemon.start()
         except pytest.fail.Exception:
+            self.disarm()
             self.daemon.start()
 
     def _require_clean(self, cri: CRI) -> None:
         assert wait_until(lambda: not cri.fsck(), within=CLEAN_WITHIN_S)
 
-    def _dirt(self, cri: CRI) -> str:
+    def dirt(self, cri: CRI) -> str:
         """What fsck or a look at the machine finds, when the clean-up has had its time."""
         found: list[str] = []
 
@@ -250,15 +261,17 @@ class Arena:
 
     # the blows
 
-    def _strike(self, blow: Blow) -> None:
+    def strike(self, blow: Blow, only: random.Random | None = None) -> None:
+        """A kill; of the shims all, or one that `only` chooses. What stood still goes on."""
         go = self._faults / "go"
         match blow:
             case Blow.DAEMON:
                 self.daemon.kill()
                 go.touch()
-                self.daemon.start()
+                self._start()
             case Blow.SHIM:
-                for pid in self._named("atoll-shim", "containerd-shim"):
+                shims = self._named("atoll-shim", "containerd-shim")
+                for pid in [only.choice(shims)] if only and shims else shims:
                     _kill(pid)
                 go.touch()
             case Blow.ZYGOTE:
@@ -310,7 +323,7 @@ class Arena:
         self._far = Far(self.roots, "ttrpc+unix://")
         self._far.begin()
         os.environ[VARIABLE] = faults
-        self.daemon.start()
+        self._start()
 
     # what there is
 
@@ -332,6 +345,28 @@ class Arena:
         for folder in (roots.root, roots.state, roots.base / "c-root", roots.base / "c-state"):
             found += [f"file {path}" for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
         return frozenset(found)
+
+
+@contextlib.contextmanager
+def arena_in(out: Outside, told: Callable[[str], None], *, config: str = "", keep: bool = False) -> Iterator[Arena]:
+    """An arena under roots of its own; what it leaves behind is told, and taken away."""
+    prefix = f"ch{secrets.token_hex(4)}"
+    os.environ[MARKER] = prefix
+    footprint = Footprint.of(prefix, fds_before())
+    base, state = footprint.folders
+    roots = Roots(prefix=prefix, base=base, state=state)
+    roots.make()
+    try:
+        yield Arena(roots, out, config)
+    finally:
+        roots.delete_bridge()
+        for leak in settled_leaks(footprint, None):
+            if "file descriptor" not in leak:  # its own, of queues and channels
+                told(f"left behind: {leak}")
+        if keep:
+            print(f"logs: {roots.log}", file=sys.stderr)
+        else:
+            footprint.remove()
 
 
 def alone() -> None:

@@ -62,7 +62,10 @@ class Life:
     cri: CRI
     world: World
     name: str
+    attempts: int = 3
     attempt: int = 0
+    steps: int = 0
+    """Calls that were answered as they should be."""
     exit_codes: list[int] = field(default_factory=list[int])
     """Of what was seen to have ended."""
     failures: list[str] = field(default_factory=list[str])
@@ -70,7 +73,8 @@ class Life:
 
     def lead(self) -> None:
         """All of it; what is lost on the way is removed and made again."""
-        for self.attempt in range(3):
+        for attempt in range(self.attempts):
+            self.attempt = attempt
             try:
                 self.lead_once()
             except LostError:
@@ -90,12 +94,15 @@ class Life:
         deadline = time.monotonic() + WITHIN_S
         while True:
             try:
-                return step()
+                done = step()
             except grpc.RpcError as error:
                 self.failures.append(f"{error.code().name}: {error.details()}")
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{self.name}: not within {WITHIN_S:g} s: {self.failures[-1]}") from error
                 time.sleep(PAUSE_S)
+            else:
+                self.steps += 1
+                return done
 
 
 @dataclass(slots=True)

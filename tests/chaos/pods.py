@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +37,7 @@ class MappedLife(PodLife):
     def config(self) -> pb.PodSandboxConfig:
         config = self.cri.pod_config(self.name, network=True, namespaces=self._namespaces())
         config.annotations[POD_VOLUMES] = "data"
-        config.port_mappings.add(container_port=80, host_port=20_000 + int(self.world.roots.prefix[-3:], 16))
+        config.port_mappings.add(container_port=80, host_port=20_000 + zlib.crc32(self.name.encode()) % 12_000)
         return config
 
     def container_config(self) -> pb.ContainerConfig:

@@ -19,19 +19,16 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from tests.chaos.arena import Arena, Outcome, alone
+from tests.chaos.arena import Outcome, alone, arena_in
 from tests.chaos.cells import Blow, Cell, Notes, cells, sample
 from tests.chaos.kinds import LIVES, possible
 from tests.chaos.outside import Outside, outside
 from tests.chaos.points import sites, unseen
-from tests.integration.daemons import Roots
-from tests.integration.leaks import MARKER, Footprint, fds_before, settled_leaks
 
 Told = str | list[Notes] | Outcome | None
 """What a worker says: an error of its own, the points it saw, how a cell ended, that it has ended."""
@@ -157,7 +154,7 @@ def work(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: ar
     alone()
     try:
         with (
-            _arena(out, options.config, told.put, keep=options.keep) as arena,
+            arena_in(out, told.put, config=options.config, keep=options.keep) as arena,
             arena.open(options.life, looks=looks) as notes,
         ):
             if looks:
@@ -169,27 +166,6 @@ def work(asked: Queue[Cell | None], told: Queue[Told], out: Outside, options: ar
         raise
     finally:
         told.put(None)
-
-
-@contextmanager
-def _arena(out: Outside, config: str, told: Callable[[str], None], *, keep: bool) -> Iterator[Arena]:
-    prefix = f"ch{secrets.token_hex(4)}"
-    os.environ[MARKER] = prefix
-    footprint = Footprint.of(prefix, fds_before())
-    base, state = footprint.folders
-    roots = Roots(prefix=prefix, base=base, state=state)
-    roots.make()
-    try:
-        yield Arena(roots, out, config)
-    finally:
-        roots.delete_bridge()
-        for leak in settled_leaks(footprint, None):
-            if "file descriptor" not in leak:  # its own, of the queues
-                told(f"left behind: {leak}")
-        if keep:
-            print(f"logs: {roots.log}", file=sys.stderr)
-        else:
-            footprint.remove()
 
 
 def table(outcomes: Sequence[Outcome], seconds: float) -> str:
