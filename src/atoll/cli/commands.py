@@ -30,8 +30,8 @@ class Group:
 GROUPS = (
     Group("Run", "atoll.cli.running", "run exec attach"),
     Group("Containers and pods", "atoll.cli.containers", "ps inspect logs phases why stop rm"),
+    Group("Containers and pods", "atoll.cli.manifests", "pod"),
     Group("Time to live", "atoll.cli.leases", "lease"),
-    Group("Pools", "atoll.cli.pools", "pool"),
     Group("Pools", "atoll.cli.pools", "pool"),
     Group("Images", "atoll.cli.images", "login logout pull push images save load tag rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),

@@ -125,7 +125,7 @@ async def logs(client: Client, name: str, *, follow: bool, tail: int | None, sin
 
 async def stop(client: Client, names: Sequence[str], timeout_s: float) -> int:
     """Stop containers, or pods with all in them, each politely; the names are told as they are done."""
-    return await _each(names, lambda name: _stop(client, name, timeout_s))
+    return await each(names, lambda name: _stop(client, name, timeout_s))
 
 
 async def _stop(client: Client, name: str, timeout_s: float) -> None:
@@ -157,7 +157,7 @@ async def remove(client: Client, names: Sequence[str], *, force: bool, every: bo
     if every:
         pods = await overview(client)
         names = [pod.id for pod, inside in pods if force or not _runs(inside)]
-    return await _each(names, lambda name: _remove(client, name, force=force))
+    return await each(names, lambda name: _remove(client, name, force=force))
 
 
 def _runs(containers: Sequence[ContainerStatus]) -> bool:
@@ -177,7 +177,8 @@ async def _remove(client: Client, name: str, *, force: bool) -> None:
     await container.remove()
 
 
-async def _each(names: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
+async def each(names: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
+    """Do it to each name, which is told as it is done; one that fails is told too, and holds up no other."""
     code = 0
     for name in names:
         try:
@@ -244,7 +245,7 @@ async def remove_images(client: Client, names: Sequence[str]) -> int:
                 raise errors.NotFound(f"image {name!r}: is not here; `atoll images` shows what is") from None
         await client.remove_image(name)
 
-    return await _each(names, remove)
+    return await each(names, remove)
 
 
 # --- the daemon ---

@@ -10,13 +10,16 @@ from typing import TypeVar
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import branches as branching
 from atoll.client import leases as leasing
+from atoll.client import manifest_run, private, request, wire
 from atoll.client import pools as pooling
-from atoll.client import private, request, wire
+from atoll.client.branches import Snapshot, SnapshotStatus
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.images import Images, OnProgress
 from atoll.client.leases import LeaseStatus
 from atoll.client.making import made_or_undone
+from atoll.client.manifest import Manifest
 from atoll.client.model import (
     ContainerStatus,
     DaemonInfo,
@@ -136,6 +139,15 @@ class Client:
         """Every lease of a pod, those that ran out last too."""
         return await leasing.leases(self._wire)
 
+    async def run_manifest(
+        self, manifest: Manifest, *, pull: manifest_run.Pull | None = None, tell: manifest_run.Told | None = None
+    ) -> Pod:
+        """Run the pod of a Kubernetes manifest, as `parse_manifest` reads it; its containers run when this returns.
+
+        `pull` takes the place of a plain pull, `tell` is told of init containers. Where anything fails nothing is left.
+        """
+        return await manifest_run.run(self._wire, manifest, pull=pull, tell=tell)
+
     # --- what is there ---
 
     async def pods(
@@ -159,6 +171,16 @@ class Client:
         )
         ordered = sorted(answer.containers, key=lambda item: -item.created_at)
         return tuple(ContainerStatus.listed(item) for item in ordered)
+
+    # --- snapshots ---
+
+    async def snapshots(self) -> tuple[SnapshotStatus, ...]:
+        """Every snapshot of a container's files, the oldest first."""
+        return await branching.every(self._wire)
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """The snapshot of that name, ID or unique beginning of an ID; raises `NotFound`."""
+        return await branching.find(self._wire, name)
 
     # --- pools ---
 

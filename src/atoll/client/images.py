@@ -38,6 +38,13 @@ class Images:
     async def has(self, reference: str) -> bool:
         return await self.get(reference) is not None
 
+    async def runs_as_root(self, reference: str) -> bool:
+        """Whether the image names root, or nobody, as its user."""
+        asked = cri.ImageStatusRequest(image=cri.ImageSpec(image=reference))
+        answer = await self._wire.call(wire.IMAGE_STATUS, asked, timeout_s=CALL_TIMEOUT_S)
+        image = answer.image
+        return image.username in ("", "root") and image.uid.value == 0
+
     async def pull(
         self, reference: str, on_progress: OnProgress | None = None, *, username: str = "", password: str = ""
     ) -> str:

@@ -17,6 +17,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.hardening import MASKED_PATHS, READONLY_PATHS
 
 Network = Literal["default", "host", "none"]
+PullPolicy = Literal["missing", "always", "never"]
 
 NO_NETWORK = "io.atoll.network/none"
 PORTS = "io.atoll.ports"
@@ -25,7 +26,10 @@ REQUEST = "io.atoll.request"
 """Annotation that tells a retry of one request from another request for the same name."""
 RLIMITS = "io.atoll.container/rlimits"
 TMPFS = "io.atoll.container/tmpfs"
-"""Annotations of a container for what CRI has no field for."""
+VOLUMES = "io.atoll.container/volumes"
+POD_VOLUMES = "io.atoll.pod/volumes"
+LEASE_TTL = "io.atoll.lease/ttl"
+"""Annotations for what CRI has no field for."""
 NAMESPACE = "atoll"
 
 CPU_PERIOD_US = 100_000

@@ -352,6 +352,7 @@ class SyncClient(Face[Client]):
     leases = _waits(Client.leases)
     pool = _makes(Client.pool, SyncPool)
     pools = _waits(Client.pools)
+    run_manifest = _makes(Client.run_manifest, SyncPod)
     pods = _waits(Client.pods)
     containers = _waits(Client.containers)
     pod = _makes(Client.pod, SyncPod)
