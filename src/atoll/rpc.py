@@ -30,7 +30,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from atoll import errors
+from atoll import errors, tracing
 from atoll.api.status import to_status
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ def _encode(message: Message) -> bytes:
 def _unary(name: str, work: Callable[..., Awaitable[Message]], activity: Activity, gate: Gate) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Message:
         activity.begin()
+        _take_up_trace(context)
         try:
             await gate()
             return await work(request, context)
@@ -169,6 +170,7 @@ def _streaming(
 
     async def call(request: Any, context: Context) -> None:
         activity.begin()
+        _take_up_trace(context)
         try:
             await gate()
             async with contextlib.aclosing(work(request, context)) as messages:
@@ -182,6 +184,13 @@ def _streaming(
             activity.end()
 
     return call
+
+
+def _take_up_trace(context: Context) -> None:
+    """Each call is answered in a task of its own, so what is set here is set for it alone."""
+    for key, value in context.invocation_metadata() or ():
+        if key == tracing.HEADER and isinstance(value, str):
+            tracing.PARENT.set(tracing.parse(value))
 
 
 async def _abort(name: str, error: Exception, context: Context) -> Any:

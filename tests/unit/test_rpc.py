@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import grpc
 import pytest
 
-from atoll import errors, rpc
+from atoll import errors, rpc, tracing
 from atoll.api import atoll_v1_pb2 as pb
 
 
@@ -24,6 +24,10 @@ class Context:
         self.code: grpc.StatusCode | None = None
         self.details = ""
         self.written: list[object] = []
+        self.metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self.metadata
 
     async def write(self, message: object) -> None:
         self.written.append(message)
@@ -155,3 +159,19 @@ def test_a_handler_of_the_wrong_form_is_found_at_the_start() -> None:
     service = pb.DESCRIPTOR.services_by_name["Runtime"]
     with pytest.raises(TypeError, match="Logs"):
         rpc.handlers(service, Wrong(), Calls())
+
+
+async def test_the_trace_of_a_call_is_its_own() -> None:
+    seen: list[tracing.Parent | None] = []
+
+    async def work(request: object, context: object) -> pb.InfoResponse:
+        seen.append(tracing.PARENT.get())
+        return pb.InfoResponse()
+
+    traced, plain = Context(), Context()
+    traced.metadata = (("user-agent", "grpc"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"))
+    async with asyncio.TaskGroup() as group:
+        for context in (traced, plain):
+            group.create_task(rpc._unary("Info", work, Calls(), _open)(pb.InfoRequest(), context))
+    assert seen == [tracing.Parent(trace_id=int("a" * 32, 16), span_id=int("b" * 16, 16), is_sampled=True), None]
+    assert tracing.PARENT.get() is None

@@ -66,7 +66,7 @@ class ImageService:
                 f"image.runtime_handler {request.image.runtime_handler!r}: is none of {', '.join(sorted(handlers))}"
             )
         auth = credentials(request.auth, name) if request.HasField("auth") else None
-        image = await self._images.pull(name, auth)
+        image = await self._engine.pull_image(name, auth)
         return pb.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(self, request: pb.RemoveImageRequest, context: object) -> pb.RemoveImageResponse:

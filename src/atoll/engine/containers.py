@@ -31,7 +31,7 @@ from atoll.engine.exits import Exits
 from atoll.engine.lines import tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
-from atoll.engine.phases import Story
+from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
 from atoll.image.model import Image
@@ -118,6 +118,7 @@ class Containers:
         with pod.admitted(NO_CREATE):
             return await self._create_admitted(pod, name, config)
 
+    @operation
     async def _create_admitted(self, pod: Pod, name: str, config: ContainerConfig) -> Container:
         parts = self._parts
         assert config.image is not None
@@ -241,6 +242,7 @@ class Containers:
             await self._start_admitted(pod, container)
             await self._parts.nri.started(pod, container)
 
+    @operation
     async def _start_admitted(self, pod: Pod, container: Container) -> None:
         parts = self._parts
         story = parts.stories.begin(pod.id, "start", container.id)
@@ -395,6 +397,7 @@ class Containers:
 
     # --- stop ---
 
+    @operation
     async def stop(self, pod: Pod | None, container_id: str, timeout_s: float) -> None:
         """Send the stop signal, wait `timeout_s`, then SIGKILL. Idempotent; unknown or not running is done.
 
@@ -495,6 +498,7 @@ class Containers:
         finally:
             self._busy.discard(container.id)
 
+    @operation
     async def _remove_busy(self, pod: Pod | None, container: Container) -> None:
         if container.status.get().can_stop:
             await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))

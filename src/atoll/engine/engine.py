@@ -29,6 +29,10 @@ from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
 from atoll.engine.unfinished import Unfinished
 from atoll.engine.usage import Usages
+from atoll.image.config import Auth
+from atoll.image.model import Image
+from atoll.image.progress import OnProgress, Progress
+from atoll.image.progress import Phase as ImagePhase
 from atoll.image.store import Collected
 from atoll.ledger import fsck
 from atoll.ledger.fsck import Finding, Findings
@@ -69,6 +73,10 @@ class Engine:
         self.started_at_ns = time.time_ns()
         self._collections: SingleFlight[str, Collected] = SingleFlight(parts.owner)
         self._recovered = asyncio.Event()
+        self._pulling: set[tuple[str, Auth | None]] = set()
+        self.last_fsck: Findings | None = None
+        """What the last comparison left as it was, and when that was, in ns from the epoch."""
+        self.last_fsck_at_ns = 0
 
     @classmethod
     async def open(cls, parts: Parts) -> Engine:
@@ -132,6 +140,29 @@ class Engine:
         """Whether an operation on what `owner` has is under way."""
         return self.pods.is_busy(owner) or self.containers.is_busy(owner) or self.sandboxes.is_busy(owner)
 
+    async def pull_image(self, ref: str, auth: Auth | None = None, on_progress: OnProgress | None = None) -> Image:
+        """As `ImageStore.pull`, as an operation with a story."""
+        fetched: dict[str, int] = {}
+
+        def note(progress: Progress) -> None:
+            if progress.phase is ImagePhase.DOWNLOADING:
+                fetched[progress.digest] = progress.done
+            elif progress.phase is ImagePhase.DOWNLOADED:
+                fetched[progress.digest] = progress.total
+            if on_progress is not None:
+                on_progress(progress)
+
+        key = (ref, auth)
+        is_first = key not in self._pulling  # who joins it fetches nothing
+        self._pulling.add(key)
+        with self.parts.stories.passing("", "pull", ref) as story:
+            try:
+                return await self.parts.images.pull(ref, auth, note)
+            finally:
+                if is_first:
+                    self._pulling.discard(key)
+                    story.bytes = sum(fetched.values())
+
     async def remove_image(self, ref_or_id: str) -> None:
         """Remove a name or an image and give its disk space back; what containers rest on stays. Idempotent."""
         images = self.parts.images
@@ -144,6 +175,11 @@ class Engine:
 
     async def fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         """Compare the ledger with the machine; what was found, and what of it is left after the repair asked for."""
+        found, left = await self._fsck(repair=repair)
+        self.last_fsck, self.last_fsck_at_ns = left, time.time_ns()
+        return found, left
+
+    async def _fsck(self, *, repair: bool) -> tuple[Findings, Findings]:
         await self.unfinished.tried(READY_TIMEOUT_S)
         await self.pods.settle(SETTLE_TIMEOUT_S)
         before = self.unfinished.findings()

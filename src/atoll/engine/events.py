@@ -63,7 +63,9 @@ class Subscription(Generic[E]):
         """Queue an event, unless it or an earlier one had to be left out; one is taken whatever it weighs."""
         weight = self._weight + self._backlog.of(event)
         is_too_much = weight > self._backlog.weight and not self._queue.empty()
-        self._is_overrun = self._is_overrun or is_too_much or self._queue.qsize() >= self._backlog.events
+        if not self._is_overrun and (is_too_much or self._queue.qsize() >= self._backlog.events):
+            self._is_overrun = True
+            self._bus.overrun += 1
         if not self._is_overrun:
             self._weight = weight
             self._queue.put_nowait(event)
@@ -103,6 +105,8 @@ class Bus(Generic[E]):
         self._subscribers: set[Subscription[E]] = set()
         self._taps: list[Callable[[E], None]] = []
         self._at_close: list[Callable[[], None]] = []
+        self.overrun = 0
+        """Readers that did not keep up, so far."""
 
     def tap(self, told: Callable[[E], None]) -> None:
         """Have `told` called with every event from now on, at once: before its publisher goes on. It must not raise."""
@@ -116,6 +120,11 @@ class Bus(Generic[E]):
     def is_read(self) -> bool:
         """Whether anybody has subscribed."""
         return bool(self._subscribers)
+
+    @property
+    def readers(self) -> int:
+        """How many have subscribed."""
+        return len(self._subscribers)
 
     def publish(self, event: E) -> None:
         for told in self._taps:

@@ -110,10 +110,22 @@ class Exec:
     tasks: TaskClient = field(repr=False)
     streams: ExecStreams = field(repr=False)
     ended: bool = False
+    exit_status: int = -1
+    is_killed: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """How it has ended, in a word."""
+        if not self.ended:
+            return "abandoned"
+        if self.is_killed:
+            return Cause.TIMED_OUT
+        is_signal = 128 < self.exit_status <= 128 + signal.SIGRTMAX
+        return Cause.SIGNALLED if is_signal else Cause.EXITED
 
     async def wait(self) -> ExitStatus:
         end = await self.tasks.wait(self.container_id, self.id)
-        self.ended = True
+        self.ended, self.exit_status = True, end.exit_status
         return end
 
     async def resize(self, width: int, height: int) -> None:
@@ -126,6 +138,7 @@ class Exec:
 
     async def kill_tree(self) -> None:
         """SIGKILL the process and all it started that is still its own."""
+        self.is_killed = self.is_killed or not self.ended
         with contextlib.suppress(errors.NotFound):
             await self.tasks.kill(self.container_id, signal.SIGKILL, exec_id=self.id, all_processes=True)
 
@@ -160,11 +173,12 @@ class Execs:
         exec_id = ATTENDED + secrets.token_hex(12)
         self._hold(container.id, exec_id)
         try:
-            with self._parts.uses.using(pod.id):
+            with self._parts.uses.using(pod.id), self._parts.stories.passing(pod.id, "exec", container.id) as story:
                 started = await self._start(pod, container, request, exec_id)
                 try:
                     yield started
                 finally:
+                    story.outcome = started.outcome
                     started.io.close()
                     await run_to_completion(self._end(started), within=CLEANUP_TIMEOUT_S)
         finally:

@@ -7,19 +7,25 @@ kept in memory, `MAX_STORIES` a pod; those of pods that are gone for the last `M
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from atoll import faults
+from atoll import faults, tracing
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_STORIES = 64
 MAX_ENDED = 128
+OK, FAILED = "ok", "failed"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +49,16 @@ class Story:
     operation: str
     subject: str
     phases: list[Phase] = field(default_factory=list[Phase])
+    pod_id: str = ""
+    started_at_ns: int = field(default_factory=time.time_ns, compare=False)
+    duration_ns: int = -1
+    error: str = ""
+    outcome: str = ""
+    """One word for how it ended."""
+    bytes: int = 0
+    """Moved, where it is about that."""
+    parent: tracing.Parent | None = field(default_factory=tracing.PARENT.get, compare=False)
+    """The span of who asked for it."""
 
     @contextmanager
     def step(self, name: str, waits_on: str = "") -> Generator[Phase]:
@@ -86,6 +102,29 @@ class Story:
         return next((phase for phase in reversed(self.phases) if phase.duration_ns < 0), None)
 
 
+_begun: ContextVar[list[tuple[Stories, Story, int]] | None] = ContextVar("atoll_stories_begun", default=None)
+
+
+def operation(work: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """For a coroutine that is a whole operation: the story that it begins ends with it, well or with its error."""
+
+    @functools.wraps(work)
+    async def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        begun: list[tuple[Stories, Story, int]] = []
+        token, error = _begun.set(begun), ""
+        try:
+            return await work(*args, **kwargs)
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            raise
+        finally:
+            _begun.reset(token)
+            for stories, story, at in begun:
+                stories.tell(story, at, error)
+
+    return told
+
+
 def _caller(frame: FrameType | None) -> FrameType | None:
     """Who entered the context manager that `frame` is of, beyond contextlib."""
     entering = frame.f_back if frame is not None else None
@@ -106,6 +145,18 @@ class Stories:
         self._pods: dict[str, deque[Story]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._names: dict[str, str] = {}
+        self._taps: list[Callable[[Story], None]] = []
+
+    def tap(self, told: Callable[[Story], None]) -> None:
+        """Have `told` called with every story that ends from now on, at once. It must not raise."""
+        self._taps.append(told)
+
+    def tell(self, story: Story, begun_ns: int, error: str) -> None:
+        """A story that began at `begun_ns` of the monotonic clock has ended."""
+        story.duration_ns, story.error = time.monotonic_ns() - begun_ns, error
+        story.outcome = story.outcome or (FAILED if error else OK)
+        for told in self._taps:
+            told(story)
 
     def call(self, pod_id: str, name: str) -> None:
         """Let the stories of a pod be found by its name."""
@@ -127,9 +178,24 @@ class Stories:
 
     def begin(self, pod_id: str, operation: str, subject: str = "") -> Story:
         stories = self._pods.setdefault(pod_id, deque(maxlen=MAX_STORIES))
-        story = Story(operation=operation, subject=subject or pod_id)
+        story = Story(operation=operation, subject=subject or pod_id, pod_id=pod_id)
         stories.append(story)
+        if (begun := _begun.get()) is not None:
+            begun.append((self, story, time.monotonic_ns()))
         return story
+
+    @contextmanager
+    def passing(self, pod_id: str, operation: str, subject: str) -> Generator[Story]:
+        """A story of what runs inside that nobody can ask for later: it is told when it has ended, and kept nowhere."""
+        story = Story(operation=operation, subject=subject, pod_id=pod_id)
+        begun, error = time.monotonic_ns(), ""
+        try:
+            yield story
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            raise
+        finally:
+            self.tell(story, begun, error)
 
     def end(self, pod_id: str) -> None:
         """The pod is gone; its stories can be asked for until `MAX_ENDED` others have gone after it."""

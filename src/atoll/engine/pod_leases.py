@@ -23,6 +23,7 @@ from atoll.engine.events import Event, EventType
 from atoll.engine.lease_store import Lease, Moment, checked
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
+from atoll.engine.phases import operation
 from atoll.engine.pods import Pods
 from atoll.sandbox.controller import TypedAny
 
@@ -210,6 +211,7 @@ class PodLeases:
         else:
             self._arm(lease, watch)
 
+    @operation
     async def _expire(self, lease: Lease, reason: str) -> None:
         pod = self._pods.find(lease.pod_id)
         if pod is None:

@@ -32,7 +32,7 @@ from atoll.engine.hosts import REMOTE
 from atoll.engine.lease_store import Lease, asked_lease
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
-from atoll.engine.phases import Story
+from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name, require_log_directory
 from atoll.ledger.kind import Entry
@@ -199,6 +199,7 @@ class Pods:
                 f"pod {name}: an earlier run of it was cut short and is not undone yet, try again: {'; '.join(left)}"
             )
 
+    @operation
     async def _run(self, name: str, config: PodConfig, handler_name: str, handler: RuntimeHandler) -> Pod:
         parts = self._parts
         pod_id = secrets.token_hex(32)
@@ -426,6 +427,7 @@ class Pods:
             return
         await self._ends.run(("stop", pod.id), lambda: self._stop(pod), name=f"pod/{pod.id}/stop")
 
+    @operation
     async def _stop(self, pod: Pod) -> None:
         holder = self._parts.stories.under_way(pod.id)
         story = self._parts.stories.begin(pod.id, "stop")
@@ -527,6 +529,7 @@ class Pods:
             return
         await self._ends.run(("remove", pod.id), lambda: self._remove(pod), name=f"pod/{pod.id}/remove")
 
+    @operation
     async def _remove(self, pod: Pod) -> None:
         holder = self._parts.stories.under_way(pod.id)
         story = self._parts.stories.begin(pod.id, "remove")

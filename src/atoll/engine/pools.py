@@ -29,7 +29,7 @@ from atoll.engine.containers import Containers
 from atoll.engine.events import Event, EventType
 from atoll.engine.lease_store import IDLE, TTL, checked
 from atoll.engine.parts import Parts
-from atoll.engine.phases import Story
+from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
 from atoll.engine.pool import SHORT_LIFE_S, Member, Pool
@@ -236,6 +236,7 @@ class Pools:
         pod, container = await self._make_cold(pool, ttl, idle)
         return Acquired(pod=pod, container=container, is_hit=False, duration_s=time.monotonic() - begun)
 
+    @operation
     async def _claim(self, pool: Pool, member: Member, ttl: float, idle: float) -> None:
         """Off the pool already, so that nobody else has it; where the disk refuses it goes back."""
         record = member.record

@@ -55,6 +55,11 @@ class Topics:
         self._late: tuple[Envelope, ...] = ()
         self._late_until = 0.0
 
+    @property
+    def bus(self) -> Bus[Envelope]:
+        """What counts events and readers."""
+        return self._bus
+
     def publish(self, namespace: str, topic: str, event: TypedAny) -> None:
         """Publish with the time of now; raises as `forward`."""
         self.forward(Envelope(at=datetime.now(UTC), namespace=namespace, topic=topic, event=event))

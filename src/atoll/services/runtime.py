@@ -170,7 +170,7 @@ class RuntimeService:
 
         async with TaskOwner("pull") as tasks:
             pulling = tasks.spawn(
-                self._engine.parts.images.pull(request.reference, auth, note), name=f"pull/{request.reference}"
+                self._engine.pull_image(request.reference, auth, note), name=f"pull/{request.reference}"
             )
             sent: dict[str, Progress] = {}
             while not pulling.done():

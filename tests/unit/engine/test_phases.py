@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from atoll.engine import phases
@@ -45,3 +48,41 @@ def test_the_oldest_stories_and_the_pods_gone_longest_are_forgotten() -> None:
         stories.end(f"other-{number}")
     assert stories.of("pod") == ()
     assert stories.of("nobody") == ()
+
+
+async def test_an_operation_ends_the_story_that_it_begins_and_no_other() -> None:
+    stories, told = Stories(), []
+    stories.tap(told.append)
+    earlier = stories.begin("pod", "run")
+
+    @phases.operation
+    async def stop() -> str:
+        with stories.begin("pod", "stop").step("kill"):
+            return "stopped"
+
+    @phases.operation
+    async def remove() -> None:
+        story = stories.begin("pod", "remove", "container")
+        await stop()
+        with story.step("release"):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        await remove()
+    assert [(one.operation, one.subject, one.pod_id, one.error) for one in told] == [
+        ("stop", "pod", "pod", ""),
+        ("remove", "container", "pod", "the disk is full"),
+    ]
+    assert all(one.duration_ns >= sum(phase.duration_ns for phase in one.phases) for one in told)
+    assert earlier.duration_ns == -1
+
+
+def test_whoever_begins_a_story_ends_it() -> None:
+    """Each function of the engine that begins one is an `operation`."""
+    found: list[str] = []
+    for path in Path(phases.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.AsyncFunctionDef) and "stories.begin(" in ast.unparse(node):
+                marks = [ast.unparse(one) for one in node.decorator_list]
+                found += [f"{path.name}: {node.name}"] if "operation" not in marks else []
+    assert found == []
