@@ -24,7 +24,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,6 +102,8 @@ class Database:
 
     def __init__(self, path: Path, writer: _Worker, reader: _Worker) -> None:
         self.path = path
+        self.opened_at = datetime.now(UTC)
+        """What went to quarantine since is news."""
         self._writer = writer
         self._reader = reader
 
@@ -171,11 +173,27 @@ class Database:
 
 def quarantine(connection: Connection, source: str, key: str, row: sqlite3.Row, reason: str) -> None:
     """Keep the unreadable `row` of the table `source`; the caller deletes it there in the same transaction."""
-    content = {name: _legible(row[name]) for name in row.keys()}  # noqa: SIM118  # iterating a Row gives values
+    content = {name: row[name] for name in row.keys()}  # noqa: SIM118  # iterating a Row gives values
+    keep_aside(connection, source, key, content, reason)
+
+
+def keep_aside(connection: Connection, source: str, key: str, content: Mapping[str, object], reason: str) -> None:
+    """`quarantine` of what is no row, such as a file."""
     connection.execute(
         "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)",
-        (source, key, reason, json.dumps(content), round(datetime.now(UTC).timestamp() * 1e6)),
+        (
+            source,
+            key,
+            reason,
+            json.dumps({name: _legible(value) for name, value in content.items()}),
+            round(datetime.now(UTC).timestamp() * 1e6),
+        ),
     )
+
+
+def forget_quarantined(connection: Connection, source: str, key: str) -> None:
+    """Drop what is kept of `key`: it is there again, or is of no more use. Idempotent."""
+    connection.execute("DELETE FROM quarantine WHERE source = ? AND key = ?", (source, key))
 
 
 def quarantined(connection: Connection, source: str | None = None) -> tuple[Quarantined, ...]:

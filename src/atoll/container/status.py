@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -110,7 +111,8 @@ class Status:
         return dataclasses.replace(self, removing=False)
 
     def started(self, *, pid: int, at: int) -> Status:
-        return dataclasses.replace(self, pid=pid, started_at=at, starting=False)
+        """The status of one whose process is there: that is known, whatever was lost before."""
+        return dataclasses.replace(self, pid=pid, started_at=at, starting=False, unknown=False)
 
     def answered(self) -> Status:
         """Without the mark that nobody could be asked; any other UNKNOWN, such as a lost checkpoint's, stays."""
@@ -149,13 +151,20 @@ def unknown_status(last: Status | None, why: str) -> Status:
     return dataclasses.replace(known, unknown=True, reason="Unknown", message=why)
 
 
+_UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class _Checkpoint(msgspec.Struct, kw_only=True, rename="pascal"):
+    """The numbers have the ranges of containerd's fields: what it cannot read is not written, and not read either."""
+
     version: str
-    pid: int = 0
-    created_at: int = 0
-    started_at: int = 0
-    finished_at: int = 0
-    exit_code: int = 0
+    pid: _UInt32 = 0
+    created_at: _Int64 = 0
+    started_at: _Int64 = 0
+    finished_at: _Int64 = 0
+    exit_code: _Int32 = 0
     reason: str = ""
     message: str = ""
     resources: ContainerResources | None = None
@@ -175,12 +184,17 @@ def encode_status(status: Status) -> bytes:
             started_at=status.started_at,
             finished_at=status.finished_at,
             exit_code=status.exit_code,
-            reason=status.reason,
-            message=status.message,
+            reason=_utf8(status.reason),
+            message=_utf8(status.message),
             resources=status.resources,
             restore=status.restore,
         )
     )
+
+
+def _utf8(text: str) -> str:
+    """What a program's odd bytes have become, as Go's encoder writes them: U+FFFD; no message hinders a checkpoint."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def decode_status(text: bytes) -> Status:

@@ -7,6 +7,7 @@ import errno
 import functools
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
@@ -138,40 +139,63 @@ async def store_status(root: Path, container_id: str, status: Status, blocking: 
     return StatusStorage(folder, status, blocking)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A checkpoint that is there and cannot be read: why, its text where that was had, the name it is kept under."""
+
+    reason: str
+    text: bytes = b""
+    kept_as: str = FILE
+
+
 async def load_status(root: Path, container_id: str, blocking: Blocking) -> StatusStorage:
     """The storage of a container that was there before; never fails for what is on disk.
 
     A checkpoint that cannot be read is kept aside as `status.unreadable`, a missing one is missed:
     either way the status is UNKNOWN and says why.
     """
-    return (await load_statuses(root, [container_id], blocking))[0]
+    ((storage, _),) = await load_statuses(root, [container_id], blocking)
+    return storage
 
 
-async def load_statuses(root: Path, container_ids: list[str], blocking: Blocking) -> list[StatusStorage]:
-    """`load_status` for many, in the same order."""
+async def load_statuses(
+    root: Path, container_ids: list[str], blocking: Blocking
+) -> list[tuple[StatusStorage, Damage | None]]:
+    """`load_status` for many, in the same order, each with what is wrong with its file."""
     folders = [status_folder(root, container_id) for container_id in container_ids]
-    statuses = await blocking.run(lambda: [read_status(folder) for folder in folders])
-    return [StatusStorage(folder, status, blocking) for folder, status in zip(folders, statuses, strict=True)]
+    found = await blocking.run(lambda: [_read(folder) for folder in folders])
+    return [
+        (StatusStorage(folder, status, blocking), damage)
+        for folder, (status, damage) in zip(folders, found, strict=True)
+    ]
 
 
 def read_status(folder: Path) -> Status:
     """The status that `load_status` starts from; blocks."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[Status, Damage | None]:
+    text = b""
     try:
         drop_temporaries(folder)
-        return decode_status(read_checkpoint(folder))
+        text = read_checkpoint(folder)
+        return decode_status(text), None
     except FileNotFoundError:
-        return unknown_status(None, f"{folder / FILE}: the checkpoint is missing")
+        return unknown_status(None, f"{folder / FILE}: the checkpoint is missing"), None
     except OSError as error:
-        return unknown_status(None, f"{folder / FILE}: the checkpoint cannot be read: {error.strerror}")
+        damage = Damage(reason=f"{folder / FILE}: the checkpoint cannot be read: {error.strerror}")
     except errors.DataLoss as error:
-        return unknown_status(None, _kept(folder, error))
+        damage = _kept(folder, text, error)
+    return unknown_status(None, damage.reason), damage
 
 
-def _kept(folder: Path, why: errors.DataLoss) -> str:
+def _kept(folder: Path, text: bytes, why: errors.DataLoss) -> Damage:
     try:
-        return f"{folder / FILE}: {why}; kept as {set_aside(folder).name}"
+        kept = set_aside(folder).name
     except OSError as error:
-        return f"{folder / FILE}: {why}; could not be moved aside: {error.strerror}"
+        return Damage(reason=f"{folder / FILE}: {why}; could not be moved aside: {error.strerror}", text=text)
+    return Damage(reason=f"{folder / FILE}: {why}; kept as {kept}", text=text, kept_as=kept)
 
 
 def _make_folder(folder: Path) -> None:

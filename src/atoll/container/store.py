@@ -34,11 +34,24 @@ from atoll.concurrency import Blocking, Latch
 from atoll.container.metadata import Metadata, decode_metadata, encode_metadata
 from atoll.container.registrar import Registrar
 from atoll.container.status import Status
-from atoll.container.storage import StatusStorage, load_statuses, status_folder, store_status
-from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
+from atoll.container.storage import Damage, StatusStorage, load_statuses, status_folder, store_status
+from atoll.database import (
+    Connection,
+    Database,
+    Plan,
+    Quarantined,
+    Schema,
+    forget_quarantined,
+    keep_aside,
+    quarantine,
+    quarantined,
+)
 from atoll.identifiers import is_identifier, require_identifier
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+"""The source, in the quarantine, of checkpoints that could not be read; the key is the container's ID."""
 
 SCHEMA = Schema(
     component="container",
@@ -159,13 +172,19 @@ class ContainerStore:
     async def open(cls, db: Database, root: Path, blocking: Blocking) -> ContainerStore:
         """Load every record and checkpoint under `root`; what cannot be read stops nothing.
 
-        An unreadable record goes to quarantine; an unreadable checkpoint gives status UNKNOWN.
+        An unreadable record goes to quarantine. So does the text of an unreadable checkpoint, under the source
+        `CHECKPOINT`, until its container is removed; the container is served with the status UNKNOWN.
         """
         store = cls(db, root, blocking)
         records, store._quarantined = await db.write(_load)
-        storages = await load_statuses(root, [record.id for record in records], blocking)
-        for record, storage in zip(records, storages, strict=True):
+        found = await load_statuses(root, [record.id for record in records], blocking)
+        damaged: dict[str, Damage] = {}
+        for record, (storage, damage) in zip(records, found, strict=True):
             store._keep(Container(record, storage))
+            if damage is not None:
+                damaged[record.id] = damage
+        if damaged:
+            await db.write(functools.partial(_set_aside, damaged=damaged))
         return store
 
     def quarantined(self) -> tuple[Quarantined, ...]:
@@ -338,6 +357,7 @@ def _update(connection: Connection, *, container_id: str, values: dict[str, byte
 
 def _delete(connection: Connection, *, container_id: str) -> None:
     connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+    forget_quarantined(connection, CHECKPOINT, container_id)
 
 
 def _decode(row: sqlite3.Row) -> ContainerRecord:
@@ -370,3 +390,11 @@ def _load(connection: Connection) -> tuple[builtins.list[ContainerRecord], tuple
             quarantine(connection, "containers", str(row["id"]), row, error.message)
             connection.execute("DELETE FROM containers WHERE rowid = ?", (row["rowid"],))
     return records, quarantined(connection, "containers")
+
+
+def _set_aside(connection: Connection, *, damaged: Mapping[str, Damage]) -> None:
+    """Tell of each damaged file once: one that could not be moved is found again at every start."""
+    for container_id, damage in damaged.items():
+        forget_quarantined(connection, CHECKPOINT, container_id)
+        content = {"file": damage.kept_as, "text": damage.text}
+        keep_aside(connection, CHECKPOINT, container_id, content, damage.reason)

@@ -15,9 +15,11 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from atoll import errors, faults
+from atoll import database, errors, faults
 from atoll.concurrency import settle, wait_all
 from atoll.config import RuntimeHandler
+from atoll.container.settling import Task, TaskPhase
+from atoll.container.settling import settle as settled_by_table
 from atoll.container.status import State, Status, unknown_status
 from atoll.container.store import Container
 from atoll.engine import kinds, lines
@@ -26,7 +28,7 @@ from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import MADE, Pods
 from atoll.network.model import Attachment
-from atoll.runtime.task import TaskStatus
+from atoll.runtime.task import TaskState, TaskStatus
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
@@ -65,6 +67,10 @@ def load(parts: Parts, pods: Pods) -> None:
 async def recover(parts: Parts, pods: Pods, containers: Containers) -> Recovery:
     """Settle what `load` took in; never fails for one of them."""
     begun = time.monotonic()
+    for record in await parts.db.read(database.quarantined):
+        if record.at >= parts.db.opened_at:
+            log.error("%s %s: cannot be read and is kept aside: %s", record.source, record.key, record.reason)
+            parts.topics.quarantined(record)
     gate = asyncio.Semaphore(CONCURRENCY)
     loaded = pods.list()
 
@@ -239,35 +245,57 @@ async def _ask(pods: Pods, controller: Controller, pod: Pod) -> None:
 
 
 async def _recover_container(parts: Parts, containers: Containers, pod: Pod, container: Container) -> None:
-    """Settle what the checkpoint says by what the shim, or what it left on disk, says."""
+    """Settle what the checkpoint says by what the shim, or what it left on disk, says: `atoll.container.settling`.
+
+    Beyond its table the records of exits are asked where the shim has no task, an end that was told stands, and one
+    that is found ends not knowing.
+    """
     before = container.status.get()
-    if before.state is State.EXITED:
+    if before.state is State.EXITED and pod.ended.is_set:
         return
     try:
         shim = await lines.shim_of(pod)
-        task = await shim.tasks.state(container.id)
+        task = _as_task(await shim.tasks.state(container.id))
     except (errors.NotFound, errors.Unavailable):
-        await _settle_without_task(parts, containers, pod, container, before)
+        if before.state is not State.EXITED:
+            await _settle_without_task(parts, containers, pod, container, before)
         return
-    if task.status in (TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.PAUSING):
-        at = before.started_at or time.time_ns()
-        await containers.settle_running(pod, container, task.pid, at)
-    elif task.status is TaskStatus.STOPPED:
-        if containers.is_watched(container.id):
-            return
-        await containers.settle_exit(
-            pod,
-            container,
-            ExitStatus(exit_status=task.exit_status, exited_at=task.exited_at or datetime.now(UTC)),
-        )
-    elif known_state(before) is State.CREATED:
+    found = settled_by_table(before, task, time.time_ns())
+    if found.watch:
+        await containers.settle_running(pod, container, task.pid, found.status.started_at)
+    elif task.phase is TaskPhase.STOPPED and before.state is State.EXITED:
+        await containers.delete_task(pod, container)  # which a crash has kept from being deleted
+    elif task.phase is TaskPhase.STOPPED:
+        if not containers.is_watched(container.id):
+            at = datetime.fromtimestamp(found.status.finished_at / 1e9, UTC)
+            await containers.settle_exit(pod, container, ExitStatus(exit_status=task.exit_code, exited_at=at))
+    elif found.delete_task:
         # A start that a crash cut short: the task exists, its command never ran.
         with contextlib.suppress(errors.NotFound):
             await shim.tasks.kill(container.id, signal.SIGKILL, all_processes=True)
         await containers.delete_task(pod, container)
         await container.status.update(Status.answered)
     else:
-        await container.status.update(lambda status: unknown_status(status, f"its task is {task.status.name}"))
+        await container.status.update(lambda _: found.status)
+
+
+_PHASES = {
+    TaskStatus.CREATED: TaskPhase.CREATED,
+    TaskStatus.RUNNING: TaskPhase.RUNNING,
+    TaskStatus.PAUSED: TaskPhase.RUNNING,
+    TaskStatus.PAUSING: TaskPhase.RUNNING,
+    TaskStatus.STOPPED: TaskPhase.STOPPED,
+}
+
+
+def _as_task(told: TaskState) -> Task:
+    return Task(
+        phase=_PHASES.get(told.status, TaskPhase.OTHER),
+        pid=told.pid,
+        exit_code=told.exit_status,
+        exited_at=int(told.exited_at.timestamp() * 1e9) if told.exited_at is not None else 0,
+        why=f"its task is {told.status.name}",
+    )
 
 
 async def _settle_without_task(

@@ -3,9 +3,10 @@
     /sandboxes/create   containerd.events.SandboxCreate     published by us, for every sandbox
     /sandboxes/start    containerd.events.SandboxStart
     /sandboxes/exit     containerd.events.SandboxExit       once, whoever waits, and where nobody does
+    /records/quarantined    atoll.quarantine.v1.RecordQuarantined    for every record that a start could not read
 
-Clients may publish others. Who subscribes gets what happens from then on; and of what ended while no daemon ran, which
-nobody can have been connected to hear, all that was found in the last `LATE_S`.
+Clients may publish others. Who subscribes gets what happens from then on; and of what ended while no daemon ran, or was
+found damaged by its start, which nobody can have been connected to hear, all that was found in the last `LATE_S`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from atoll import errors
 from atoll.api import containerd_events_pb2 as pb
+from atoll.api.atoll_quarantine_v1_pb2 import RecordQuarantined
+from atoll.database import Quarantined
 from atoll.engine.events import Bus, Subscription
+from atoll.engine.paths import NAMESPACE
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.sandbox.controller import ExitStatus, TypedAny
 from atoll.sandbox.filters import compile_with
@@ -31,6 +35,7 @@ from atoll.sandbox.wire import to_timestamp
 CREATE = "/sandboxes/create"
 START = "/sandboxes/start"
 EXIT = "/sandboxes/exit"
+QUARANTINED = "/records/quarantined"
 MAX_TOPIC_LENGTH = 1024
 MAX_FILTERS = 128
 LATE_S = 30.0
@@ -82,6 +87,18 @@ class Topics:
             sandbox_id=sandbox_id, exit_status=end.exit_status, exited_at=to_timestamp(end.exited_at)
         )
         envelope = Envelope(at=datetime.now(UTC), namespace=namespace, topic=EXIT, event=_packed(event))
+        self._tell(envelope, late=late)
+
+    def quarantined(self, record: Quarantined) -> None:
+        """A record that this start could not read; told too to those who subscribe within `LATE_S`."""
+        event = RecordQuarantined(
+            source=record.source, key=record.key, reason=record.reason, at=to_timestamp(record.at)
+        )
+        self._tell(
+            Envelope(at=datetime.now(UTC), namespace=NAMESPACE, topic=QUARANTINED, event=_packed(event)), late=True
+        )
+
+    def _tell(self, envelope: Envelope, *, late: bool) -> None:
         self.forward(envelope)
         if late:
             self._late = (*self._told_late(), envelope)

@@ -62,6 +62,11 @@ _REMEDIES = {
 }
 
 
+CHECKPOINT = "checkpoint"
+"""The source of damaged status files; their container is there, and they are kept beside its new one."""
+_CHECKPOINT_REMEDY = "look at the file that is kept; removing the container, which is there, ends this"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One disagreement. `detail` says what was seen, `remedy` what `repair` does about it."""
@@ -120,8 +125,11 @@ async def plan(
 
 def damaged(records: Iterable[Quarantined]) -> tuple[Finding, ...]:
     """A finding for each record in quarantine."""
-    return tuple(
+    found = (
         disagreement(Problem.DAMAGED, one.source, one.key, one.key.rpartition("/")[2], one.reason) for one in records
+    )
+    return tuple(
+        dataclasses.replace(one, remedy=_CHECKPOINT_REMEDY) if one.kind == CHECKPOINT else one for one in found
     )
 
 

@@ -9,6 +9,8 @@ from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import containerd_events_pb2 as pb
+from atoll.api.atoll_quarantine_v1_pb2 import RecordQuarantined
+from atoll.database import Quarantined
 from atoll.engine.events import Subscription
 from atoll.engine.topics import MAX_FILTERS, Envelope, Topics
 from atoll.sandbox.controller import ExitStatus, TypedAny
@@ -109,3 +111,13 @@ def test_bad_namespaces_and_filters_are_refused() -> None:
         Topics().open(["topic=x"])
     with pytest.raises(errors.InvalidArgument, match="more than"):
         Topics().open(["a"] * (MAX_FILTERS + 1))
+
+
+async def test_a_record_that_could_not_be_read_is_told_to_who_comes_late_too() -> None:
+    topics = Topics()
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    topics.quarantined(Quarantined(source="checkpoint", key="c1", reason="cut short", at=at))
+    envelope = await anext(topics.open(["event.key==c1"]))
+    told = RecordQuarantined.FromString(envelope.event.value)
+    assert (envelope.namespace, envelope.topic) == ("k8s.io", "/records/quarantined")
+    assert (told.source, told.key, told.reason, told.at.ToDatetime(UTC)) == ("checkpoint", "c1", "cut short", at)

@@ -1,0 +1,49 @@
+"""Records that a start cannot read: kept aside, told by `fsck` and by an event; the rest is served as before."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.api.atoll_quarantine_v1_pb2 import RecordQuarantined
+from tests.integration.conftest import Daemon, Roots
+from tests.integration.cri_client import CRI
+from tests.integration.sandbox_client import SandboxAPI
+
+pytestmark = pytest.mark.shared_daemon
+
+DAMAGE = {"empty": b"", "cut": b'{"Version":"v1","Pid":', "newer": b'{"Version":"v9"}'}
+
+
+def test_damaged_checkpoints_are_told_and_everything_else_is_served(cri: CRI, daemon: Daemon, roots: Roots) -> None:
+    pod = cri.run_pod(cri.pod_config())
+    running = {name: cri.script(pod, "sleep 1000") for name in DAMAGE}
+    whole = cri.script(pod, "exit 3")
+    assert cri.wait(whole).code == 3
+    daemon.kill()
+    for name, container in running.items():
+        (roots.root / "containers" / container / "status").write_bytes(DAMAGE[name])
+    daemon.start()
+
+    assert cri.status(whole).exit_code == 3
+    for container in running.values():
+        assert cri.status(container).state == pb.CONTAINER_RUNNING, "its shim knows better than its checkpoint"
+        assert cri.exec(container, "true").code == 0
+    findings = {one.key: one for one in cri.fsck()}
+    assert findings.keys() == set(running.values())
+    assert {(one.kind, one.problem.partition(":")[0]) for one in findings.values()} == {("checkpoint", "damaged")}
+
+    with grpc.insecure_channel(f"unix:{roots.socket}") as channel:
+        api = SandboxAPI(channel=channel)
+        with api.subscribed("topic==/records/quarantined") as events:
+            told = [RecordQuarantined.FromString(next(events).event.value) for _ in running]
+    assert {(one.source, one.key) for one in told} == {("checkpoint", one) for one in running.values()}
+    for one in told:
+        assert (roots.root / "containers" / one.key / "status.unreadable").is_file()
+        assert one.reason
+
+    for container in running.values():
+        cri.stop(container)
+        cri.remove(container)
+    assert cri.fsck() == []
