@@ -21,6 +21,7 @@ import grpc
 import msgspec
 import pytest
 
+from atoll.engine.paths import NAMESPACE
 from atoll.faults import VARIABLE, Action, Rule
 from atoll.linux import syscalls
 from tests.chaos.cells import Blow, Cell, Notes
@@ -30,8 +31,18 @@ from tests.chaos.outside import Outside
 from tests.chaos.restarts import RestartLife
 from tests.integration.cri_client import CRI, connected
 from tests.integration.daemons import Daemon, Roots
-from tests.integration.leaks import MARKER, Footprint, fds_before, links, pids, read, settled_leaks, wait_until
-from tests.integration.test_remote_pods import Far
+from tests.integration.leaks import (
+    MARKER,
+    Footprint,
+    awaits_init,
+    fds_before,
+    links,
+    pids,
+    read,
+    settled_leaks,
+    wait_until,
+)
+from tests.integration.test_remote_pods import SCRIPT, Far
 
 REACHED_WITHIN_S = 30.0
 LIFE_WITHIN_S = 120.0
@@ -39,6 +50,7 @@ CLEAN_WITHIN_S = 20.0
 """The bound of the clean-up: from the end of a life to a machine with nothing of it."""
 KILLED_EXIT_CODES = (0, 7, 137, 255)
 """Of a container whose shim, or whose machine, may have been taken from under it: its own, killed, not known."""
+FAR_SCHEME = "ttrpc+unix://"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CONFIG = """
 [runtimes.atoll]
@@ -70,6 +82,17 @@ class Outcome:
     struck: bool = True
 
 
+class Other(Far):
+    """The sandboxer of another process, which is not told of faults."""
+
+    def begin(self) -> None:
+        command = [sys.executable, "-c", SCRIPT, self.address, str(self.state), str(shutil.which("runc")), NAMESPACE]
+        told = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        with (self.state / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=told, stderr=log)
+        wait_until(self._answers)
+
+
 class Arena:
     """One daemon under private roots, used by cell after cell, in a process that is `alone`."""
 
@@ -85,7 +108,8 @@ class Arena:
         self._lives = 0
         self._naming = threading.Lock()
         self._clean: frozenset[str] = frozenset()
-        self._far = Far(roots, "ttrpc+unix://")
+        self._far = Other(roots, FAR_SCHEME)
+        self._needs_far = self.keeps_far = False
         for name in ("c-root", "c-state"):
             (roots.base / name / "io.containerd.grpc.v1.cri" / "sandboxes").mkdir(parents=True)
         roots.write_config(config + CONFIG.format(far=self._far.address, base=roots.base, registry=out.address))
@@ -94,7 +118,7 @@ class Arena:
     def open(self, only: Sequence[str] = (), *, looks: bool = True) -> Iterator[list[Notes]]:
         """Start the daemon and lead a life of each kind. The points they reached, where it `looks`."""
         (self._faults / "rules").mkdir(parents=True)
-        self._far.begin()
+        self._begin_far()
         os.environ[VARIABLE] = str(self._faults)
         try:
             self.daemon.start()
@@ -110,7 +134,8 @@ class Arena:
         finally:
             os.environ.pop(VARIABLE, None)
             self.daemon.kill()
-            self._far.end(signal.SIGTERM)
+            if self._far.process is not None:
+                self._far.end(signal.SIGTERM)
 
     def _noted(self, name: str) -> Iterator[Notes]:
         kind = self._lives_of[name]
@@ -125,10 +150,19 @@ class Arena:
 
     def life(self, cri: CRI, name: str) -> Life:
         """A new one of that kind, under a name of its own."""
+        self._needs_far = "far" in name or self.keeps_far
+        if self._needs_far:
+            self._begin_far()
         with self._naming:
             self._lives += 1
             number = self._lives
         return self._lives_of[name](cri, self.world, f"{self.roots.prefix}-life{number}")
+
+    def _begin_far(self) -> None:
+        """Have the other sandboxer run, from now on after each reboot too."""
+        with self._naming:
+            if self._far.process is None:
+                self._far.begin()
 
     def _settled(self) -> frozenset[str]:
         """The things there are once they stay the same."""
@@ -300,7 +334,8 @@ class Arena:
         self.daemon.kill()
         for pid in doomed:
             _kill(pid)
-        self._far.end(signal.SIGKILL)
+        if self._far.process is not None:
+            self._far.end(signal.SIGKILL)
         assert wait_until(lambda: not footprint.processes(), within=5)
         for point in footprint.mounts():
             subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
@@ -319,13 +354,23 @@ class Arena:
         boot_id.write_text(f"{secrets.token_hex(4)}-0000-4000-8000-{secrets.token_hex(6)}\n")
         # In a mount namespace of our own, see `alone`.
         subprocess.run(["mount", "--bind", str(boot_id), BOOT_ID], check=True)
-        faults = os.environ.pop(VARIABLE)
-        self._far = Far(self.roots, "ttrpc+unix://")
-        self._far.begin()
-        os.environ[VARIABLE] = faults
+        self._far = Other(self.roots, FAR_SCHEME)
+        if self._needs_far:
+            self._begin_far()
         self._start()
 
     # what there is
+
+    def _processes(self) -> list[int]:
+        """As those of a footprint, without a look at everybody's mounts, which takes long: a container has a cgroup."""
+        mark = self.roots.prefix.encode()
+        return [
+            pid
+            for pid in pids()
+            if pid != os.getpid()
+            and not awaits_init(pid)
+            and any(mark in read(pid, name) for name in ("environ", "cmdline", "cgroup"))
+        ]
 
     def _footprint(self) -> Footprint:
         return Footprint(prefix=self.roots.prefix, folders=(self.roots.base, self.roots.state), fds_before=frozenset())
@@ -334,7 +379,7 @@ class Arena:
         """Everything with the arena's prefix that a life could leave, in words without numbers that change."""
         footprint, roots = self._footprint(), self.roots
         # A process that is kept ahead of its need is a spare one, and a shim once it had a pod: one of them is there.
-        comms = (read(pid, "comm").decode().strip() for pid in footprint.processes())
+        comms = (read(pid, "comm").decode().strip() for pid in self._processes())
         names = Counter("atoll-shim" if comm == "atoll-spare" else comm for comm in comms)
         found = [f"process {name} {number}" for name, count in names.items() for number in range(1, count + 1)]
         found += [f"mount {point}" for point in footprint.mounts()]

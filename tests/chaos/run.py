@@ -12,6 +12,7 @@ import fnmatch
 import multiprocessing
 import os
 import queue
+import random
 import secrets
 import shutil
 import signal
@@ -129,6 +130,8 @@ def _ask(asked: Queue[Cell | None], matrix: Sequence[Cell], options: argparse.Na
     if options.sample:
         wanted = list(dict.fromkeys((*(cell for cell in ALWAYS if cell in wanted), *sample(wanted, options.sample))))
     print(f"{len(wanted)} of {len(matrix)} cells", flush=True)
+    if not options.list:
+        random.Random(len(wanted)).shuffle(wanted)  # what is wrong in one kind of life is seen soon
     for cell in wanted:
         if options.list:
             print(cell)

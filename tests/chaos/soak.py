@@ -81,6 +81,7 @@ class Soak:
 
     def __init__(self, arena: Arena, seed: int, callers: int) -> None:
         self._arena = arena
+        arena.keeps_far = True
         self._seed = seed
         self._callers = callers
         self._kinds = {name: kind for name, kind in possible().items() if not issubclass(kind, RestartLife)}
