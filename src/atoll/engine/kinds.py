@@ -97,6 +97,18 @@ class MountedFolderKind(BlockingKind):
         return [Found(kind=self.name, key=name, owner=name) for name in names]
 
 
+class BundleKind(MountedFolderKind):
+    """The bundle of a container. It has the record of how that is driven, so it stays until nobody needs that."""
+
+    def free(self, entry: Entry) -> bool:
+        bundle = self._folder / entry.key
+        with contextlib.suppress(errors.DataLoss):  # nothing tells more then
+            task = records.read(bundle / records.TASK, records.TaskRecord)
+            if task is not None and task.binary and os.path.lexists(known := Path(task.root) / task.id):
+                raise errors.Unavailable(f"bundle {entry.key}: its container is not deleted yet: {known} is there")
+        return super().free(entry)
+
+
 class NetworkKind(Kind):
     """A pod's network: `data` holds the request, and the attachment once it is known."""
 
@@ -349,7 +361,7 @@ def make(
         DirectoryKind(VOLUMES, paths.volumes, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
         SnapshotRemovalKind(snapshotter),
-        MountedFolderKind(BUNDLE, paths.bundles, blocking),
+        BundleKind(BUNDLE, paths.bundles, blocking),
         TaskKind(paths, reaper, blocking),
         strays.StrayAddressKind(network.default.leases, attached, blocking),
     )

@@ -182,13 +182,16 @@ class OCIRuntime:
     async def delete(self, container: str, *, force: bool = False) -> None:
         """Remove a stopped container and its cgroup; with `force` kill it first.
 
-        With `force` idempotent. Without, raises `NotFound`, and `FailedPrecondition` while it runs.
+        With `force` idempotent. Without, raises `NotFound`, and `FailedPrecondition` while it runs. `Internal` where
+        the program says that it has, and has not.
         """
         try:
             await self._call("delete", container, ["--force"] if force else [], timeout_s=DELETE_TIMEOUT_S)
         except errors.NotFound:
             if not force:
                 raise
+        if os.path.lexists(left := self.root / container):  # noqa: ASYNC240  a lookup in memory
+            raise errors.Internal(f"{self.name} delete {container}: succeeded but left {left}")
 
     async def kill(self, container: str, number: int, *, all_processes: bool = False) -> None:
         """Send signal `number` to the first process, or to all. Raises `NotFound` where none runs."""
@@ -213,7 +216,7 @@ class OCIRuntime:
             arguments = ["--detach", "--pid-file", str(pid_file), "--process", f"/proc/self/fd/{fd}"]
             arguments += stdio.arguments()
             await self._call("exec", container, arguments, timeout_s=EXEC_TIMEOUT_S, stdio=stdio, pass_fds=(fd,))
-        return _read_pid(pid_file)
+        return _read_pid(pid_file, f"{self.name} exec {container}")
 
     async def pause(self, container: str) -> None:
         """Freeze every process. Raises `FailedPrecondition` where it does not run, `NotFound`."""
@@ -283,7 +286,7 @@ class OCIRuntime:
     ) -> int:
         try:
             await self._call(operation, container, arguments, timeout_s=timeout_s, stdio=stdio)
-            return _read_pid(pid_file)
+            return _read_pid(pid_file, f"{self.name} {operation} {container}")
         except (errors.AlreadyExists, errors.InvalidArgument):
             raise
         except (errors.AtollError, asyncio.CancelledError):
@@ -394,11 +397,13 @@ def _tail(fd: int) -> bytes:
     return os.pread(fd, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
 
 
-def _read_pid(path: Path) -> int:
+def _read_pid(path: Path, what: str) -> int:
     try:
         return int(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise errors.Internal(f"{path}: the runtime succeeded but left no pid here: {error}") from error
+    except OSError as error:
+        raise errors.Internal(f"{what}: succeeded but left no pid in {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise errors.Internal(f"{what}: succeeded but left no pid in {path}: {error}") from error
 
 
 def _decoded(decoder: msgspec.json.Decoder[features.T], output: bytes, what: str) -> features.T:
