@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from atoll.client import AttachedProcess as AttachedProcess
+    from atoll.client import BackgroundProcess as BackgroundProcess
     from atoll.client import Cause as Cause
-    from atoll.client import ChangeKind as ChangeKind
     from atoll.client import Client as Client
     from atoll.client import CommandFailed as CommandFailed
     from atoll.client import Container as Container
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from atoll.client import ExecResult as ExecResult
     from atoll.client import Exit as Exit
     from atoll.client import FileChange as FileChange
+    from atoll.client import FileChangeKind as FileChangeKind
     from atoll.client import FileKind as FileKind
     from atoll.client import Files as Files
     from atoll.client import FileStat as FileStat
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from atoll.client import LoadedImage as LoadedImage
     from atoll.client import LogLine as LogLine
     from atoll.client import Mount as Mount
+    from atoll.client import OutputChunk as OutputChunk
     from atoll.client import Phase as Phase
     from atoll.client import Pod as Pod
     from atoll.client import PodState as PodState
@@ -44,10 +46,12 @@ if TYPE_CHECKING:
     from atoll.client import Pool as Pool
     from atoll.client import PooledPod as PooledPod
     from atoll.client import PoolStatus as PoolStatus
+    from atoll.client import ProcessStatus as ProcessStatus
     from atoll.client import Publish as Publish
     from atoll.client import Rung as Rung
     from atoll.client import Start as Start
     from atoll.client import SyncAttachedProcess as SyncAttachedProcess
+    from atoll.client import SyncBackgroundProcess as SyncBackgroundProcess
     from atoll.client import SyncClient as SyncClient
     from atoll.client import SyncContainer as SyncContainer
     from atoll.client import SyncExecProcess as SyncExecProcess

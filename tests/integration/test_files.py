@@ -12,7 +12,7 @@ import pytest
 
 import atoll
 from atoll import errors
-from atoll.client.files import ChangeKind, FileChange, FileKind, TransferProgress
+from atoll.client.files import FileChangeKind, FileChange, FileKind, TransferProgress
 from tests.integration.conftest import Daemon
 
 pytestmark = pytest.mark.shared_daemon
@@ -176,7 +176,7 @@ async def test_changes_are_told(container: atoll.Container) -> None:
             while not coming.done():
                 await container.exec(["sh", "-c", "rm -rf /tmp/d; mkdir /tmp/d; echo 1 > /tmp/d/f"])
         seen = {(coming.result().kind, coming.result().path)}
-        while not seen >= {(ChangeKind.CREATED, "d/f"), (ChangeKind.CREATED, "d")}:
+        while not seen >= {(FileChangeKind.CREATED, "d/f"), (FileChangeKind.CREATED, "d")}:
             one = await anext(changes)
             seen.add((one.kind, one.path))
     await changes.aclose()

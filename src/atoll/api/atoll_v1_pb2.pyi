@@ -108,11 +108,13 @@ class Exit(_message.Message):
         OOM_KILLED: _ClassVar[Exit.Cause]
         TIMED_OUT: _ClassVar[Exit.Cause]
         UNKNOWN: _ClassVar[Exit.Cause]
+        SECCOMP: _ClassVar[Exit.Cause]
     EXITED: Exit.Cause
     SIGNALLED: Exit.Cause
     OOM_KILLED: Exit.Cause
     TIMED_OUT: Exit.Cause
     UNKNOWN: Exit.Cause
+    SECCOMP: Exit.Cause
     CODE_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     EXITED_AT_FIELD_NUMBER: _ClassVar[int]

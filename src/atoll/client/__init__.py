@@ -20,11 +20,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from atoll.client.background import BackgroundProcess as BackgroundProcess
+    from atoll.client.background import OutputChunk as OutputChunk
+    from atoll.client.background import ProcessStatus as ProcessStatus
     from atoll.client.client import Client as Client
     from atoll.client.client import connect as connect
     from atoll.client.container import Container as Container
-    from atoll.client.files import ChangeKind as ChangeKind
     from atoll.client.files import FileChange as FileChange
+    from atoll.client.files import FileChangeKind as FileChangeKind
     from atoll.client.files import FileKind as FileKind
     from atoll.client.files import Files as Files
     from atoll.client.files import FileStat as FileStat
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from atoll.client.request import PodOptions as PodOptions
     from atoll.client.request import Publish as Publish
     from atoll.client.sync import SyncAttachedProcess as SyncAttachedProcess
+    from atoll.client.sync import SyncBackgroundProcess as SyncBackgroundProcess
     from atoll.client.sync import SyncClient as SyncClient
     from atoll.client.sync import SyncContainer as SyncContainer
     from atoll.client.sync import SyncExecProcess as SyncExecProcess
@@ -75,8 +79,12 @@ if TYPE_CHECKING:
 MODULES = {
     "AttachedProcess": "process",
     "Cause": "model",
+    "BackgroundProcess": "background",
+    "OutputChunk": "background",
+    "ProcessStatus": "background",
+    "SyncBackgroundProcess": "sync",
     "Client": "client",
-    "ChangeKind": "files",
+    "FileChangeKind": "files",
     "FileChange": "files",
     "FileKind": "files",
     "FileStat": "files",

@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
 from atoll import errors
+from atoll.api import atoll_processes_v1_pb2 as processes_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
+from atoll.client.background import BackgroundProcess, ProcessStatus
 from atoll.client.files import Files
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
@@ -129,6 +131,48 @@ class Container:
         outbox = Outbox[own.ExecRequest]()
         call = self._wire.duplex(wire.EXEC, _led_by(own.ExecRequest(start=start), outbox))
         return ExecProcess(outbox, call, own.ExecRequest)
+
+    async def spawn(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "",
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+    ) -> BackgroundProcess:
+        """Start a process that goes on without us, kept by the daemon; it has no input.
+
+        `name` is its ID, one is made up without it; `AlreadyExists` for one in use. After `timeout` seconds its whole
+        tree is killed, whoever is there. Raises `CommandFailed` where the command cannot be executed.
+        """
+        if timeout is not None and not timeout > 0:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be more than 0 seconds")
+        asked = processes_pb.SpawnRequest(
+            container_id=self.id,
+            command=request.words(command, "command"),
+            env=request.environment(env or {}),
+            working_dir=request.folder(cwd),
+            user=user,
+            timeout_s=timeout or 0.0,
+            name=name,
+        )
+        try:
+            answer = await self._wire.call(wire.PROCESS_SPAWN, asked, timeout_s=START_TIMEOUT_S)
+        except errors.AtollError as error:
+            raise command_error(error) from None
+        return BackgroundProcess(self._wire, self.id, answer.id)
+
+    async def processes(self) -> tuple[ProcessStatus, ...]:
+        """The background processes of this container, the oldest first; ended ones too, until they are forgotten."""
+        asked = processes_pb.ListRequest(container_id=self.id)
+        answer = await self._wire.call(wire.PROCESS_LIST, asked, timeout_s=CALL_TIMEOUT_S)
+        return tuple(ProcessStatus.read(one) for one in answer.processes)
+
+    def process(self, process_id: str) -> BackgroundProcess:
+        """The background process of that ID; asks nobody."""
+        return BackgroundProcess(self._wire, self.id, process_id)
 
     def attach(self, *, stdin: bool = False) -> AttachedProcess:
         """Join the live stdio of the main process: `async with container.attach() as process`.

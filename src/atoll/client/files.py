@@ -107,7 +107,7 @@ class TransferProgress:
     path: str = ""
 
 
-class ChangeKind(StrEnum):
+class FileChangeKind(StrEnum):
     CREATED = "created"
     MODIFIED = "modified"
     ATTRIBUTES = "attributes"
@@ -117,12 +117,12 @@ class ChangeKind(StrEnum):
 
 
 _CHANGES = (
-    (0x100, ChangeKind.CREATED),
-    (0x80, ChangeKind.MOVED_TO),
-    (0x40 | 0x800, ChangeKind.MOVED_FROM),
-    (0x200 | 0x400, ChangeKind.DELETED),
-    (0x2, ChangeKind.MODIFIED),
-    (0x4, ChangeKind.ATTRIBUTES),
+    (0x100, FileChangeKind.CREATED),
+    (0x80, FileChangeKind.MOVED_TO),
+    (0x40 | 0x800, FileChangeKind.MOVED_FROM),
+    (0x200 | 0x400, FileChangeKind.DELETED),
+    (0x2, FileChangeKind.MODIFIED),
+    (0x4, FileChangeKind.ATTRIBUTES),
 )
 _IN_ISDIR = 0x40000000
 
@@ -131,7 +131,7 @@ _IN_ISDIR = 0x40000000
 class FileChange:
     """Something happened to `path`, which is relative to what is watched; empty for that itself."""
 
-    kind: ChangeKind
+    kind: FileChangeKind
     path: str
     is_folder: bool
 

@@ -35,6 +35,7 @@ class Cause(StrEnum):
     SIGNAL = "signal"
     OOM = "oom"
     TIMEOUT = "timeout"
+    SECCOMP = "seccomp"
     UNKNOWN = "unknown"
 
 
@@ -44,6 +45,7 @@ _CAUSES = {
     own.Exit.OOM_KILLED: Cause.OOM,
     own.Exit.TIMED_OUT: Cause.TIMEOUT,
     own.Exit.UNKNOWN: Cause.UNKNOWN,
+    own.Exit.SECCOMP: Cause.SECCOMP,
 }
 
 
@@ -67,7 +69,7 @@ class Exit:
     @property
     def signal(self) -> signal.Signals | None:
         """The signal that ended it, where one did."""
-        if self.cause not in (Cause.SIGNAL, Cause.OOM, Cause.TIMEOUT) or self.code <= 128:
+        if self.cause not in (Cause.SIGNAL, Cause.OOM, Cause.TIMEOUT, Cause.SECCOMP) or self.code <= 128:
             return None
         try:
             return signal.Signals(self.code - 128)

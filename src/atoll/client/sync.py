@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from atoll import errors
+from atoll.client.background import BackgroundProcess
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
 from atoll.client.files import Files
@@ -218,6 +219,26 @@ class SyncFiles(Face[Files]):
     watch = _yields(Files.watch)
 
 
+class SyncBackgroundProcess(Face[BackgroundProcess]):
+    """A background process, by its container and its ID; holds no state of its own."""
+
+    @property
+    def id(self) -> str:
+        return self.inner.id
+
+    @property
+    def container_id(self) -> str:
+        return self.inner.container_id
+
+    status = _waits(BackgroundProcess.status)
+    follow = _yields(BackgroundProcess.follow)
+    output = _waits(BackgroundProcess.output)
+    wait = _waits(BackgroundProcess.wait)
+    signal = _waits(BackgroundProcess.signal)
+    kill = _waits(BackgroundProcess.kill)
+    forget = _waits(BackgroundProcess.forget)
+
+
 class SyncContainer(Face[Container]):
     """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
 
@@ -242,6 +263,9 @@ class SyncContainer(Face[Container]):
     start = _waits(Container.start)
     exec = _waits(Container.exec)
     exec_stream = _opens(Container.exec_stream, SyncExecProcess)
+    spawn = _makes(Container.spawn, SyncBackgroundProcess)
+    processes = _waits(Container.processes)
+    process = _opens(Container.process, SyncBackgroundProcess)
     attach = _opens(Container.attach, SyncAttachedProcess)
     wait = _waits(Container.wait)
     logs = _yields(Container.logs)

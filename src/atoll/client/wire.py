@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from atoll import errors
 from atoll.api import atoll_files_v1_pb2 as files_pb
+from atoll.api import atoll_processes_v1_pb2 as processes_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 
@@ -97,6 +98,14 @@ IMPORT = Method(_OWN, "Import", own.ImportRequest, own.ImportResponse)
 PHASES = Method(_OWN, "Phases", own.PhasesRequest, own.PhasesResponse)
 RELOAD = Method(_OWN, "Reload", own.ReloadRequest, own.ReloadResponse)
 ABANDON = Method(_OWN, "Abandon", own.AbandonRequest, own.AbandonResponse)
+_PROCESSES = "atoll.processes.v1.Processes"
+PROCESS_SPAWN = Method(_PROCESSES, "Spawn", processes_pb.SpawnRequest, processes_pb.Process)
+PROCESS_LIST = Method(_PROCESSES, "List", processes_pb.ListRequest, processes_pb.ListResponse)
+PROCESS_GET = Method(_PROCESSES, "Get", processes_pb.ProcessRequest, processes_pb.Process)
+PROCESS_FOLLOW = Method(_PROCESSES, "Follow", processes_pb.FollowRequest, processes_pb.FollowResponse)
+PROCESS_WAIT = Method(_PROCESSES, "Wait", processes_pb.ProcessRequest, processes_pb.Process)
+PROCESS_SIGNAL = Method(_PROCESSES, "Signal", processes_pb.SignalRequest, processes_pb.SignalResponse)
+PROCESS_FORGET = Method(_PROCESSES, "Forget", processes_pb.ProcessRequest, processes_pb.ForgetResponse)
 FILES_OPEN = Method("atoll.files.v1.Files", "Open", files_pb.OpenRequest, files_pb.OpenResponse)
 FSCK = Method(_OWN, "Fsck", own.FsckRequest, own.FsckResponse)
 

@@ -26,6 +26,7 @@ from atoll import errors, ownership, rpc
 from atoll.api import atoll_files_v1_pb2 as files_pb2
 from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import atoll_pools_v1_pb2 as pools_pb2
+from atoll.api import atoll_processes_v1_pb2 as processes_pb2
 from atoll.api import containerd_services_events_v1_pb2 as events_pb2
 from atoll.api import containerd_services_sandbox_v1_pb2 as sandbox_pb2
 from atoll.api import containerd_services_version_v1_pb2 as version_pb2
@@ -46,6 +47,7 @@ from atoll.services.files import FilesService
 from atoll.services.images import ImagesService
 from atoll.services.leases import LeasesService
 from atoll.services.pools import PoolsService
+from atoll.services.processes import ProcessesService
 from atoll.services.runtime import RuntimeService as AtollService
 from atoll.services.sandbox_store import StoreService
 from atoll.services.version import VersionService
@@ -208,6 +210,7 @@ async def _listen(
         cri["RuntimeService"]: RuntimeService(engine, Streaming(engine, streaming)),
         cri["ImageService"]: ImageService(engine),
         own["Runtime"]: AtollService(engine, reloader.answer),
+        processes_pb2.DESCRIPTOR.services_by_name["Processes"]: ProcessesService(engine),
         files_pb2.DESCRIPTOR.services_by_name["Files"]: FilesService(engine),
         atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),

@@ -25,6 +25,7 @@ from atoll.engine.pod import Pod
 from atoll.engine.pod_leases import PodLeases
 from atoll.engine.pods import Pods
 from atoll.engine.pools import Pools
+from atoll.engine.processes import Processes
 from atoll.engine.recovery import Recovery
 from atoll.engine.sandboxes import Sandboxes
 from atoll.engine.unfinished import Unfinished
@@ -63,6 +64,7 @@ class Engine:
         self.pods = Pods(parts, self.containers)
         self.execs = Execs(parts)
         self.files = Files(parts)
+        self.processes = Processes(parts, self.pods, self.containers)
         self.leases = PodLeases(parts, self.pods)
         self.pools = Pools(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
@@ -102,6 +104,7 @@ class Engine:
             owner = self.parts.owner
             beside = owner.spawn(hosted_recovery.recover(self.sandboxes, owner), name="recover hosted sandboxes")
             recovered = await recovery.recover(self.parts, self.pods, self.containers)
+            await self.processes.recover()
             await beside
             owner.spawn(lost_execs.end(self.pods, self.containers, self.execs), name="recover execs")
             await self.parts.nri.start(NriRuntime(self.parts, self.pods, self.containers))

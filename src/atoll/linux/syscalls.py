@@ -237,6 +237,12 @@ def is_child_subreaper() -> bool:
     return bool(value.value)
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the space of a part of a file back, which then reads as zeros; its size stays (fallocate(2))."""
+    if _libc.fallocate(ctypes.c_int(fd), ctypes.c_int(3), ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        raise _fail(f"/proc/self/fd/{fd}")
+
+
 def set_death_signal(number: int) -> None:
     """Send this process the signal `number` when its parent ends; a change of credentials clears it (prctl(2))."""
     _prctl(PR_SET_PDEATHSIG, number)

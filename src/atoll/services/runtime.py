@@ -18,6 +18,7 @@ from atoll.container.status import State, Status
 from atoll.container.store import Container
 from atoll.engine.engine import Engine
 from atoll.engine.execs import Exec, ExecRequest
+from atoll.engine.oom import oom_kills
 from atoll.engine.pod import Pod
 from atoll.image.config import Auth
 from atoll.image.progress import Progress
@@ -26,6 +27,7 @@ from atoll.runtime.streams import ProcessIO
 from atoll.services import logs, process
 
 PROGRESS_INTERVAL_S = 0.1
+SIGKILLED = 128 + signal.SIGKILL
 TOKEN_USER = "<token>"  # noqa: S105 - the user name by which docker's clients say that the password is an identity token
 Reload = Callable[[], tuple[str, Changes]]
 """Reads the configuration file again: its name, and what came of it."""
@@ -81,10 +83,12 @@ class RuntimeService:
             width=start.size.width,
             height=start.size.height,
         )
+        kills = _Kills(self._engine, container)
+        await kills.begin()
         async with self._engine.execs.open(pod, container, request) as running, TaskOwner("exec") as tasks:
             yield pb.ExecResponse(started=pb.ExecStarted(pid=running.pid))
             feeding = tasks.spawn(process.fed(_feed_exec(requests, running)), name=f"exec/{running.id}/input")
-            ending = tasks.spawn(_end_of(running, start.timeout_s), name=f"exec/{running.id}/wait")
+            ending = tasks.spawn(_end_of(running, start.timeout_s, kills), name=f"exec/{running.id}/wait")
             async with contextlib.aclosing(process.output(running.io, ending, feeding, tasks)) as messages:
                 async for message in messages:
                     yield message
@@ -244,7 +248,22 @@ async def _feed_exec(requests: AsyncIterator[pb.ExecRequest], running: Exec) -> 
                 raise errors.InvalidArgument("exec: input for a process that was started without stdin")
 
 
-async def _end_of(running: Exec, timeout_s: float) -> pb.Exit:
+class _Kills:
+    """Whether the kernel kills a process of a container for want of memory meanwhile."""
+
+    def __init__(self, engine: Engine, container: Container) -> None:
+        self._blocking = engine.parts.blocking
+        self._bundle = engine.parts.paths.bundles / container.id
+        self._before = 0
+
+    async def begin(self) -> None:
+        self._before = await self._blocking.run(oom_kills, self._bundle)
+
+    async def happened(self) -> bool:
+        return await self._blocking.run(oom_kills, self._bundle) > self._before
+
+
+async def _end_of(running: Exec, timeout_s: float, kills: _Kills) -> pb.Exit:
     """How an exec ended; past its time its tree is killed."""
     timed_out = False
     try:
@@ -254,7 +273,8 @@ async def _end_of(running: Exec, timeout_s: float) -> pb.Exit:
         timed_out = True
         await running.kill_tree()
         end = await running.wait()
-    cause = pb.Exit.TIMED_OUT if timed_out else _cause(end.exit_status, "")
+    reason = "OOMKilled" if end.exit_status == SIGKILLED and not timed_out and await kills.happened() else ""
+    cause = pb.Exit.TIMED_OUT if timed_out else _cause(end.exit_status, reason)
     return pb.Exit(code=end.exit_status, cause=cause, exited_at=int(end.exited_at.timestamp() * 1e9))
 
 
@@ -263,6 +283,8 @@ def _cause(code: int, reason: str) -> pb.Exit.Cause:
         return pb.Exit.OOM_KILLED
     if reason == "Unknown":
         return pb.Exit.UNKNOWN
+    if code == 128 + signal.SIGSYS:
+        return pb.Exit.SECCOMP
     return pb.Exit.SIGNALLED if 128 < code <= 128 + signal.SIGRTMAX else pb.Exit.EXITED
 
 

@@ -17,6 +17,7 @@ import pytest
 import atoll
 from atoll import errors
 from atoll.client import sync
+from atoll.client.background import BackgroundProcess
 from atoll.client.client import Client
 from atoll.client.container import Container
 from atoll.client.files import Files
@@ -33,6 +34,7 @@ FACES = [
     (Pod, sync.SyncPod),
     (Container, sync.SyncContainer),
     (Files, sync.SyncFiles),
+    (BackgroundProcess, sync.SyncBackgroundProcess),
     (ExecProcess, sync.SyncExecProcess),
     (AttachedProcess, sync.SyncAttachedProcess),
     (Output, sync.SyncOutput),
@@ -41,7 +43,7 @@ FACES = [
 ONLY_INSIDE = {"aclose", "put", "take", "name", "size"}
 """`aclose` is `close`; the rest of `Output` is for whoever fills it."""
 
-ONLY_HERE = {"close", "id", "name", "pod_id"}
+ONLY_HERE = {"close", "id", "name", "pod_id", "container_id"}
 """Attributes of the asynchronous objects are properties here."""
 
 
