@@ -431,9 +431,21 @@ class Sandboxes:
             with hosted.named(), faults.step("hosted update/sandbox"):
                 await self.controller(hosted).update(hosted.inner_id, told, fields)
             changed = dataclasses.replace(hosted.record, sandbox=merged)
-            with faults.step("hosted update/record"):
-                await self._parts.db.commit(self.store.plan_sandbox(changed))
+            try:
+                with faults.step("hosted update/record"):
+                    await self._parts.db.commit(self.store.plan_sandbox(changed))
+            except errors.AtollError:
+                before = dataclasses.replace(old, id=hosted.inner_id, runtime=hosted.state.runtime)
+                await run_to_completion(self._put_back(hosted, before, fields), within=TEARDOWN_TIMEOUT_S)
+                raise
             hosted.record = changed
+
+    async def _put_back(self, hosted: Hosted, before: Sandbox, fields: tuple[str, ...]) -> None:
+        """Undo an update that the disk refused."""
+        try:
+            await self.controller(hosted).update(hosted.inner_id, before, fields)
+        except errors.AtollError as error:
+            log.error("%s: has an update that is not in its record: %s", hosted, error)
 
     @staticmethod
     def require_there(hosted: Hosted) -> None:

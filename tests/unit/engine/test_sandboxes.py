@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import typing
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -388,6 +389,21 @@ async def test_update_is_kept(world: World) -> None:
     await world.restart()
     (hosted,) = world.sandboxes.list()
     assert dict(hosted.record.sandbox.labels) == {"a": "b", "new": "1"}
+
+
+async def test_an_update_that_the_disk_refuses_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = await world.run("one")
+    record = dataclasses.replace(box("one"), labels={"a": "c"})
+
+    async def full(*_: object) -> None:
+        raise errors.ResourceExhausted("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.db, "commit", full)
+        with pytest.raises(errors.ResourceExhausted):
+            await controller.update("one", record, ("labels.a",))
+    told = await controller.status("one", verbose=True)
+    assert json.loads(told.info["info"])["labels"] == {"a": "b"}
 
 
 async def test_names_and_namespaces_are_checked(world: World) -> None:
