@@ -86,6 +86,11 @@ class StatusStorage:
             self._deleted = True
             await self._blocking.run(delete_checkpoint, self._folder)
 
+    async def forget(self) -> None:
+        """The folder is gone and the checkpoint with it; memory stays readable. Idempotent."""
+        async with self._lock:
+            self._deleted = True
+
     async def _store(self, status: Status) -> Status:
         if self._deleted:
             raise errors.NotFound(f"{self.path}: this container is removed, its status cannot change")

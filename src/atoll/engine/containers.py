@@ -14,6 +14,7 @@ import logging
 import secrets
 import signal
 import time
+from collections.abc import AsyncGenerator, Awaitable
 
 from atoll import errors
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
@@ -34,6 +35,7 @@ from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
+from atoll.engine.together import Together
 from atoll.image.model import Image
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
@@ -491,15 +493,15 @@ class Containers:
             ("remove", container.id), lambda: self._remove(pod, container), name=f"container/{container.id}/remove"
         )
 
-    async def _remove(self, pod: Pod | None, container: Container) -> None:
+    async def _remove(self, pod: Pod | None, container: Container, together: Together | None = None) -> None:
         self._busy.add(container.id)
         try:
-            await self._remove_busy(pod, container)
+            await self._remove_busy(pod, container, together)
         finally:
             self._busy.discard(container.id)
 
     @operation
-    async def _remove_busy(self, pod: Pod | None, container: Container) -> None:
+    async def _remove_busy(self, pod: Pod | None, container: Container, together: Together | None) -> None:
         if container.status.get().can_stop:
             await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))
         if (watch := self._watches.get(container.id)) is not None:
@@ -510,12 +512,16 @@ class Containers:
         try:
             await self._parts.nri.remove(pod, container)
             await self._parts.at_rest.end(container.id, "it was removed")
-            story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
-            with story.step("release", "ledger"):
-                await self._release(container.id)
+            if together is not None:
+                await together.await_walk(container.id)
+            else:
+                story = self._parts.stories.begin(container.sandbox_id, "remove", container.id)
+                with story.step("release", "ledger"):
+                    await self._release(container.id)
         except BaseException:
             await container.status.update(lambda status: status.kept())
             raise
+        await container.status.forget()
         self._publish(EventType.DELETED, container)
 
     async def _end_without_pod(self, container: Container) -> None:
@@ -537,20 +543,54 @@ class Containers:
         if watches:
             await asyncio.wait(watches, timeout=KILL_TIMEOUT_S)
 
-    async def remove_all(self, pod: Pod) -> None:
-        """Remove every container of a stopped pod."""
-        await wait_all([self.remove(pod, container.id) for container in self.list(pod.id)])
+    @contextlib.asynccontextmanager
+    async def removing_all(self, pod: Pod) -> AsyncGenerator[list[str]]:
+        """Every container of a stopped pod, ready to go: inside, its caller makes the walk and the commit for all.
+
+        Gives the owners that this walk is for. An error in there, or of a container that cannot go, keeps all of them.
+        """
+        containers = self.list(pod.id)
+        together = Together(len(containers))
+        spawn = self._parts.owner.spawn
+        removals = [
+            spawn(self._remove_with(pod, one, together), name=f"container/{one.id}/remove with its pod")
+            for one in containers
+        ]
+        try:
+            if containers:
+                await together.all_here()
+            for removal in removals:
+                if removal.done() and (failure := removal.result()) is not None:
+                    raise failure
+            yield together.ready
+        except BaseException as error:
+            together.end(error)
+            raise
+        together.end()
+        for failure in await wait_all(list[Awaitable[errors.AtollError | None]](removals)):
+            if failure is not None:
+                raise failure
+
+    async def _remove_with(self, pod: Pod, container: Container, together: Together) -> errors.AtollError | None:
+        """Remove one, or join who does; what it failed with."""
+        try:
+            await self._ends.run(
+                ("remove", container.id),
+                lambda: self._remove(pod, container, together),
+                name=f"container/{container.id}/remove",
+            )
+        except errors.AtollError as error:
+            return error
+        finally:
+            together.arrived(container.id)
+        return None
 
     async def _release(self, container_id: str) -> None:
         """The walk and the end of the record are one commit: a crash finds either the container or nothing."""
-        containers = self._parts.containers
-        container = containers.get(container_id) if containers.has(container_id) else None
-        record = containers.plan_delete(container_id)
+        record = self._parts.containers.plan_delete(container_id)
         debts = await self._parts.ledger.release_all(container_id, within=TEARDOWN_TIMEOUT_S, also=(record,))
         for debt in debts:
             log.error("container %s: not freed yet, will be retried: %s", container_id[:13], debt)
-        if container is not None:
-            await container.status.delete()
 
 
 def _oom_kills(metrics: TypedAny) -> int:

@@ -261,17 +261,19 @@ async def is_elsewhere(ledger: Ledger, sandbox_id: str) -> bool:
     return not await kind.is_here(sandbox_id)
 
 
-class SnapshotRemovalKind(Kind):
+class SnapshotRemovalKind(BlockingKind):
     """The writable layer of a container."""
 
     name = SNAPSHOT
     limit_s: float = 60.0
 
-    def __init__(self, snapshotter: Snapshotter) -> None:
+    def __init__(self, snapshotter: Snapshotter, blocking: Blocking) -> None:
+        super().__init__(blocking)
         self._snapshotter = snapshotter
 
-    async def release(self, entry: Entry) -> None:
+    def free(self, entry: Entry) -> bool:
         """Nothing yet: its record goes with the entry, its files after that."""
+        return True
 
     def last_change(self, entry: Entry) -> Plan[None]:
         return self._snapshotter.plan_remove(entry.key)
@@ -360,7 +362,7 @@ def make(
         SandboxKind(hosts, config, paths.shims, blocking),
         DirectoryKind(VOLUMES, paths.volumes, blocking),
         DirectoryKind(CHECKPOINT, paths.containers, blocking),
-        SnapshotRemovalKind(snapshotter),
+        SnapshotRemovalKind(snapshotter, blocking),
         BundleKind(BUNDLE, paths.bundles, blocking),
         TaskKind(paths, reaper, blocking),
         strays.StrayAddressKind(network.default.leases, attached, blocking),

@@ -538,20 +538,24 @@ class Pods:
             # What still hung when the sandbox was stopped ends with its shim.
             if not await pod.drained(DRAIN_TIMEOUT_S):
                 raise errors.Unavailable(f"pod {pod.id[:13]}: a container is still being made or started; try again")
-            with story.step("remove containers", "ledger"):
-                await self._containers.remove_all(pod)
-            await self._parts.nri.remove_pod(pod)
-            with story.step("release", "ledger"):
-                await self._hang_up(pod)
-                # The walk and the end of the record are one commit: a crash finds either the pod or nothing.
-                record = self._parts.sandboxes.plan_delete(pod.id)
-                debts = await self._parts.ledger.release_all(pod.id, within=TEARDOWN_TIMEOUT_S, also=(record,))
-            for debt in debts:
-                log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
+            async with contextlib.AsyncExitStack() as stack:
+                with story.step("remove containers", "ledger"):
+                    containers = await stack.enter_async_context(self._containers.removing_all(pod))
+                await self._parts.nri.remove_pod(pod)
+                with story.step("release", "ledger"):
+                    await self._release_all(pod, containers)
             self._publish(EventType.DELETED, pod)  # while it can be asked what it was like
             self._pods.pop(pod.id, None)
             self._parts.stories.end(pod.id)
             log.info("pod %s removed: %s", pod.id[:13], pod.name)
+
+    async def _release_all(self, pod: Pod, containers: list[str]) -> None:
+        """One walk, and one commit with the end of the records: a crash finds either all of them or nothing."""
+        await self._hang_up(pod)
+        parts = self._parts
+        gone = (parts.sandboxes.plan_delete(pod.id), *(parts.containers.plan_delete(one) for one in containers))
+        for debt in await parts.ledger.release_all(pod.id, *containers, within=TEARDOWN_TIMEOUT_S, also=gone):
+            log.error("pod %s: not freed yet, will be retried: %s", pod.id[:13], debt)
 
     async def aclose(self) -> None:
         """Let go of the connections; the pods live on."""

@@ -144,22 +144,22 @@ class Ledger:
         changed = dataclasses.replace(current, data=MappingProxyType(dict(data)))
         return Plan(functools.partial(_replace, changed), lambda _: self._renew([changed]))
 
-    async def release_all(self, owner: str, *, within: float, also: tuple[Plan[None], ...] = ()) -> list[Debt]:
-        """Release everything of `owner`, last entered first; what could not be released, oldest first.
+    async def release_all(self, *owners: str, within: float, also: tuple[Plan[None], ...] = ()) -> list[Debt]:
+        """Release everything of `owners`, last entered first; what could not be released, oldest first.
 
         Bounded by `within` seconds, each release by its kind's limit. A failure becomes a debt and
         the walk goes on, save for kinds that come `after` the failed one. One commit at the end,
         shared by `also`, such as the removal of the owner's record: it goes although debts stay.
         Finishes even if the caller is cancelled. An owner without entries is fine.
         """
-        return await self._released(owner, None, within, also)
+        return await self._released(owners, None, within, also)
 
     async def release(self, *entries: Entry, within: float) -> list[Debt]:
         """`release_all` for some entries; those of each owner take up to `within` seconds."""
         debts: list[Debt] = []
         for owner in dict.fromkeys(entry.owner for entry in entries):
             chosen = frozenset(entry.seq for entry in entries if entry.owner == owner)
-            debts += await self._released(owner, chosen, within)
+            debts += await self._released((owner,), chosen, within)
         return debts
 
     async def recover(self, known_owners: Collection[str]) -> tuple[Entry, ...]:
@@ -184,7 +184,7 @@ class Ledger:
         """Try to pay the debts of `owners`, or all, now and not when they are due; what is still owed."""
         for owner in owners or tuple(dict.fromkeys(debt.entry.owner for debt in self.debts())):
             owed = frozenset(debt.entry.seq for debt in self.debts(owner))
-            await self._released(owner, owed, within)
+            await self._released((owner,), owed, within)
         return [debt for debt in self.debts() if not owners or debt.entry.owner in owners]
 
     def _entry(self, intent: Intent) -> Entry:
@@ -211,26 +211,27 @@ class Ledger:
         return kind is not None and kind.volatile and entry.boot_id != self._boot_id
 
     async def _released(
-        self, owner: str, chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...] = ()
+        self, owners: tuple[str, ...], chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...] = ()
     ) -> list[Debt]:
         """The walk, shielded; nothing to do costs no task."""
-        if owner not in self._by_owner and not also:
+        if self._by_owner.keys().isdisjoint(owners) and not also:
             return []
-        return await run_to_completion(self._walk(owner, chosen, within, also), within=within + COMMIT_LIMIT_S)
+        return await run_to_completion(self._walk(owners, chosen, within, also), within=within + COMMIT_LIMIT_S)
 
     async def _walk(
-        self, owner: str, chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...]
+        self, owners: tuple[str, ...], chosen: frozenset[int] | None, within: float, also: tuple[Plan[None], ...]
     ) -> list[Debt]:
         deadline = asyncio.get_running_loop().time() + within
         async with AsyncExitStack() as stack:
-            if not await self._enter_lock(stack, owner, within):
-                raise errors.DeadlineExceeded(
-                    f"sandbox {owner}: its resources are being released, for {within:g} s now"
-                )
+            for owner in owners:
+                if not await self._enter_lock(stack, owner, deadline - asyncio.get_running_loop().time()):
+                    raise errors.DeadlineExceeded(
+                        f"sandbox {owner}: its resources are being released, for {within:g} s now"
+                    )
             walk = Walk(
                 self._kinds,
-                reversed(self._chosen(owner, chosen)),
-                debts=[debt.entry for debt in self.debts(owner)],
+                reversed(self._chosen(owners, chosen)),
+                debts=[debt.entry for owner in owners for debt in self.debts(owner)],
                 is_gone=self._is_gone,
                 deadline=deadline,
             )
@@ -248,8 +249,9 @@ class Ledger:
                 return True
         return False
 
-    def _chosen(self, owner: str, chosen: frozenset[int] | None) -> list[Entry]:
-        return [entry for entry in self.entries(owner) if chosen is None or entry.seq in chosen]
+    def _chosen(self, owners: tuple[str, ...], chosen: frozenset[int] | None) -> list[Entry]:
+        entries = [entry for owner in owners for entry in self.entries(owner) if chosen is None or entry.seq in chosen]
+        return sorted(entries, key=lambda entry: entry.seq)
 
     def _owed(self, entry: Entry, why: str) -> Entry:
         pause = min(self._first_retry_s * 2.0 ** min(entry.attempts, 16), LAST_RETRY_S)
@@ -344,7 +346,7 @@ class Ledger:
             )
             async with gate:
                 try:
-                    left = await self._released(owner, due, RETRY_LIMIT_S)
+                    left = await self._released((owner,), due, RETRY_LIMIT_S)
                 except errors.AtollError as error:
                     log.warning("sandbox %s: retried releases could not be recorded: %s", owner, error)
                     return

@@ -1,4 +1,4 @@
-"""One walk over entries of an owner: each is released or owed, and a failure stops none of the others.
+"""One walk over entries of an owner, or of several: each is released or owed, and a failure stops none of the others.
 
 Entries that follow each other and that a thread can free go to one thread together, in their order.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Walk:
     """The walk over `order`, which ends at `deadline` of the loop's clock.
 
-    `debts` are what the owner owed before it; `is_gone` says that a reboot has taken what an entry stands for.
+    `debts` are what its owners owed before it; `is_gone` says that a reboot has taken what an entry stands for.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Walk:
         if kind.after:
             done = {one.seq for one in self.released} | {entry.seq}
             for other in (*(one for one, _ in self.owed), *self._debts):
-                if other.kind in kind.after and other.seq not in done:
+                if other.owner == entry.owner and other.kind in kind.after and other.seq not in done:
                     return f"waits for {other.kind} {other.key}"
         return ""
 

@@ -1,0 +1,48 @@
+"""Several removals that one walk makes true: the containers of a pod go with it, in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from atoll import errors
+
+
+class Together:
+    """`count` removals, each of which prepares, says so, and waits for the end of the one walk that is made for all.
+
+    One that ends otherwise, for it failed or somebody else had begun it, says `arrived` too.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._missing = count
+        self._all_here = asyncio.Event()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arrived: set[str] = set()
+        self.ready: list[str] = []
+        """The IDs of those that wait for the walk."""
+
+    def arrived(self, key: str) -> None:
+        """One has come as far as it can without the others; once counts."""
+        if key not in self._arrived:
+            self._arrived.add(key)
+            if len(self._arrived) == self._missing:
+                self._all_here.set()
+
+    async def await_walk(self, key: str) -> None:
+        """Be ready, then wait until the walk has been committed; raises what it failed with."""
+        self.ready.append(key)
+        self.arrived(key)
+        await asyncio.shield(self._over)
+
+    async def all_here(self) -> None:
+        await self._all_here.wait()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The walk is committed, or failed with `error`."""
+        if error is None:
+            self._over.set_result(None)
+            return
+        if not isinstance(error, Exception):
+            error = errors.Unavailable("the removal of its pod was stopped before it ended; try again")
+        self._over.set_exception(error)
+        self._over.exception()  # nobody may wait for it
