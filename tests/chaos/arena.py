@@ -51,6 +51,7 @@ CLEAN_WITHIN_S = 20.0
 KILLED_EXIT_CODES = (0, 7, 137, 255)
 """Of a container whose shim, or whose machine, may have been taken from under it: its own, killed, not known."""
 FAR_SCHEME = "ttrpc+unix://"
+WHOLE_PROC = "whole-proc"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CONFIG = """
 [runtimes.atoll]
@@ -134,6 +135,7 @@ class Arena:
         finally:
             os.environ.pop(VARIABLE, None)
             self.daemon.kill()
+            subprocess.run(["umount", str(self.roots.base / WHOLE_PROC)], check=False, capture_output=True)
             if self._far.process is not None:
                 self._far.end(signal.SIGTERM)
 
@@ -190,10 +192,21 @@ class Arena:
                 fault = f"{str(error) or type(error).__name__}; calls failed with {one.failures[-3:]}"
         self.disarm()
         (self._faults / "go").touch()
-        if fault and not self.daemon.is_running():
+        seconds = time.monotonic() - begun
+        if fault:
+            self._clear()
+        return Outcome(cell or Cell(life, "", Blow.ERROR), seconds, fault, struck)
+
+    def _clear(self) -> None:
+        """After a cell that failed: take away what can be, and put up with the rest, which is not the next one's."""
+        if not self.daemon.is_running():
             self.daemon.kill()
-            self.daemon.start()
-        return Outcome(cell or Cell(life, "", Blow.ERROR), time.monotonic() - begun, fault, struck)
+            self._start()
+        with connected(self.roots) as cri, contextlib.suppress(grpc.RpcError):
+            for pod in cri.list_pods():
+                cri.remove_pod(pod.id)
+            cri.fsck(repair=True)
+        self._clean = self._settled()
 
     def arm(self, rules: Sequence[Rule]) -> None:
         """What is to happen from now on, in place of what was."""
@@ -352,7 +365,11 @@ class Arena:
         self._boots += 1
         boot_id = self.roots.base / f"boot-{self._boots}"
         boot_id.write_text(f"{secrets.token_hex(4)}-0000-4000-8000-{secrets.token_hex(6)}\n")
-        # In a mount namespace of our own, see `alone`.
+        # In mounts of our own, see `alone`. Where a part of /proc is hidden the kernel lets no user namespace
+        # mount another, unless there is one that is whole.
+        whole = self.roots.base / WHOLE_PROC
+        whole.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "proc", "proc", str(whole)], check=True)
         subprocess.run(["mount", "--bind", str(boot_id), BOOT_ID], check=True)
         self._far = Other(self.roots, FAR_SCHEME)
         if self._needs_far:
@@ -382,7 +399,7 @@ class Arena:
         comms = (read(pid, "comm").decode().strip() for pid in self._processes())
         names = Counter("atoll-shim" if comm == "atoll-spare" else comm for comm in comms)
         found = [f"process {name} {number}" for name, count in names.items() for number in range(1, count + 1)]
-        found += [f"mount {point}" for point in footprint.mounts()]
+        found += [f"mount {point}" for point in footprint.mounts() if not point.endswith(WHOLE_PROC)]
         found += [f"link {name}" for name in links() if roots.prefix in name and name != roots.bridge]
         found += [f"port of the bridge: {name}" for name, bridge in links().items() if bridge == roots.bridge]
         found += [f"cgroup {path}" for path in footprint.cgroups()]
