@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import control, manifest_run, private, request, wire
 from atoll.client import leases as leasing
 from atoll.client import pools as pooling
-from atoll.client import manifest_run, private, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
+from atoll.client.control import Event, PodUsage
 from atoll.client.images import Images, OnProgress
 from atoll.client.leases import LeaseStatus
 from atoll.client.making import made_or_undone
@@ -232,6 +235,19 @@ class Client:
             return None
         inside = [[one for one in containers if one.pod_id == pod.id] for pod in pods if name in (pod.id, pod.name)]
         return inside[0][0] if len(inside) == 1 and len(inside[0]) == 1 else None
+
+    async def stats(self, pod_ids: Sequence[str] = ()) -> tuple[PodUsage, ...]:
+        """What pods and their containers use now, all of them or those of these IDs."""
+        return await control.stats(self._wire, pod_ids)
+
+    async def events(self, *, since: datetime | None = None, follow: bool = True) -> AsyncGenerator[Event]:
+        """What happens to pods and containers from now on; with `since` what is remembered from then on first.
+
+        Without `follow` it ends with what is remembered.
+        """
+        async with contextlib.aclosing(control.events(self._wire, since=since, follow=follow)) as told:
+            async for event in told:
+                yield event
 
     # --- images ---
 

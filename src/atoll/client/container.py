@@ -12,6 +12,7 @@ from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
 from atoll.client.background import BackgroundProcess, ProcessStatus
+from atoll.client.control import Controlled
 from atoll.client.files import Files
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
@@ -34,12 +35,11 @@ _NOT_EXECUTABLE = re.compile(
 )
 
 
-class Container:
+class Container(Controlled):
     """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
 
     def __init__(self, connection: wire.Wire, container_id: str, name: str, pod_id: str) -> None:
-        self._wire = connection
-        self.id = container_id
+        super().__init__(connection, container_id)
         self.name = name
         self.pod_id = pod_id
 

@@ -12,6 +12,7 @@ from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
+from atoll.client.control import Connection
 from atoll.client.images import Images
 from atoll.client.leases import Lease
 from atoll.client.making import made_or_undone
@@ -157,6 +158,10 @@ class Pod:
                     container = Container(self._wire, one.id, one.name, self.id)
                     inside.append(await container.status(verbose=verbose))
         return PodStatus.read(answer), tuple(inside)
+
+    def connect(self, port: int) -> Connection:
+        """A connection to a port on the pod's localhost: `async with pod.connect(80) as connection`."""
+        return Connection(self._wire, self.id, port)
 
     async def phases(self) -> tuple[Phase, ...]:
         """Every step of the operations on this pod and its containers: how long, and what it waited on."""

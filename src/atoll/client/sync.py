@@ -23,6 +23,7 @@ from atoll import errors
 from atoll.client.background import BackgroundProcess
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
+from atoll.client.control import Connection
 from atoll.client.files import Files
 from atoll.client.leases import Lease
 from atoll.client.model import ExecResult, Exit
@@ -269,6 +270,11 @@ class SyncContainer(Face[Container]):
     attach = _opens(Container.attach, SyncAttachedProcess)
     wait = _waits(Container.wait)
     logs = _yields(Container.logs)
+    pause = _waits(Container.pause)
+    resume = _waits(Container.resume)
+    kill = _waits(Container.kill)
+    top = _waits(Container.top)
+    update = _waits(Container.update)
     stop = _waits(Container.stop)
     remove = _waits(Container.remove)
 
@@ -279,6 +285,28 @@ class SyncLease(Face[Lease]):
     status = _waits(Lease.status)
     renew = _waits(Lease.renew)
     end = _waits(Lease.end)
+
+
+class SyncConnection(Face[Connection]):
+    """A connection to a port of a pod; a context manager that closes it."""
+
+    opened = _waits(Connection.opened)
+    send = _waits(Connection.send)
+    end = _waits(Connection.end)
+    receive = _waits(Connection.receive)
+
+    def close(self) -> None:
+        """Close it; idempotent."""
+        self._run(self.inner.aclose())
+
+    def __enter__(self) -> Self:
+        self.opened()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class SyncPod(Face[Pod]):
@@ -302,6 +330,7 @@ class SyncPod(Face[Pod]):
     create = _makes(Pod.create, SyncContainer)
     containers = _waits(Pod.containers)
     details = _waits(Pod.details)
+    connect = _opens(Pod.connect, SyncConnection)
     phases = _waits(Pod.phases)
     stop = _waits(Pod.stop)
     remove = _waits(Pod.remove)
@@ -379,6 +408,8 @@ class SyncClient(Face[Client]):
     run_manifest = _makes(Client.run_manifest, SyncPod)
     pods = _waits(Client.pods)
     containers = _waits(Client.containers)
+    stats = _waits(Client.stats)
+    events = _yields(Client.events)
     pod = _makes(Client.pod, SyncPod)
     pod_by_id = _opens(Client.pod_by_id, SyncPod)
     container = _makes(Client.container, SyncContainer)

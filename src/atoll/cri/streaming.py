@@ -6,11 +6,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import socket
-import weakref
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -20,9 +17,9 @@ from atoll.concurrency import TaskOwner
 from atoll.container.status import State
 from atoll.container.store import Container
 from atoll.cri.selection import find
+from atoll.engine import dialing
 from atoll.engine.engine import Engine
 from atoll.engine.execs import Exec, ExecRequest
-from atoll.linux import netns
 from atoll.runtime.streams import ByteReader, ByteWriter
 from atoll.sandbox.controller import State as PodState
 from atoll.services.process import EXIT_DRAIN_S, Stdin, fed
@@ -34,13 +31,10 @@ from atoll.streaming.status import End
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 10.0
 MAX_RESIZE_BYTES = 4096
 CHUNKS_A_TURN = 4
 LEFT_DRAIN_S = 10.0
 LEFT_DRAIN_BYTES = 16 << 20
-LOCALHOST = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-"""What a port of a pod is looked for on, in this order."""
 
 
 class Streaming:
@@ -119,33 +113,7 @@ class Streaming:
     # --- port forward ---
 
     async def _dial(self, pod_id: str, port: int) -> socket.socket:
-        """A connection to a port on the pod's localhost, of IPv4 or else of IPv6."""
-        pod = self._engine.pods.get(pod_id)
-        pod.require_open("no port of it can be forwarded")
-        if not pod.netns_path and not pod.config.host_network:
-            raise errors.FailedPrecondition(f"pod {pod.id[:13]}: has no network namespace that we know of")
-        try:
-            sockets = await self._engine.parts.blocking.run(_sockets, pod.netns_path)
-        except OSError as error:
-            raise errors.Unavailable(f"pod {pod.id[:13]}: {pod.netns_path}: {error.strerror}") from error
-        loop = asyncio.get_running_loop()
-        faults: list[str] = []
-        try:
-            for connection, (_, host) in zip(tuple(sockets), LOCALHOST, strict=False):
-                try:
-                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                        await loop.sock_connect(connection, (host, port))
-                except OSError as error:  # TimeoutError is one
-                    faults.append(f"{host}: {os.strerror(error.errno).lower() if error.errno else 'no answer'}")
-                else:
-                    sockets.remove(connection)
-                    # The pod is used for as long as the connection is there; whoever copies it closes it.
-                    weakref.finalize(connection, self._engine.parts.uses.begin(pod.id))
-                    return connection
-        finally:
-            for connection in sockets:
-                connection.close()
-        raise errors.Unavailable(f"pod {pod.id[:13]}: nothing answers on port {port}: {', '.join(faults)}")
+        return await dialing.dial(self._engine, pod_id, port)
 
 
 def _options(request: pb.ExecRequest | pb.AttachRequest) -> Options:
@@ -277,22 +245,3 @@ async def follow_sizes(inflow: Inflow, resize: Resize) -> None:
             if len(text) > MAX_RESIZE_BYTES:
                 inflow.discard()
                 return
-
-
-def _sockets(path: str) -> list[socket.socket]:
-    """Sockets for `LOCALHOST`, not blocking, in the namespace at `path`, the host's where it is empty."""
-
-    def make() -> list[socket.socket]:
-        made: list[socket.socket] = []
-        for family, _ in LOCALHOST:
-            try:
-                one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            except OSError:
-                if made:  # a kernel without IPv6
-                    return made
-                raise
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            made.append(one)
-        return made
-
-    return netns.inside(Path(path), make) if path else make()

@@ -23,6 +23,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
+from atoll.api import atoll_control_v1_pb2 as control_pb2
 from atoll.api import atoll_files_v1_pb2 as files_pb2
 from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
 from atoll.api import atoll_pools_v1_pb2 as pools_pb2
@@ -42,6 +43,7 @@ from atoll.daemon.reload import Read, Reloader
 from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
+from atoll.services.control import ControlService
 from atoll.services.events import EventsService
 from atoll.services.files import FilesService
 from atoll.services.images import ImagesService
@@ -220,6 +222,7 @@ async def _listen(
         events_pb2.DESCRIPTOR.services_by_name["Events"]: EventsService(engine.parts.topics),
         version_pb2.DESCRIPTOR.services_by_name["Version"]: VersionService(),
         atoll_why_v1_pb2.DESCRIPTOR.services_by_name["Why"]: WhyService(engine),
+        control_pb2.DESCRIPTOR.services_by_name["Control"]: ControlService(engine),
     }
     rpc.add_services(server, services, idle, gate=engine.ready, ungated=UNGATED, readiness=engine)
     if handed is not None:
