@@ -46,7 +46,7 @@ async def run(client: Client, manifest: Manifest, *, timings: bool, quiet: bool,
             ("ID", "NAME", "IMAGE", "STATUS", "POD", "IP", "PORTS"), show.ps_rows([(status, inside)], every=True)
         )
     if timings:
-        work.print_phases(await pod.phases())
+        show.phases(await pod.phases())
     return 0
 
 

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from atoll import errors
-from atoll.cli import terminal
+from atoll.cli import show, terminal
 from atoll.cli.outcome import Ended, say
 from atoll.cli.pulling import pull_shown
 from atoll.client import Client, Container, Exit, Pod
@@ -37,7 +37,7 @@ PATIENCE = 3
 """The how many-th signal kills what did not end at the first ones."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """The options of `atoll run` beside those of its container."""
 
@@ -170,6 +170,18 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
         if stays:
             undo.pop_all()
         return code
+
+
+async def run_and_report(client: Client, options: RunOptions, *, timings: bool) -> int:
+    """`run`, and what is told then: the ID of what was detached, the steps where they are asked for."""
+
+    async def report(pod: Pod, container: Container) -> None:
+        if options.detach:
+            print(container.id)
+        if timings:
+            show.phases(await pod.phases())
+
+    return await run(client, options, report)
 
 
 async def _remove(pod: Pod) -> None:

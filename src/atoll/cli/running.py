@@ -27,7 +27,7 @@ from atoll.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from atoll.client import Client, Container, Pod
+    from atoll.client import Client
 
 app = typer.Typer()
 
@@ -58,15 +58,30 @@ CapDrop = Annotated[list[str] | None, typer.Option("--cap-drop", metavar="CAPABI
 DetachKeys = Annotated[
     str, typer.Option("--detach-keys", metavar="KEYS", help="Leave a terminal without ending what runs in it.")
 ]
+ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="As in atoll/busybox or docker.io/library/alpine:3.")]
+RunCommand = Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="In place of the image's own.")]
+RunName = Annotated[str, typer.Option("--name", help="Of the container and its pod.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and print its ID.")]
+Cpus = Annotated[float | None, typer.Option("--cpus", help="Limit, in CPUs.")]
+Memory = Annotated[str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Limit, as in 64MiB.")]
+Pids = Annotated[
+    int | None, typer.Option("--pids", "--pids-limit", metavar="NUMBER", help="Limit, in processes and threads.")
+]
+Network = Annotated[NetworkChoice, typer.Option("--network", help="How it is connected.")]
+Init = Annotated[bool, typer.Option("--init", help="A first process that reaps, so that the command need not.")]
+Remove = Annotated[
+    bool | None,
+    typer.Option("--rm/--keep", help="Remove the pod at the end, or leave it. \\[default: --rm; with -d --keep]"),
+]
 DETACH_KEYS = "ctrl-p,ctrl-q"
 
 
 @app.command("run", context_settings=COMMAND_LINE)
 def run(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As in atoll/busybox or docker.io/library/alpine:3.")],
-    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="In place of the image's own.")] = None,
-    name: Annotated[str, typer.Option("--name", help="Of the container and its pod.")] = "",
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and print its ID.")] = False,
+    image: ImageName,
+    command: RunCommand = None,
+    name: RunName = "",
+    detach: Detach = False,
     interactive: Interactive = False,
     tty: Terminal = False,
     publish: Ports = None,
@@ -75,13 +90,11 @@ def run(
     volume: Volumes = None,
     tmpfs: Tmpfs = None,
     label: Labels = None,
-    cpus: Annotated[float | None, typer.Option("--cpus", help="Limit, in CPUs.")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Limit, as in 64MiB.")] = None,
-    pids: Annotated[
-        int | None, typer.Option("--pids", "--pids-limit", metavar="NUMBER", help="Limit, in processes and threads.")
-    ] = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    pids: Pids = None,
     ulimit: Ulimits = None,
-    network: Annotated[NetworkChoice, typer.Option("--network", help="How it is connected.")] = NetworkChoice.default,
+    network: Network = NetworkChoice.default,
     user: User = "",
     workdir: Workdir = "",
     entrypoint: Annotated[str, typer.Option("--entrypoint", help="In place of the image's own.")] = "",
@@ -89,15 +102,10 @@ def run(
     read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
     cap_add: CapAdd = None,
     cap_drop: CapDrop = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="A first process that reaps, so that the command need not.")
-    ] = False,
+    init: Init = False,
     runtime: Annotated[str, typer.Option("--runtime", help="A runtime handler of the config file.")] = "",
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
-    remove: Annotated[
-        bool | None,
-        typer.Option("--rm/--keep", help="Remove the pod at the end, or leave it. \\[default: --rm; with -d --keep]"),
-    ] = None,
+    remove: Remove = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Then tell how long each step took.")] = False,
     detach_keys: DetachKeys = DETACH_KEYS,
@@ -107,54 +115,37 @@ def run(
     if detach and remove:
         raise typer.BadParameter("-d with --rm: nobody waits for its end; leave --rm out, and `atoll rm` it later")
 
-    from atoll.cli import terminal, work
-    from atoll.cli.run import RunOptions
-    from atoll.cli.run import run as run_it
+    from atoll.cli.run import RunOptions, run_and_report
+    from atoll.cli.terminal import detach_sequence
     from atoll.client import request
 
-    options = RunOptions(
-        container=request.ContainerOptions(
-            image=image,
-            command=tuple(own_words(command)),
-            entrypoint=(entrypoint,) if entrypoint else (),
-            name=name,
-            env={**variables_of_file(env_file), **variables(env)},
-            labels=pairs("label", label),
-            annotations=request.limits_and_mounts(ulimits=ulimit or (), tmpfs=tmpfs or ()),
-            cap_add=tuple(cap_add or ()),
-            cap_drop=tuple(cap_drop or ()),
-            share_pid=init,
-            cwd=workdir,
-            user=user,
-            mounts=tuple(request.parse_mount(one) for one in volume or ()),
-            cpus=cpus,
-            memory=memory,
-            pids=pids,
-            tty=tty,
-            stdin=interactive,
-            read_only=read_only,
-        ),
-        network=network.value,
-        ports=tuple(request.parse_publish(one) for one in publish or ()),
-        runtime=runtime,
-        hostname=hostname,
-        init=init,
-        detach=detach,
-        detach_keys=terminal.detach_sequence(detach_keys),
-        keep=remove is False,
-        pull=pull.value,
-        quiet=quiet,
+    container = request.ContainerOptions(
+        image=image,
+        command=tuple(own_words(command)),
+        entrypoint=(entrypoint,) if entrypoint else (),
+        name=name,
+        env={**variables_of_file(env_file), **variables(env)},
+        labels=pairs("label", label),
+        annotations=request.limits_and_mounts(ulimits=ulimit or (), tmpfs=tmpfs or ()),
+        cap_add=tuple(cap_add or ()),
+        cap_drop=tuple(cap_drop or ()),
+        share_pid=init,
+        cwd=workdir,
+        user=user,
+        mounts=tuple(request.parse_mount(one) for one in volume or ()),
+        cpus=cpus,
+        memory=memory,
+        pids=pids,
+        tty=tty,
+        stdin=interactive,
+        read_only=read_only,
     )
-
+    ports, keys = tuple(request.parse_publish(one) for one in publish or ()), detach_sequence(detach_keys)
+    options = RunOptions(
+        container, network.value, ports, runtime, hostname, init, detach, keys, remove is False, pull.value, quiet
+    )
     options.check()
-
-    async def report(pod: Pod, container: Container) -> None:
-        if detach:
-            print(container.id)
-        if timings:
-            work.print_phases(await pod.phases())
-
-    ask(socket, lambda client: run_it(client, options, report))
+    ask(socket, lambda client: run_and_report(client, options, timings=timings))
 
 
 @app.command("exec", context_settings=COMMAND_LINE)

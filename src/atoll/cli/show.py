@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 
-from atoll.client.model import ContainerState, ContainerStatus, PodState, PodStatus
+from atoll.client.model import ContainerState, ContainerStatus, Phase, PodState, PodStatus
 from atoll.client.request import PORTS
 
 ID_LENGTH = 13
@@ -127,3 +127,11 @@ def ps_rows(pods: Iterable[tuple[PodStatus, tuple[ContainerStatus, ...]]], *, ev
         if not shown and (every or pod.state is PodState.READY):
             rows.append([short(pod.id), "-", "-", f"pod {pod.state.value}", pod.name, pod.ip, ports])
     return rows
+
+
+def phases(found: Iterable[Phase]) -> None:
+    """The table of `atoll phases` and `--timings`."""
+    rows = [
+        (one.operation, short(one.subject), one.name, seconds(one.duration_s), one.waits_on, one.error) for one in found
+    ]
+    table(("OPERATION", "OF", "PHASE", "TOOK", "WAITS ON", "ERROR"), rows, right=("TOOK",))

@@ -14,7 +14,7 @@ from atoll.cli.outcome import FOUND, say
 from atoll.cli.pulling import pull_shown
 from atoll.cli.registry import archive_of
 from atoll.cli.run import KIND
-from atoll.client import Client, Container, ContainerState, ContainerStatus, Phase, Pod, PodState, PodStatus
+from atoll.client import Client, Container, ContainerState, ContainerStatus, Pod, PodState, PodStatus
 from atoll.concurrency import wait_all
 
 PARALLEL = 32
@@ -295,17 +295,5 @@ async def phases(client: Client, name: str, *, as_json: bool) -> int:
     if as_json:
         show.dump(found)
         return 0
-    print_phases(found)
+    show.phases(found)
     return 0
-
-
-def print_phases(found: Sequence[Phase]) -> None:
-    """The table of `atoll phases` and `--timings`."""
-    show.table(
-        ("OPERATION", "OF", "PHASE", "TOOK", "WAITS ON", "ERROR"),
-        [
-            (one.operation, show.short(one.subject), one.name, show.seconds(one.duration_s), one.waits_on, one.error)
-            for one in found
-        ],
-        right=("TOOK",),
-    )
