@@ -254,11 +254,9 @@ class ContainerStore:
 
     def list(self, sandbox_id: str | None = None) -> tuple[Container, ...]:
         """Every container, or those of one sandbox, oldest first; a snapshot."""
-        return tuple(
-            container
-            for container in self._containers.values()
-            if sandbox_id is None or container.sandbox_id == sandbox_id
-        )
+        if sandbox_id is None:
+            return tuple(self._containers.values())
+        return tuple(container for container in self._containers.values() if container.sandbox_id == sandbox_id)
 
     def plan_update(
         self, container_id: str, *, spec: bytes | None = None, labels: Mapping[str, str] | None = None

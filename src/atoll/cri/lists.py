@@ -1,6 +1,6 @@
 """The RPCs that list pods, containers and images, at once or as a stream: answered from memory.
 
-Each item is encoded once and kept until it changes, so that a list of hundreds is little more than their bytes joined.
+Each item is encoded once and kept until it changes, and so is the whole list that is asked for without a filter.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ class _Items(Generic[T]):
         self._kept.pop(key, None)
 
 
+class _Whole:
+    """The answer that has everything, kept with what it was made of: the same objects, by identity first."""
+
+    def __init__(self) -> None:
+        self._made_of: list[object] = []
+        self._answer = whole(())
+
+    def get(self, made_of: list[object], make: Callable[[], list[bytes]]) -> Encoded:
+        if made_of != self._made_of:
+            self._answer, self._made_of = whole(make()), made_of
+        return self._answer
+
+
 class Lists:
     """RPCs that list."""
 
@@ -52,6 +65,7 @@ class Lists:
         self._engine = engine
         self._pods: _Items[Pod] = _Items(_pod)
         self._containers: _Items[Container] = _Items(_container)
+        self._all_containers = _Whole()
         engine.parts.events.tap(self._forget)
 
     def _forget(self, event: Event) -> None:
@@ -80,7 +94,14 @@ class Lists:
         ]
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: object) -> Encoded:
-        return whole(self._listed_containers(request.filter))
+        if request.filter.ByteSize():
+            return whole(self._listed_containers(request.filter))
+        hides = self._engine.pools.is_hidden
+        made_of: list[object] = []
+        for container in self._engine.containers.list():
+            if not hides(container.sandbox_id):
+                made_of += (container, container.status.get(), container.record)
+        return self._all_containers.get(made_of, lambda: self._listed_containers(request.filter))
 
     async def StreamContainers(self, request: pb.StreamContainersRequest, context: object) -> AsyncGenerator[Encoded]:
         for batch in batches(self._listed_containers(request.filter)):
@@ -98,7 +119,7 @@ class Lists:
                 continue
             if labels and not views.has_labels(container.record.labels, labels):
                 continue
-            found.append(self._containers.get(container.id, (status.state, status.created_at), container))
+            found.append(self._containers.get(container.id, (status, container.record), container))
         return found
 
 
