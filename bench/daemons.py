@@ -87,6 +87,14 @@ class Daemon(ABC):
 
     def start(self) -> None:
         """Execute it, and wait until it says that it is ready."""
+        self.launch()
+        if not wait_until(lambda: self._ended() or self.cri.is_ready(), within=READY_WITHIN_S, every=0.05):
+            raise RuntimeError(f"{self.places.name}: does not become ready; its log ends:\n{self.log_tail()}")
+        if self._ended():
+            raise RuntimeError(f"{self.places.name}: has ended; its log ends:\n{self.log_tail()}")
+
+    def launch(self) -> None:
+        """Execute it, and wait for nothing."""
         with self.places.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -97,10 +105,6 @@ class Daemon(ABC):
                 start_new_session=True,
                 env={**os.environ, "PATH": self.path, host.MARKER: self.places.mark},
             )
-        if not wait_until(lambda: self._ended() or self.cri.is_ready(), within=READY_WITHIN_S, every=0.05):
-            raise RuntimeError(f"{self.places.name}: does not become ready; its log ends:\n{self.log_tail()}")
-        if self._ended():
-            raise RuntimeError(f"{self.places.name}: has ended; its log ends:\n{self.log_tail()}")
 
     def crash(self) -> None:
         """End it with SIGKILL; `start` starts it again."""

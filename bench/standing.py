@@ -51,13 +51,13 @@ def measure(contestants: Sequence[Contestant], *, running: int, listed: int, idl
     with contextlib.ExitStack() as stack:
         for one in on_host:
             before = _pss(one)
-            stack.enter_context(_pods(one, range(running), start=True))
+            stack.enter_context(pods(one, range(running), start=True))
             time.sleep(SETTLE_S)
             found.pss[one.name] = (_pss(one) - before) / running
         _idle(on_host, found)
         _ask(on_host, STATS, running, n, found.stats, apart_s=APART_S)
         for one in on_host:
-            stack.enter_context(_pods(one, range(running, listed), start=False))
+            stack.enter_context(pods(one, range(running, listed), start=False))
         time.sleep(SETTLE_S)
         _ask(on_host, LISTS, listed, n, found.lists)
     return found
@@ -83,7 +83,7 @@ def _ask(
 
 
 @contextlib.contextmanager
-def _pods(contestant: Contestant, numbers: range, *, start: bool) -> Generator[None]:
+def pods(contestant: Contestant, numbers: range, *, start: bool) -> Generator[None]:
     """Pods of one container each, which is started or only made; gone at the end."""
     cri, config = contestant.cri, container_config()
     made: list[str] = []

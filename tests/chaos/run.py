@@ -65,6 +65,7 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
     try:
         return _heard(asked, told, workers, options)
     finally:
+        asked.cancel_join_thread()  # what nobody has taken is not waited for
         for worker in workers:
             worker.terminate()  # one that has not ended has been given up, and clears its arena away
             worker.join()
