@@ -19,6 +19,7 @@ import msgspec
 
 from atoll import errors
 from atoll.config import Config
+from atoll.unreadable import UNREADABLE
 
 LOCK = "lock"
 MAX_BYTES = 64 << 10
@@ -157,5 +158,5 @@ def _has_open(pid: int, file: os.stat_result) -> bool:
 def _parse(content: bytes) -> Owner | None:
     try:
         return msgspec.json.decode(content, type=Owner)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None

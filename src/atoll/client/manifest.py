@@ -20,6 +20,7 @@ from atoll.client import request
 from atoll.client.manifest_containers import ContainerPlan
 from atoll.client.manifest_fields import Fields
 from atoll.client.manifest_volumes import Volume, read_volumes
+from atoll.unreadable import UNREADABLE
 
 MAX_BYTES = 1 << 20
 GRACE = "io.atoll.pod/grace"
@@ -54,7 +55,7 @@ def parse(text: str | bytes, source: str = "manifest") -> Manifest:
             raise errors.InvalidArgument(f"{len(text)} bytes; at most {MAX_BYTES} are read")
         found: object = msgspec.yaml.decode(text)
         return _read(found)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"{source}: is no YAML: {' '.join(str(error).split())}") from None
     except errors.InvalidArgument as error:
         raise errors.InvalidArgument(f"{source}: {error.message}") from None

@@ -9,6 +9,7 @@ import msgspec
 
 from atoll import errors
 from atoll.container.config import ContainerConfig
+from atoll.unreadable import UNREADABLE
 
 TYPE_URL = "github.com/containerd/cri/pkg/store/container/Metadata"
 VERSION = "v1"
@@ -51,5 +52,5 @@ def decode_metadata(text: bytes) -> Metadata:
                 f"container metadata: unsupported version {envelope.version!r}, this atoll knows {VERSION}"
             )
         return msgspec.json.decode(envelope.metadata, type=Metadata)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"container metadata: cannot be read: {error}") from error

@@ -19,6 +19,7 @@ import msgspec
 
 from atoll import errors
 from atoll.oci.config import Config, LinuxContainerResources
+from atoll.unreadable import UNREADABLE
 
 VERSION = "v1"
 
@@ -201,7 +202,7 @@ def decode_status(text: bytes) -> Status:
     """The status in a checkpoint; unknown fields are passed over, an unknown version is `DataLoss`."""
     try:
         found = _decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"container status: cannot be read: {error}") from error
     if found.version != VERSION:
         raise errors.DataLoss(f"container status: unsupported version {found.version!r}, this atoll knows {VERSION}")

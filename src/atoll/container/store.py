@@ -47,6 +47,7 @@ from atoll.database import (
     quarantined,
 )
 from atoll.identifiers import is_identifier, require_identifier
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -362,7 +363,7 @@ def _decode(row: sqlite3.Row) -> ContainerRecord:
     try:
         found = msgspec.convert(dict(row), _Row)
         labels = _labels.decode(found.labels)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"container record: cannot be read: {error}") from error
     metadata = decode_metadata(found.metadata)
     if not is_identifier(found.id):

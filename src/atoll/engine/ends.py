@@ -15,6 +15,7 @@ import msgspec
 from atoll import errors
 from atoll.engine.parts import Parts
 from atoll.sandbox.controller import ExitStatus, Sandbox, TypedAny
+from atoll.unreadable import UNREADABLE
 
 EXTENSION = "io.atoll.sandbox.ended"
 """JSON of an `ExitStatus`."""
@@ -29,7 +30,7 @@ def noted(sandbox: Sandbox) -> ExitStatus | None:
         return None
     try:
         return msgspec.json.decode(found.value, type=ExitStatus)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         log.warning("pod %s: how it ended cannot be read: %s", sandbox.id[:13], error)
         return None
 

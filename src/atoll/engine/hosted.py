@@ -43,6 +43,7 @@ from atoll.sandbox.controller import (
     Runtime,
     Sandbox,
 )
+from atoll.unreadable import UNREADABLE
 
 KEY_LENGTH = 40
 """Of a digest, in hex digits."""
@@ -266,7 +267,7 @@ def _decode(row: Mapping[str, object]) -> HostedRecord:
             sandbox=_sandbox.decode(found.sandbox),
             state=_state.decode(found.state),
         )
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"hosted sandbox: cannot be read: {error}") from error
     if record.id != found.id or not all(map(is_identifier, (found.namespace, found.id, found.key))):
         raise errors.DataLoss("hosted sandbox: its id or namespace is not an identifier, or not its own")

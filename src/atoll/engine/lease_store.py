@@ -26,6 +26,7 @@ import msgspec
 from atoll import errors
 from atoll.database import Connection, Database, Plan, Schema, quarantine
 from atoll.ledger.ledger import read_boot_id
+from atoll.unreadable import UNREADABLE
 
 TTL = "io.atoll.lease/ttl"
 IDLE = "io.atoll.lease/idle"
@@ -222,7 +223,7 @@ def _load(connection: Connection) -> list[Lease]:
     for row in connection.execute("SELECT *, rowid FROM leases").fetchall():
         try:
             leases.append(_read(row))
-        except (msgspec.MsgspecError, UnicodeError) as error:
+        except UNREADABLE as error:
             quarantine(connection, "leases", str(row["pod_id"]), row, str(error))
             connection.execute("DELETE FROM leases WHERE rowid = ?", (row["rowid"],))
     return leases

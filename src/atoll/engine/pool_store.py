@@ -31,6 +31,7 @@ from atoll import errors
 from atoll.container.config import ContainerConfig
 from atoll.database import Connection, Database, Plan, Schema, quarantine
 from atoll.sandbox.config import PodConfig
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def _load(connection: Connection) -> tuple[list[PoolRecord], list[MemberRecord]]
     for row in connection.execute("SELECT *, rowid FROM pools ORDER BY name").fetchall():
         try:
             pools.append(_pool(row))
-        except (msgspec.MsgspecError, errors.DataLoss, UnicodeError) as error:
+        except (errors.DataLoss, *UNREADABLE) as error:
             log.error("pool %s: its record cannot be read, its members are removed: %s", row["name"], error)
             quarantine(connection, "pools", str(row["name"]), row, str(error))
             connection.execute("DELETE FROM pools WHERE rowid = ?", (row["rowid"],))

@@ -42,6 +42,7 @@ from atoll.linux.files import replacing
 from atoll.oci import spec as oci
 from atoll.runtime.task import StdioPaths
 from atoll.shim import records
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +336,7 @@ def _read_all(folder: Path) -> tuple[Record, ...]:
             record = msgspec.json.decode((folder / name / RECORD).read_bytes(), type=Record)
         except FileNotFoundError:
             shutil.rmtree(folder / name, ignore_errors=True)  # it was being made, or forgotten
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.error("%s: a process whose record cannot be read is left alone: %s", folder / name, error)
         else:
             if record.name == name:

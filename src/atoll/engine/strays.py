@@ -31,6 +31,7 @@ from atoll.linux import mounts, process
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
 from atoll.runtime import ending, hung
+from atoll.unreadable import UNREADABLE
 
 SHIM = "shim"
 """Its kind."""
@@ -337,7 +338,7 @@ def _bundle_of(record: Path) -> Path | None:
             bundle = msgspec.json.decode((record / CRUN_RECORD).read_bytes(), type=_Crun).bundle
             return Path(bundle) if bundle else None
         labels = msgspec.json.decode((record / RUNC_RECORD).read_bytes(), type=_Runc).config.labels
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return None
     named = [label.removeprefix("bundle=") for label in labels if label.startswith("bundle=")]
     return Path(named[0]) if named else None

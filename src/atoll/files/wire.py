@@ -20,6 +20,7 @@ import struct
 import msgspec
 
 from atoll import errors
+from atoll.unreadable import UNREADABLE
 
 MAX_FRAME_BYTES = 4 << 20
 MAX_FDS = 64
@@ -207,7 +208,7 @@ def decode(data: bytes | bytearray | memoryview) -> Any:
     """One message; raises `InvalidArgument` for what is none."""
     try:
         return _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"files: no such message: {error}") from error
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from atoll import errors
 from atoll.image.reference import is_digest
+from atoll.unreadable import UNREADABLE
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -167,7 +168,7 @@ def decode(data: bytes, kind: type[D], what: str) -> D:
     """The document in `data`; raises `InvalidArgument` naming `what` and the field that is wrong."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"{what}: not the document it should be: {error}") from error
 
 

@@ -19,6 +19,7 @@ import msgspec
 from atoll import errors
 from atoll.database import Connection, Schema, quarantine
 from atoll.image.model import ImageConfig
+from atoll.unreadable import UNREADABLE
 
 SCHEMA = Schema(
     component="image",
@@ -71,7 +72,7 @@ def load(connection: Connection) -> tuple[list[Row], list[str]]:
     for row in connection.execute("SELECT * FROM images ORDER BY rowid"):
         try:
             stored = msgspec.json.decode(row["document"], type=Stored)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             quarantine(connection, "images", row["id"], row, str(error))
             broken.append(row["id"])
             continue

@@ -32,6 +32,7 @@ from atoll.image.process import Program, running
 from atoll.image.reference import DEFAULT_DOMAIN, Reference
 from atoll.image.registry_errors import complaint, translate
 from atoll.image.workers import Workers
+from atoll.unreadable import UNREADABLE
 
 _CHUNK = 1 << 20
 _MAX_REPLY_BYTES = 32 << 10
@@ -216,7 +217,7 @@ class BlobSource:
         pipe = descriptors[0] if descriptors else None
         try:
             reply = msgspec.json.decode(data, type=_Reply)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise self._gone() from error
         if not reply.success:
             if pipe is not None:
@@ -310,13 +311,14 @@ def _read_auths(path: Path) -> dict[str, dict[str, object]]:
     """The entries of a file such as `skopeo login --authfile` writes; credential helpers are not asked."""
     try:
         decoded = msgspec.json.decode(path.read_bytes(), type=_AuthFile)
+        return {
+            place: {key: msgspec.json.decode(raw) for key, raw in entry.items()}
+            for place, entry in decoded.auths.items()
+        }
     except OSError as error:
         raise errors.FailedPrecondition(f"{path}: cannot be read: {error.strerror}; it is the auth_file") from error
-    except msgspec.DecodeError:  # without its text, which may quote the file
+    except UNREADABLE:  # without its text, which may quote the file
         raise errors.FailedPrecondition(f"{path}: is no auth file, which is JSON with auths") from None
-    return {
-        place: {key: msgspec.json.decode(raw) for key, raw in entry.items()} for place, entry in decoded.auths.items()
-    }
 
 
 def _registries_conf(domain: str, mirrors: Sequence[str], lax: set[str]) -> str:

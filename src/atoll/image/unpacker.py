@@ -19,6 +19,7 @@ from atoll.image.layer import clean
 from atoll.image.process import Program, running
 from atoll.image.reference import is_digest
 from atoll.snapshot.records import Usage
+from atoll.unreadable import UNREADABLE
 
 POLL_S = 0.2
 _KINDS: dict[str, type[errors.AtollError]] = {kind.__name__: kind for kind in errors.KINDS.values()}
@@ -105,7 +106,7 @@ def _environment() -> dict[str, str]:
 def _parse(program: Program, code: int, what: str) -> Unpacked:
     try:
         answer = msgspec.json.decode(program.output(), type=_Answer)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.Internal(
             f"{what}: the unpack process ended with {code}: {program.complaints().strip()[-500:]}"
         ) from error

@@ -21,6 +21,7 @@ from atoll import errors
 from atoll.database import Connection, Quarantined, Schema, quarantine, quarantined
 from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry
+from atoll.unreadable import UNREADABLE
 
 SCHEMA = Schema(
     component="ledger",
@@ -124,7 +125,7 @@ def _decode(row: sqlite3.Row) -> Entry:
         data = msgspec.json.decode(found.data, type=dict[str, str])
         entered_at = _EPOCH + found.entered_at * _MICROSECOND
         next_try = None if found.next_try is None else _EPOCH + found.next_try * _MICROSECOND
-    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError) as error:
+    except (OverflowError, *UNREADABLE) as error:
         raise errors.DataLoss(f"ledger entry: cannot be read: {error}") from error
     if not is_identifier(found.owner):
         raise errors.DataLoss("ledger entry: its owner is not an identifier")

@@ -21,6 +21,7 @@ from atoll import errors
 from atoll.network import config
 from atoll.network.config import NetworkConfigList
 from atoll.network.model import CONTAINER_ID, IFNAME, JSON, NETWORK_NAME
+from atoll.unreadable import UNREADABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ class AttachmentCache:
             network = config.parse(msgspec.json.encode(stored.config), source=stored.source)
         except FileNotFoundError:
             return None
-        except (msgspec.MsgspecError, errors.InvalidArgument) as error:
+        except (errors.InvalidArgument, *UNREADABLE) as error:
             raise errors.DataLoss(f"{path}: the attachment's record cannot be read: {error}") from error
         return Entry(
             key=key,

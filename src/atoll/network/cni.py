@@ -24,6 +24,7 @@ from atoll.network import teardown
 from atoll.network.cache import AttachmentCache, AttachmentKey, Entry
 from atoll.network.config import VERSIONS, NetworkConfigList, PluginConfig
 from atoll.network.model import JSON, PluginTiming, Result
+from atoll.unreadable import UNREADABLE
 
 PLUGIN_TIMEOUT_S = 60.0
 """Longest time one plugin may take for one verb."""
@@ -363,7 +364,7 @@ def _answer(done: program.PluginRun, where: str) -> dict[str, JSON] | None:
         raise errors.Unknown(f"{where}: printed more than {program.OUTPUT_LIMIT_BYTES} bytes and was killed")
     try:
         said = msgspec.json.decode(done.stdout, type=dict[str, JSON]) if done.stdout.strip() else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         if done.returncode == 0:
             raise errors.Unknown(f"{where}: printed what is not JSON: {_line(done.stdout)}") from error
         said = None

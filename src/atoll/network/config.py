@@ -17,6 +17,7 @@ import msgspec
 
 from atoll import errors
 from atoll.network.model import JSON, NETWORK_NAME
+from atoll.unreadable import UNREADABLE
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Spec versions that Atoll speaks, oldest first."""
@@ -98,7 +99,7 @@ def parse(data: bytes, *, source: str) -> NetworkConfigList:
             said["plugins"] = [plugin]
         listed = msgspec.convert(said, type=_List)
         plugins = tuple(_plugin(raw, source) for raw in listed.plugins)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"{source}: not a CNI network configuration: {error}") from error
     if not NETWORK_NAME.fullmatch(listed.name):
         raise errors.InvalidArgument(f"{source}: the network name {listed.name!r} is not of letters, digits, _ . -")

@@ -33,6 +33,7 @@ from atoll.network import config
 from atoll.network.config import NetworkConfigList
 from atoll.network.masquerade import Masquerade, find_program, run_program
 from atoll.network.plugin import PluginRun
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class DefaultNetwork:
             ipaddress.IPv4Network(kept.subnet)
         except FileNotFoundError:
             return None
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (ValueError, *UNREADABLE) as error:
             log.warning("%s: cannot be read and is made anew: %s", self._record, error)
             return None
         return kept if kept.bridge == self.bridge else None

@@ -10,6 +10,7 @@ import msgspec
 
 from atoll import errors
 from atoll.linux.userns import IDMap
+from atoll.unreadable import UNREADABLE
 
 JSON: TypeAlias = object
 """A decoded JSON value: None, bool, int, float, str, list or dict; narrowed where it is looked at."""
@@ -183,5 +184,5 @@ def decode_attachment(data: bytes | str) -> Attachment:
     """The attachment that `encode` wrote; `DataLoss` where it is not one."""
     try:
         return msgspec.json.decode(data, type=Attachment)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"a network attachment's record cannot be read: {error}") from error

@@ -18,6 +18,7 @@ from atoll import errors
 from atoll.linux.files import replacing
 from atoll.network import config
 from atoll.network.model import JSON
+from atoll.unreadable import UNREADABLE
 
 FILE = "10-atoll.conflist"
 DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
@@ -47,7 +48,7 @@ def fill(template: bytes, told: tuple[Range, ...], *, source: str) -> bytes:
     try:
         filled = msgspec.json.encode(_filled(msgspec.json.decode(template), values))
         config.parse(filled, source=source)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, errors.InvalidArgument) as error:
+    except (errors.InvalidArgument, *UNREADABLE) as error:
         raise errors.FailedPrecondition(f"{source}: is no template of a CNI configuration: {error}") from error
     return msgspec.json.format(filled, indent=2) + b"\n"
 

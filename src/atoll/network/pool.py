@@ -29,6 +29,7 @@ from atoll.network.cni import Attach
 from atoll.network.config import NetworkConfigList
 from atoll.network.joining import Joiner
 from atoll.network.model import Attachment
+from atoll.unreadable import UNREADABLE
 
 PREFIX = "pool-"
 LIMIT = 256
@@ -290,7 +291,7 @@ def _files(folder: Path) -> list[Path]:
 def _read(path: Path) -> _Entry | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Entry)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, *UNREADABLE):
         return None
 
 

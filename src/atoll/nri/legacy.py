@@ -21,6 +21,7 @@ from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.network import plugin
 from atoll.oci import spec
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class LegacyPlugins:
             log.info("nri plugin %s: %s", name, done.stderr[:1000].decode(errors="replace").strip())
         try:
             result = msgspec.json.decode(done.stdout, type=_Result)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             said = done.stdout[:200].decode(errors="replace").strip() or "nothing"
             raise errors.FailedPrecondition(
                 f"nri plugin {name}: exit code {done.returncode}, answers with no result but {said!r}"
@@ -139,7 +140,7 @@ def _read(path: Path) -> _Config:
         return _Config()
     except OSError as error:
         raise errors.InvalidArgument(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"{path}: {error}") from error
 
 

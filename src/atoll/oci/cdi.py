@@ -18,6 +18,7 @@ import msgspec
 
 from atoll import errors
 from atoll.oci import spec
+from atoll.unreadable import UNREADABLE
 
 ANNOTATION_PREFIX = "cdi.k8s.io/"
 FILE_LIMIT_BYTES = 16 << 20
@@ -196,7 +197,7 @@ def _document(path: Path) -> _File:
         if len(content) > FILE_LIMIT_BYTES:
             raise errors.FailedPrecondition(f"{path}: is larger than {FILE_LIMIT_BYTES} bytes")
         document = _decoder.decode(content)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise errors.FailedPrecondition(f"{path}: {error}") from error
     version = re.fullmatch(r"v?(\d+)\.(\d+)(\.\d+)?", document.cdi_version)
     if version is None or not OLDEST <= (int(version[1]), int(version[2])) <= NEWEST:

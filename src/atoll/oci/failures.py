@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from atoll import errors
+from atoll.unreadable import UNREADABLE
 
 MESSAGE_LIMIT = 1000
 
@@ -113,7 +114,7 @@ def last_error(log: bytes) -> str:
             continue
         try:
             entry = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             plain = plain or line.decode("utf-8", "replace")
             continue
         if entry.level in ("error", "fatal", "panic") and entry.msg:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from atoll import errors
+from atoll.unreadable import UNREADABLE
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def from_document(name: str, version: str, document: bytes) -> RuntimeFeatures:
     """Read the answer of `features`; raises `Internal` where it is not the JSON of the specification."""
     try:
         told = _decoder.decode(document)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.Internal(f"{name} features: not the JSON of the runtime specification: {error}") from error
     number = version_of(version)
     is_crun = version.startswith("crun ")

@@ -26,6 +26,7 @@ from atoll.linux import flood
 from atoll.linux.process import Spawner
 from atoll.oci import execfifo, features, spec
 from atoll.oci.failures import last_error, translate
+from atoll.unreadable import UNREADABLE
 
 CREATE_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
@@ -409,5 +410,5 @@ def _read_pid(path: Path, what: str) -> int:
 def _decoded(decoder: msgspec.json.Decoder[features.T], output: bytes, what: str) -> features.T:
     try:
         return decoder.decode(output)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.Internal(f"{what}: not the JSON that was expected: {error}") from error

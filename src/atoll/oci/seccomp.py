@@ -25,6 +25,7 @@ from atoll.oci.config import LinuxContainerSecurityContext, ProfileType, Securit
 from atoll.oci.features import RuntimeFeatures
 from atoll.oci.security import legacy_profile
 from atoll.oci.spec import Seccomp, SeccompArg, SeccompSyscall
+from atoll.unreadable import UNREADABLE
 
 ALLOW = "SCMP_ACT_ALLOW"
 ERRNO = "SCMP_ACT_ERRNO"
@@ -163,7 +164,7 @@ def load_profile(reference: str, folder: Path | None = None) -> Seccomp:
     try:
         foreign = msgspec.json.decode(document, type=_ForeignProfile)
         profile = msgspec.json.decode(document, type=Seccomp)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"seccomp profile {path}: {error}") from error
     if foreign.arch_map or any(rule.includes or rule.excludes for rule in foreign.syscalls or ()):
         raise errors.InvalidArgument(

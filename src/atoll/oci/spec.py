@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from atoll import errors
+from atoll.unreadable import UNREADABLE
 
 OCI_VERSION = "1.0.2"
 
@@ -333,7 +334,7 @@ def decode(document: bytes) -> Spec:
     """Read the modelled part of a config.json; raises `InvalidArgument` naming the field."""
     try:
         return _spec_decoder.decode(document)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"runtime spec: {error}") from error
 
 
@@ -341,7 +342,7 @@ def decode_resources(document: bytes) -> Resources:
     """Read the JSON of LinuxResources, such as the payload of an update; raises `InvalidArgument`."""
     try:
         return _resources_decoder.decode(document)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"linux resources: {error}") from error
 
 
@@ -352,7 +353,7 @@ def rewrite(document: bytes, **parts: Part) -> bytes:
     """
     try:
         kept = _parts_decoder.decode(document)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"runtime spec: {error}") from error
     known = {field.name: field.encode_name for field in msgspec.structs.fields(Spec)}
     for name, part in parts.items():

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from atoll import errors
 from atoll.api import containerd_runtime_bootstrap_v1_pb2 as wire
+from atoll.unreadable import UNREADABLE
 
 FILE = "bootstrap.json"
 OLD_FILE = "address"
@@ -69,7 +70,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
             result = msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return _from_old_file(bundle)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise errors.DataLoss(f"{path}: cannot be read: {error}") from error
         if not result.address:
             raise errors.DataLoss(f"{path}: names no address")
@@ -118,7 +119,7 @@ def _from_json(answer: bytes) -> Bootstrap | None:
         result = msgspec.convert(
             {key.lower(): msgspec.json.decode(value) for key, value in said.items()}, type=Bootstrap
         )
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     if "version" not in {key.lower() for key in said} or result.version < MIN_VERSION:
         return None

@@ -96,7 +96,7 @@ class Address:
 
 
 def _number(text: str, address: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) >= VSOCK_LIMIT:
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(VSOCK_LIMIT))) or int(text) >= VSOCK_LIMIT:
         raise errors.InvalidArgument(f"address {address!r}: must be {FORMS}, with numbers below 2^32")
     return int(text)
 

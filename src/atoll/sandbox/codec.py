@@ -17,6 +17,7 @@ import msgspec
 
 from atoll import errors
 from atoll.sandbox.controller import Runtime, TypedAny
+from atoll.unreadable import UNREADABLE
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def decode_extensions(text: bytes) -> Mapping[str, TypedAny]:
 def _read(decoder: msgspec.json.Decoder[T], text: bytes, what: str) -> T:
     try:
         return decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"{what}: cannot be read: {error}") from error
 
 

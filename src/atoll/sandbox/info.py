@@ -10,6 +10,7 @@ import msgspec
 from atoll import errors
 from atoll.oci.config import LinuxContainerResources
 from atoll.sandbox.config import PodConfig
+from atoll.unreadable import UNREADABLE
 
 KEY = "info"
 NOTHING = msgspec.Raw(b"null")
@@ -70,5 +71,5 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         """Of a verbose status; all defaults where it has none. Raises `DataLoss` for a text that is no such JSON."""
         try:
             return msgspec.json.decode(info.get(KEY, "{}"), type=cls)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise errors.DataLoss(f"sandbox info: is not what a status tells: {error}") from error

@@ -14,6 +14,7 @@ import msgspec
 from atoll import errors
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import TypedAny
+from atoll.unreadable import UNREADABLE
 
 EXTENSION = "metadata"
 """The key in `Sandbox.extensions`."""
@@ -62,6 +63,6 @@ def decode_metadata(extension: TypedAny) -> SandboxMetadata:
                 f"sandbox metadata: unsupported version {envelope.version!r}, this atoll knows {VERSION}"
             )
         metadata = msgspec.json.decode(envelope.metadata, type=SandboxMetadata)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"sandbox metadata: cannot be read: {error}") from error
     return msgspec.structs.replace(metadata, cni_result=metadata.cni_result.copy())

@@ -9,6 +9,7 @@ import msgspec
 from atoll import errors
 from atoll.oci.config import LinuxContainerResources
 from atoll.oci.spec import Resources
+from atoll.unreadable import UNREADABLE
 
 EXTENSION = "updated-resources"
 URL = "io.containerd.cri.v1/UpdatedResources"
@@ -75,5 +76,5 @@ def in_cri_words(resources: Resources) -> LinuxContainerResources:
 def _decode(value: bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(value, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.InvalidArgument(f"{what}: {error}") from error

@@ -34,6 +34,7 @@ from atoll.identifiers import is_identifier, require_identifier
 from atoll.sandbox import codec
 from atoll.sandbox.controller import Sandbox
 from atoll.sandbox.filters import compile_filters
+from atoll.unreadable import UNREADABLE
 
 V = TypeVar("V")
 Key = tuple[str, str]
@@ -338,7 +339,7 @@ def _decode(row: sqlite3.Row) -> Sandbox:
     """The record of a row, or `DataLoss` that says what of it cannot be read."""
     try:
         found = msgspec.convert(dict(row), _Row)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"sandbox record: cannot be read: {error}") from error
     if not is_identifier(found.id) or not is_identifier(found.namespace):
         raise errors.DataLoss("sandbox record: its id or namespace is not an identifier")

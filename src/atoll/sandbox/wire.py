@@ -29,6 +29,7 @@ from atoll.sandbox.controller import (
     State,
     TypedAny,
 )
+from atoll.unreadable import UNREADABLE
 
 REASON = "reason"
 """The key of a status' info, a JSON text, that carries `ControllerStatus.reason`: the message has no field for it."""
@@ -200,7 +201,7 @@ def _take_text(info: dict[str, str], key: str) -> str:
     """Take a JSON text out of `info`; what is none stays there."""
     try:
         text = msgspec.json.decode(info.get(key, '""'), type=str)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return ""
     info.pop(key, None)
     return text

@@ -9,6 +9,7 @@ import msgspec
 from atoll.sandbox.controller import Runtime, Sandbox, TypedAny
 from atoll.sandbox.info import NOTHING
 from atoll.sandbox.metadata import EXTENSION
+from atoll.unreadable import UNREADABLE
 
 
 class _Inner(msgspec.Struct):
@@ -47,7 +48,7 @@ def _raw(value: TypedAny | None) -> msgspec.Raw:
         return NOTHING
     try:
         msgspec.json.decode(value.value, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return NOTHING
     return msgspec.Raw(value.value)
 
@@ -57,5 +58,5 @@ def _inner(metadata: TypedAny | None) -> _Inner:
         return _Inner()
     try:
         return msgspec.json.decode(metadata.value, type=_Outer).metadata
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return _Inner()

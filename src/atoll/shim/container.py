@@ -31,6 +31,7 @@ from atoll.shim.rootfs import RootMount, unmount_root
 from atoll.shim.rules import Phase
 from atoll.shim.shim import Shim
 from atoll.shim.stdio.request import StdioRequest
+from atoll.unreadable import UNREADABLE
 
 EXECS_TIMEOUT_S = 10.0
 KILLED_TIMEOUT_S = 10.0
@@ -80,7 +81,7 @@ def read_spec(bundle: Path) -> BundleSpec:
         return _spec_decoder.decode(path.read_bytes())
     except FileNotFoundError:
         raise errors.NotFound(f"{path}: is not there") from None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise errors.InvalidArgument(f"{path}: cannot be read: {error}") from error
 
 

@@ -29,6 +29,7 @@ from atoll.shim.fork import SHIM_ENDED, SHIM_TAKEN
 from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
 from atoll.shim.request import Fork, ShimRequest, receive
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Host:
         try:
             request = self._decoder.decode(packet).shim
             self._install(request)
-        except (msgspec.MsgspecError, OSError) as error:
+        except (OSError, *UNREADABLE) as error:
             self._refuse(listener, error)
             return
         self._shims += 1

@@ -22,6 +22,7 @@ import msgspec
 
 from atoll import errors
 from atoll.linux.process import ProcessId
+from atoll.unreadable import UNREADABLE
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ def read(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise errors.DataLoss(f"{path}: cannot be read: {error}") from error
 
 

@@ -26,6 +26,7 @@ from atoll.shim import host, logfile, server
 from atoll.shim.fork import Child, HostProcess, Part, fork_shim, listen
 from atoll.shim.request import ZYGOTE_FD, Answer, Fork, Forked, Refused, ShimRequest, receive, send
 from atoll.shim.stdio import relay
+from atoll.unreadable import UNREADABLE
 
 ROLES = ("shim", "relay")
 # mallopt(3): one arena, so that a shim's allocations stay in few pages.
@@ -175,7 +176,7 @@ class Zygote:
             child, alone = self._fork(question)
             faults.reached("zygote/fork:done", fails=False)
             answer: Answer = Forked(number=number, pid=child.pid, start_ticks=child.start_ticks, alone=alone)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             answer = Refused(number=number, code=errors.InvalidArgument.code, message=f"bad request: {error}")
         except errors.AtollError as error:
             answer = Refused(number=number, code=error.code, message=str(error))
