@@ -145,8 +145,9 @@ def test_what_has_ended_is_told_of_after_a_restart(api: SandboxAPI, daemon: Daem
     api = api.by(sandboxer)
     record = api.record(new_id())
     record.runtime.name = "io.containerd.atoll.v1"
-    made = api.create(record.sandbox_id, sandbox=record)
+    made = api.create(record.sandbox_id, sandbox=record, annotations={"asked": "besides"})
     api.start(made)
+    assert json.loads(api.status(made, verbose=True).info["info"])["annotations"] == {"asked": "besides"}
     api.stop(made)
     before = api.status(made, verbose=True)
     daemon.kill()

@@ -149,7 +149,7 @@ def record_of(sandbox: Sandbox, options: CreateOptions, files: Path) -> PauseRec
             message.ParseFromString(given.value)
         except DecodeError as error:
             raise errors.InvalidArgument(f"sandbox options: cannot be decoded: {error}") from error
-    config = to_struct(PodConfig, message)
+    config = annotations.with_asked(to_struct(PodConfig, message), options.annotations)
     own_files = options.annotations.get(annotations.FILES, "")
     for path in (own_files, options.netns_path):
         if path and (not path.startswith("/") or ".." in Path(path).parts or "\0" in path):

@@ -141,7 +141,7 @@ def _pod_request(request: pb.CreateSandboxRequest) -> PodRequest:
             config.ParseFromString(request.options.value)
         except DecodeError as error:
             raise errors.InvalidArgument(f"sandbox options: cannot be decoded: {error}") from error
-    pod = to_struct(PodConfig, config)
+    pod = annotations.with_asked(to_struct(PodConfig, config), request.annotations)
     netns = wire.absolute(request.netns_path, "network namespace") if request.netns_path else None
     files = request.annotations.get(annotations.FILES, "")
     own_cgroup = request.annotations.get(annotations.CGROUP, "")
