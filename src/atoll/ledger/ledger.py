@@ -323,7 +323,7 @@ class Ledger:
             while debts := self.debts():
                 self._in_debt.clear()
                 now = datetime.now(UTC)
-                due = {debt.entry.owner for debt in debts if debt.entry.next_try is None or debt.entry.next_try <= now}
+                due = {debt.entry.owner for debt in debts if _is_due(debt.entry, now)}
                 if due:
                     await self._pay(sorted(due), now)
                     continue
@@ -339,11 +339,7 @@ class Ledger:
         gate = asyncio.Semaphore(PARALLEL_RETRIES)
 
         async def pay(owner: str) -> None:
-            due = frozenset(
-                debt.entry.seq
-                for debt in self.debts(owner)
-                if debt.entry.next_try is None or debt.entry.next_try <= now
-            )
+            due = frozenset(debt.entry.seq for debt in self.debts(owner) if _is_due(debt.entry, now))
             async with gate:
                 try:
                     left = await self._released((owner,), due, RETRY_LIMIT_S)
@@ -354,6 +350,11 @@ class Ledger:
                 log.warning("sandbox %s: still not released (%d tries): %s", owner, debt.entry.attempts, debt)
 
         await wait_all([pay(owner) for owner in owners])
+
+
+def _is_due(entry: Entry, now: datetime) -> bool:
+    """Whether a debt is to be tried now; one due later than any can be was noted before the clock was set back."""
+    return entry.next_try is None or not now < entry.next_try <= now + timedelta(seconds=LAST_RETRY_S)
 
 
 def read_boot_id() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 TASK_API_VERSION = 3
 DELETE_TIMEOUT_S = 30.0
+ROOM_BYTES = 32 << 10
+"""What the records and the first lines of the log of a shim take, in pages."""
 UNDO_TIMEOUT_S = 10.0
 
 
@@ -62,6 +65,7 @@ class AtollLauncher:
 
     async def launch(self, request: LaunchRequest) -> Shim:
         path = self._socket(request)
+        _require_room(request.bundle.path)
         forked = await self._zygote.fork(
             ShimRequest(
                 id=request.id,
@@ -165,6 +169,21 @@ class AtollLauncher:
 def _has_left(bundle: Path) -> bool:
     """Whether there is something in it of a pod or a container."""
     return any((bundle / name).exists() for name in (records.TASK, records.SANDBOX)) or bool(records.guests(bundle))
+
+
+def _require_room(bundle: Path) -> None:
+    """A shim that cannot write its records ends without a word, so that it is told before there is one."""
+    probe = bundle / ".room"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, ROOM_BYTES)
+        finally:
+            os.close(fd)
+            os.unlink(probe)
+    except OSError as error:
+        kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
+        raise kind(f"bundle {bundle}: no shim can be started in it: {error.strerror}") from error
 
 
 def _exit(record: records.ExitRecord | records.SandboxExit | None) -> ExitStatus | None:

@@ -100,6 +100,10 @@ class Disk:
             os.rename(self.folder / str(number), self._aside())
         except FileNotFoundError:
             return False
+        except OSError:  # a read-only disk says so before it looks whether the folder is there
+            if os.path.lexists(self.folder / str(number)):
+                raise
+            return False
         return True
 
     def delete(self, number: int) -> None:
