@@ -33,13 +33,15 @@ SECTIONS = {
     "[runtimes.name]": config.RuntimeHandler,
     "[sandboxes]": config.SandboxSection,
     "[streaming]": config.StreamingSection,
+    "[metrics]": config.MetricsSection,
+    "[telemetry]": config.TelemetrySection,
     "[cdi]": config.CdiSection,
     "[nri]": config.NriSection,
     "[network]": config.NetworkSection,
     "[images]": config.ImageSection,
     '[images.registries."host:port"]': config.Registry,
 }
-TABLES = {"runtimes", "sandboxes", "streaming", "cdi", "nri", "network", "images", "registries"}
+TABLES = {"runtimes", "sandboxes", "streaming", "metrics", "telemetry", "cdi", "nri", "network", "images", "registries"}
 """Keys that are tables of their own in the file."""
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -158,6 +160,8 @@ def test_the_example_of_the_configuration_has_every_key_with_its_default() -> No
     assert set(tables) == set(config.Config.__struct_fields__)
     assert set(tables["runtimes"]["atoll"]) == set(config.RuntimeHandler.__struct_fields__)
     assert set(tables["streaming"]) == set(config.StreamingSection.__struct_fields__)
+    assert set(tables["metrics"]) == set(config.MetricsSection.__struct_fields__)
+    assert set(tables["telemetry"]) == set(config.TelemetrySection.__struct_fields__)
     assert set(tables["cdi"]) == set(config.CdiSection.__struct_fields__)
     assert set(tables["nri"]) == set(config.NriSection.__struct_fields__)
     assert set(tables["network"]) == set(config.NetworkSection.__struct_fields__)

@@ -13,6 +13,7 @@ from atoll.config.sections import (
     CdiSection,
     Config,
     ImageSection,
+    MetricsSection,
     NetworkSection,
     NriSection,
     Registry,
@@ -20,6 +21,7 @@ from atoll.config.sections import (
     SandboxSection,
     Section,
     StreamingSection,
+    TelemetrySection,
 )
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "CdiSection",
     "Config",
     "ImageSection",
+    "MetricsSection",
     "NetworkSection",
     "NriSection",
     "Registry",
@@ -34,6 +37,7 @@ __all__ = [
     "SandboxSection",
     "Section",
     "StreamingSection",
+    "TelemetrySection",
     "check",
     "file_of",
     "load",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import urllib.parse
 from collections.abc import Iterable
 
 from atoll.config.sections import (
     Config,
     ImageSection,
+    MetricsSection,
     NetworkSection,
     NriSection,
     RuntimeHandler,
     SandboxSection,
     Section,
     StreamingSection,
+    TelemetrySection,
 )
 from atoll.config.text import Place, named
 
@@ -51,6 +54,8 @@ def check(config: Config) -> None:
     _check_images(config.images)
     _check_nri(config.nri)
     _check_streaming(config.streaming)
+    _check_metrics(config.metrics)
+    _check_telemetry(config.telemetry)
     _absolute((), config, ("root", "state"))
     socket = str(config.socket_path)
     if not socket.startswith("/"):
@@ -143,6 +148,46 @@ def _check_streaming(section: StreamingSection) -> None:
     )
     if bool(section.tls_cert) != bool(section.tls_key):
         raise Mistake((*place, "tls_cert" if section.tls_cert else "tls_key"), ": tls_cert and tls_key belong together")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of `IP:PORT` or `[IP]:PORT`; raises `ValueError`."""
+    host, _, port = address.rpartition(":")
+    number = int(port) if port.isdecimal() else 0
+    if not 0 < number < 1 << 16:
+        raise ValueError(f"{port!r} is no port")
+    return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), number
+
+
+def _check_metrics(section: MetricsSection) -> None:
+    place, address = ("metrics", "address"), section.address
+    if address.startswith("/"):
+        if len(address) > MAX_SOCKET_PATH:
+            raise Mistake(place, f"{address}: is longer than {MAX_SOCKET_PATH} bytes")
+    elif address:
+        try:
+            host, _ = host_and_port(address)
+        except ValueError:
+            raise Mistake(place, f"{address!r}: must be a path, or an IP and a port, as in 127.0.0.1:9417") from None
+        if not ipaddress.ip_address(host).is_loopback:
+            raise Mistake(
+                place,
+                f"{address!r}: must be of the loopback, as in 127.0.0.1:9417; let a proxy with a password pass it on",
+            )
+
+
+def _check_telemetry(section: TelemetrySection) -> None:
+    place, endpoint = ("telemetry",), section.endpoint
+    try:
+        url = urllib.parse.urlsplit(endpoint)
+        is_one = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        is_one = False
+    if endpoint and not is_one:
+        raise Mistake((*place, "endpoint"), f"{endpoint!r}: must be a URL, as in http://127.0.0.1:4318")
+    if not section.service_name:
+        raise Mistake((*place, "service_name"), ": is empty, name the service")
+    _within(place, section, (("sample_ratio", 0, 1),))
 
 
 def _check_nri(section: NriSection) -> None:

@@ -100,11 +100,26 @@ class CdiSection(Section, frozen=True):
     spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
 
 
+class MetricsSection(Section, frozen=True):
+    """The endpoint for Prometheus: an absolute path of a unix socket, or a loopback IP and a port; empty: none."""
+
+    address: str = ""
+
+
+class TelemetrySection(Section, frozen=True):
+    """Traces by OpenTelemetry: the URL of a collector that takes OTLP over HTTP; empty: none."""
+
+    endpoint: str = ""
+    service_name: str = "atoll"
+    sample_ratio: float = 1.0
+
+
 class Config(Section, frozen=True):
     root: str = "/var/lib/atoll"
     state: str = "/run/atoll"
     socket: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     default_runtime: str = "atoll"
     runtimes: dict[str, RuntimeHandler] = msgspec.field(default_factory=lambda: {"atoll": RuntimeHandler()})
     sandboxes: SandboxSection = SandboxSection()
@@ -113,6 +128,8 @@ class Config(Section, frozen=True):
     nri: NriSection = NriSection()
     cdi: CdiSection = CdiSection()
     streaming: StreamingSection = StreamingSection()
+    metrics: MetricsSection = MetricsSection()
+    telemetry: TelemetrySection = TelemetrySection()
     cgroup_parent: str = "/atoll"
     max_container_log_line_bytes: int = 16384
     idle_exit_s: float = 0.0

@@ -14,7 +14,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -36,10 +35,11 @@ from atoll.config import Config
 from atoll.cri.images import ImageService
 from atoll.cri.runtime import RuntimeService
 from atoll.cri.streaming import Streaming
-from atoll.daemon import activation, memory
+from atoll.daemon import activation, memory, telemetry_logs
 from atoll.daemon.compose import compose
 from atoll.daemon.idle import Idle
 from atoll.daemon.reload import Read, Reloader
+from atoll.daemon.telemetry import observed
 from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
@@ -76,7 +76,6 @@ UNGATED = frozenset(
     }
 )
 """Methods that do not wait for the recovery of an earlier daemon's pods."""
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(read: Read, *, config_file: str = "", private: bool = False) -> int:
@@ -86,7 +85,7 @@ def serve(read: Read, *, config_file: str = "", private: bool = False) -> int:
     `FailedPrecondition` where another daemon has the root, the state folder or the socket.
     """
     config = read()
-    logging.basicConfig(level=config.log_level.upper(), format=FORMAT, stream=sys.stderr)
+    telemetry_logs.configure(config.log_level, config.log_format)
     memory.give_back_large_blocks()
     handed = activation.take(os.environ, config.socket_path)
     owner = ownership.owner_of(config, file=config_file, pid=os.getpid(), private=private, socket=config.socket_path)
@@ -149,7 +148,7 @@ async def _serve(config: Config, owner: Owner, handed: activation.Handed | None,
         loop.add_signal_handler(number, stop.set)
     hung_up = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    async with compose(config) as engine, TaskOwner("serve") as tasks:
+    async with compose(config) as engine, observed(engine), TaskOwner("serve") as tasks:
         reloader = Reloader(engine.parts.live, engine.parts.images, read, owner.config)
         loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
         if hung_up.is_set():

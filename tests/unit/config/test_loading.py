@@ -75,6 +75,15 @@ def test_a_missing_file_that_was_named_is_not_found(file: Path) -> None:
             "[network]\npool_size = 3\n\n[streaming]\nport = 70000",
             r"line 5: \[streaming\] port = 70000: must be 0 to 65535",
         ),
+        (
+            "[metrics]\naddress = '0.0.0.0:9417'",
+            r"line 2: \[metrics\] address '0\.0\.0\.0:9417': must be of the loopback",
+        ),
+        ("[metrics]\naddress = ':9417'", r"\[metrics\] address ':9417': must be a path, or an IP and a port"),
+        ("[metrics]\naddress = '127.0.0.1:0'", r"\[metrics\] address '127\.0\.0\.1:0': must be a path, or an IP"),
+        (f"[metrics]\naddress = '/{'x' * 107}'", r"\[metrics\] address /x+: is longer than 107 bytes"),
+        ("[telemetry]\nendpoint = 'localhost:4318'", r"\[telemetry\] endpoint 'localhost:4318': must be a URL"),
+        ("[telemetry]\nsample_ratio = 1.5", r"\[telemetry\] sample_ratio = 1\.5: must be 0 to 1"),
         ("[network]\nbin_dirs = ['bin']", r"line 2: \[network\] bin_dirs: 'bin' must be an absolute path"),
         (
             "[network]\ndefault_subnet = '10.0.0.1/8'",
