@@ -31,6 +31,11 @@ GROUPS = (
     Group("Run", "atoll.cli.running", "run exec attach"),
     Group("Containers and pods", "atoll.cli.containers", "ps inspect logs phases why stop rm"),
     Group("Containers and pods", "atoll.cli.manifests", "pod"),
+    Group(
+        "Running containers",
+        "atoll.cli.control",
+        "kill pause resume update wait top stats events port-forward cp prune",
+    ),
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),
     Group("Images", "atoll.cli.images", "login logout pull push images save load tag rmi"),

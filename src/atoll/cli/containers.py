@@ -42,16 +42,19 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only so many lines.")] = None,
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="Like 10m, or 2026-01-31T12:00:00Z.")] = "",
+    until: Annotated[str, typer.Option("--until", metavar="TIME", help="End there.")] = "",
     times: Annotated[bool, typer.Option("--timestamps", "-t", help="When each line was written.")] = False,
     socket: Socket = None,
 ) -> None:
     """What a container wrote: its stdout to stdout, its stderr to stderr."""
     from atoll.cli import work
 
-    since_ns = moment_ns(since) if since else None
+    since_ns, until_ns = moment_ns(since) if since else None, moment_ns(until) if until else None
     ask(
         socket,
-        lambda client: work.logs(client, name, follow=follow, tail=tail, since_ns=since_ns, times=times),
+        lambda client: work.logs(
+            client, name, follow=follow, tail=tail, since_ns=since_ns, until_ns=until_ns, times=times
+        ),
     )
 
 

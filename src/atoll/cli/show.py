@@ -8,9 +8,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from atoll.client.model import ContainerState, ContainerStatus, Phase, PodState, PodStatus
 from atoll.client.request import PORTS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 ID_LENGTH = 13
 PIPE_WIDTH = 4096
@@ -22,23 +27,34 @@ def short(identifier: str) -> str:
     return identifier.removeprefix("sha256:")[:ID_LENGTH]
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under a heading; cells are shortened to a terminal's width, and never in a pipe."""
+def console() -> Console:
+    """For standard output: as wide as the terminal, in a pipe so wide that nothing is cut."""
     from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def made_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+    """Rows under a heading, whose cells are shortened where there is no room for them."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True, overflow="ellipsis")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under a heading; cells are shortened to a terminal's width, and never in a pipe."""
+    made, out = made_table(columns, rows, right=right), console()
     if sys.stdout.isatty():
-        console.print(made)
+        out.print(made)
         return
-    with console.capture() as captured:
-        console.print(made)
+    with out.capture() as captured:
+        out.print(made)
     for line in captured.get().splitlines():
         print(line.rstrip())
 

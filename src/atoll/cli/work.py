@@ -108,11 +108,22 @@ async def container_of(client: Client, name: str) -> Container:
         raise errors.NotFound(f"pod or container {name!r}: there is none; `atoll ps -a` shows what there is") from None
 
 
-async def logs(client: Client, name: str, *, follow: bool, tail: int | None, since_ns: int | None, times: bool) -> int:
+async def logs(
+    client: Client,
+    name: str,
+    *,
+    follow: bool,
+    tail: int | None,
+    since_ns: int | None,
+    until_ns: int | None,
+    times: bool,
+) -> int:
     container = await client.container(name)
     async with contextlib.aclosing(container.logs(follow=follow, tail=tail, since=since_ns)) as lines:
         whole = True
         async for line in lines:
+            if until_ns is not None and line.time_ns > until_ns:
+                break
             stamp = f"{line.time:%Y-%m-%dT%H:%M:%S.%fZ} ".encode() if times and whole and line.time else b""
             out = sys.stderr if line.stream == "stderr" else sys.stdout
             terminal.write(out.fileno(), stamp + (line.content if line.partial else line.content + b"\n"))
