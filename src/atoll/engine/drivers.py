@@ -125,7 +125,9 @@ def wanted_stdio(container: Container, max_line: int) -> StdioPaths:
     config = container.metadata.config
     assert config is not None
     log_path = Path(container.metadata.log_path) if container.metadata.log_path else None
-    output = cri_uri(log_path, max_line=max_line)
+    # What is below the pod's log folder others may write to; where that has no name the log has a place of its own.
+    below = config.log_path.count("/") + 1 if container.metadata.log_path.endswith(f"/{config.log_path}") else 1
+    output = cri_uri(log_path, max_line=max_line, below=below)
     return StdioPaths(
         stdin=cri_uri(stdin_once=config.stdin_once) if config.stdin else "",
         stdout=output,

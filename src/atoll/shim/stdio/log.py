@@ -21,6 +21,8 @@ from atoll import errors
 DEFAULT_MAX_LINE_BYTES = 16384
 # Without a limit a line is still held in pieces of this size: the container decides how long its lines are.
 UNLIMITED_PIECE_BYTES = 1 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 RETRY_OPEN_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -127,10 +129,11 @@ class LogFile:
     stderr that says how many were lost and why. The file never holds half a line.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open `path` for appending, making its folders; `FailedPrecondition` names what is in the way."""
+    def __init__(self, path: Path, below: int = 1) -> None:
+        """Open `path` for appending, as `open_log`; `FailedPrecondition` names what is in the way."""
         self._path = path
-        self._fd: int | None = open_log(path)
+        self._below = below
+        self._fd: int | None = open_log(path, below)
         self._retry_at = 0.0
         self._failing = False
         self._closed = False
@@ -173,7 +176,7 @@ class LogFile:
         if self._closed:
             raise errors.FailedPrecondition(f"{self._path}: the log is closed")
         target = path or self._path
-        fresh = open_log(target)
+        fresh = open_log(target, self._below)
         if self._fd is not None:
             os.close(self._fd)
         self._fd, self._path = fresh, target
@@ -193,7 +196,7 @@ class LogFile:
             return False
         self._retry_at = now + RETRY_OPEN_S
         try:
-            self._fd = open_log(self._path)
+            self._fd = open_log(self._path, self._below)
         except errors.FailedPrecondition:
             return False
         return True
@@ -236,19 +239,44 @@ class LogFile:
             log.warning("%s: dropping log lines: %s", self._path, error.strerror)
 
 
-def open_log(path: Path) -> int:
-    """A descriptor that appends to the regular file `path` (0640), its folders made (0755)."""
+def open_log(path: Path, below: int = 1) -> int:
+    """A descriptor that appends to the regular file `path` (0640), its folders made (0755).
+
+    The last `below` names are no symbolic links: they are below a folder that the pod's users may be able to write to.
+    """
+    names = path.parts[-below:]
+    trusted = path.parents[len(names) - 1]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(path, flags, 0o640)
+        trusted.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(trusted, _FOLDER & ~os.O_NOFOLLOW)
+        try:
+            for name in names[:-1]:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=fd)
+                fd = _stepped(fd, os.open(name, _FOLDER, dir_fd=fd))
+            fd = _stepped(fd, os.open(names[-1], _APPEND, 0o640, dir_fd=fd))
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as error:
-        reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise errors.FailedPrecondition(f"log file {path}: {reason}") from error
+        # A folder that is a link is no folder for the kernel: open(2), O_DIRECTORY with O_NOFOLLOW.
+        is_link = error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and _has_link(trusted, names))
+        raise errors.FailedPrecondition(
+            f"log file {path}: {'is a symbolic link, or below one' if is_link else error.strerror}"
+        ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise errors.FailedPrecondition(f"log file {path}: is not a regular file")
     return fd
+
+
+def _stepped(before: int, fd: int) -> int:
+    os.close(before)
+    return fd
+
+
+def _has_link(trusted: Path, names: tuple[str, ...]) -> bool:
+    return any(trusted.joinpath(*names[:number]).is_symlink() for number in range(1, len(names) + 1))
 
 
 class LogSink:

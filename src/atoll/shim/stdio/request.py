@@ -5,6 +5,7 @@
     file:///path                               appended to, 0644, folders made
     binary:///program?key=value                a log program (fds 3, 4, 5); binary-v2 says ready by a byte
     cri:///path?max_line=N                     CRI log lines in that file, and live attach; `cri:` has no file
+    cri:///path?below=N                        the same, and no symbolic link among the last N names of the path
     <proto>+<address>?streaming_id=<id>        live only and lossless: the process waits for its client
 
 `cri` names its live streams `<id>-stdin`, `<id>-stdout`, `<id>-stderr` where the query has no `streaming_id`;
@@ -69,12 +70,13 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Cri:
-    """A log file (None: no log) and a live stream that never slows the process."""
+    """A log file (None: no log) and a live stream that never slows the process; `below` as `log.open_log`."""
 
     path: Path | None
     max_line: int
     streaming_id: str
     stdin_once: bool
+    below: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,12 @@ def _cri(path: str, options: dict[str, str], uri: str, stream: str, process: str
         limit = int(max_line)
     except ValueError:
         raise errors.InvalidArgument(f"{stream} {uri!r}: max_line {max_line!r} is not a number") from None
+    below = options.get("below", "1")
+    if not (below.isascii() and below.isdecimal() and 0 < int(below) <= max(path.count("/"), 1)):
+        raise errors.InvalidArgument(f"{stream} {uri!r}: below {below!r} is no number of names of its path")
     return Cri(
         path=_absolute(path, uri, stream) if path else None,
+        below=int(below),
         max_line=limit,
         streaming_id=options.get("streaming_id") or f"{process}-{stream}",
         stdin_once=options.get("stdin_once") == "1",
@@ -146,9 +152,9 @@ def _absolute(path: str, uri: str, stream: str) -> Path:
     return Path(path)
 
 
-def cri_uri(path: Path | None = None, *, max_line: int | None = None, stdin_once: bool = False) -> str:
+def cri_uri(path: Path | None = None, *, max_line: int | None = None, stdin_once: bool = False, below: int = 1) -> str:
     """The URI of a `Cri` target; without `path` it has live attach and no log."""
-    options: dict[str, str] = {}
+    options: dict[str, str] = {"below": str(below)} if below > 1 else {}
     if max_line is not None:
         options["max_line"] = str(max_line)
     if stdin_once:

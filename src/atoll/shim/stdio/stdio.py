@@ -302,7 +302,7 @@ class Stdio:
         if target.path is None:
             return
         if target.path not in self._logs:
-            self._logs[target.path] = LogFile(target.path)
+            self._logs[target.path] = LogFile(target.path, target.below)
         log = self._logs[target.path]
         sinks.append(LogSink(log, stream, target.max_line, self._clock, crlf=self._request.terminal))
 

@@ -241,3 +241,33 @@ def test_lines_lost_at_the_very_end_are_told_by_the_close(tmp_path: Path) -> Non
     log._retry_at = 0.0
     log.close()
     assert path.read_bytes().endswith(b" stderr F atoll: 1 lines were lost: bad file descriptor\n")
+
+
+def test_no_link_is_followed_below_the_pods_folder(tmp_path: Path) -> None:
+    """The folder itself may be behind one: that is the host's."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pods").symlink_to(tmp_path / "elsewhere")
+    file = LogFile(tmp_path / "pods/main/0.log", below=2)
+    file.write(b"line\n")
+    file.close()
+    assert (tmp_path / "elsewhere/main/0.log").read_bytes() == b"line\n"
+    (tmp_path / "target").mkdir()
+    (tmp_path / "elsewhere/linked").symlink_to(tmp_path / "target")
+    (tmp_path / "elsewhere/file").touch()
+    for name, why in (("linked/0.log", "symbolic link"), ("linked/a/0.log", "symbolic link"), ("file/0.log", "Not a")):
+        with pytest.raises(errors.FailedPrecondition, match=why):
+            LogFile(tmp_path / "pods" / name, below=name.count("/") + 1)
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_a_folder_that_became_a_link_is_not_written_below_after_a_rotation(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "main/0.log", below=2)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "main").rename(tmp_path / "moved")
+    (tmp_path / "main").symlink_to(tmp_path / "target")
+    with pytest.raises(errors.FailedPrecondition, match="symbolic link"):
+        file.reopen()
+    file.write(b"kept\n")
+    file.close()
+    assert (tmp_path / "moved/0.log").read_bytes() == b"kept\n"
+    assert list((tmp_path / "target").iterdir()) == []
