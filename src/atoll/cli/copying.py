@@ -107,9 +107,24 @@ def _unpack(folder: str) -> None:
         raise errors.InvalidArgument("cp -: nothing comes from a terminal; name a path, or use a pipe")
     try:
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
-            archive.extractall(folder, filter="tar")
+            for member in archive:
+                _require_inside(member, folder)
+                archive.extract(member, folder, set_attrs=not member.issym())
     except tarfile.TarError as error:
         raise errors.InvalidArgument(f"cp -: what comes on standard input is no tar: {error}") from None
+
+
+def _require_inside(member: tarfile.TarInfo, folder: str) -> None:
+    """Raise `InvalidArgument` for a member that would be made outside of the folder, by its name or a link."""
+    parts = Path(member.name).parts
+    place = os.path.realpath(Path(folder, member.name).parent)
+    is_outside = os.path.commonpath([place, os.path.realpath(folder)]) != os.path.realpath(folder)
+    if ".." in parts or member.name.startswith("/") or is_outside:
+        raise errors.InvalidArgument(f"cp -: {member.name[:200]!r} leads out of the archive")
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        raise errors.InvalidArgument(f"cp -: {member.name[:200]!r} is neither a file, a folder nor a link")
+    if member.islnk() and (".." in Path(member.linkname).parts or member.linkname.startswith("/")):
+        raise errors.InvalidArgument(f"cp -: {member.name[:200]!r} is a link that leads out of the archive")
 
 
 @contextlib.contextmanager

@@ -368,7 +368,7 @@ def limits_and_mounts(*, ulimits: Sequence[str] = (), tmpfs: Sequence[str] = ())
         if not target.startswith("/") or ";" in target + options:
             raise errors.InvalidArgument(f"tmpfs {target!r}: must be an absolute path, as in /run:size=64m")
     if tmpfs:
-        found[TMPFS] = ";".join(f"{target}={options}" if options else target for target, _, options in targets)
+        found[TMPFS] = ";".join(f"{target}:{options}" if options else target for target, _, options in targets)
     return found
 
 
