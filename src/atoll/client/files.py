@@ -34,6 +34,7 @@ from atoll.files import wire
 READ_LIMIT_BYTES = 256 << 20
 """Most that `read` gives; `download` has no limit."""
 OPEN_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 2.0
 WRITE_PART_BYTES = 1 << 20
 M = TypeVar("M", bound=wire.Message)
 
@@ -284,6 +285,7 @@ class Files:
                     with contextlib.suppress(OSError):
                         connection.shutdown(socket.SHUT_RDWR)
                     await asyncio.wait({running})
+                    running.exception()  # of the socket that was closed under it
                 channel.close()
             try:
                 done = running.result()
@@ -333,7 +335,12 @@ class Files:
                         "daemon's host and sees its folders"
                     ) from error
                 ending = tasks.spawn(_end(answers), name="files/end")
-                yield connection, ending
+                try:
+                    yield connection, ending
+                finally:
+                    connection.close()
+                    # The agent ends by that, and the call with it; then nothing of either is left.
+                    await asyncio.wait({ending}, timeout=END_TIMEOUT_S)
 
 
 async def _end(answers: AsyncGenerator[pb.OpenResponse]) -> errors.AtollError:
