@@ -38,6 +38,7 @@ GROUPS = (
     ),
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),
+    Group("Branches of files", "atoll.cli.branches", "snapshot fork rollback diff commit"),
     Group("Images", "atoll.cli.images", "login logout pull push images save load tag rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),
     Group("Conformance", "atoll.cli.conformance", "conformance"),
@@ -73,7 +74,7 @@ def shared(socket: Socket = None) -> None:
 def groups_for(arguments: Sequence[str]) -> Sequence[Group]:
     """The group of the command that is asked for; all where none is, or another: help, a mistake, completion."""
     if "_ATOLL_COMPLETE" in os.environ:
-        return GROUPS
+        arguments = _completed_words()
     words = iter(arguments)
     for word in words:
         if word == "--socket":
@@ -81,6 +82,12 @@ def groups_for(arguments: Sequence[str]) -> Sequence[Group]:
         elif not word.startswith("--socket="):
             return [group for group in GROUPS if word in group.words.split()] or GROUPS
     return GROUPS
+
+
+def _completed_words() -> list[str]:
+    """The whole words of the line that a shell completes; none while the command's own name is not whole."""
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    return words[1:] if len(words) > 2 or os.environ.get("COMP_CWORD", "") not in ("", "1") else []
 
 
 def run_app(arguments: list[str]) -> int:

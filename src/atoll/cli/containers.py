@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli import completing
 from atoll.cli.options import AsJson, Name, Names, Quiet, Socket, ask, moment_ns
 
 app = typer.Typer()
@@ -26,7 +27,12 @@ def ps(
 
 @app.command("inspect")
 def inspect(
-    names: Names,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME", help="Names, IDs or unique beginnings of IDs.", autocompletion=completing.things
+        ),
+    ],
     timings: Annotated[bool, typer.Option("--timings", help="With the phases of every operation.")] = False,
     socket: Socket = None,
 ) -> None:
@@ -91,7 +97,7 @@ def stop(
 
 @app.command("rm")
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", autocompletion=completing.containers)] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Also what runs.")] = False,
     every: Annotated[bool, typer.Option("--all", "-a", help="Every pod that has ended; with -f every pod.")] = False,
     socket: Socket = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli import completing
 from atoll.cli.options import AsJson, Name, Names, Socket, ask, moment_ns
 
 app = typer.Typer()
@@ -78,7 +79,10 @@ def top(name: Name, as_json: AsJson = False, socket: Socket = None) -> None:
 @app.command("stats")
 def stats(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Pods or containers; all by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME", help="Pods or containers; all by default.", autocompletion=completing.containers
+        ),
     ] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Once, after one interval.")] = False,
     interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,

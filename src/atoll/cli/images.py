@@ -8,13 +8,20 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli import completing
 from atoll.cli.options import AsJson, Quiet, Socket, ask
 
 app = typer.Typer()
 
 
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A name, an ID or its unique beginning.")]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Names, IDs or unique beginnings of IDs.")]
+Image = Annotated[
+    str,
+    typer.Argument(metavar="IMAGE", help="A name, an ID or its unique beginning.", autocompletion=completing.images),
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE", help="Names, IDs or unique beginnings of IDs.", autocompletion=completing.images),
+]
 Username = Annotated[
     str, typer.Option("--username", "-u", help="In place of what `login` keeps, with --password or its variable.")
 ]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli.options import AsJson, Names, Quiet, Socket, ask
+from atoll.cli import completing
+from atoll.cli.options import AsJson, Quiet, Socket, ask
 
 app = typer.Typer()
 pod = typer.Typer(help="Pods as a whole, and those of Kubernetes manifests.", no_args_is_help=True)
@@ -39,7 +40,10 @@ def ls(as_json: AsJson = False, quiet: Quiet = False, socket: Socket = None) -> 
 
 @pod.command("rm")
 def rm(
-    names: Names,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME", help="Names, IDs or unique beginnings of IDs.", autocompletion=completing.pods),
+    ],
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill what runs, without a word to it.")] = False,
     timeout: Annotated[
         float | None,

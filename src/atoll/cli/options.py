@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli import outcome
+from atoll.cli import completing, outcome
 
 if TYPE_CHECKING:
     from atoll.client import Client
@@ -51,8 +51,16 @@ Socket = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the IDs.")]
-Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names, IDs or unique beginnings of IDs.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name, an ID or its unique beginning.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME", help="Names, IDs or unique beginnings of IDs.", autocompletion=completing.containers
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A name, an ID or its unique beginning.", autocompletion=completing.containers),
+]
 
 ConfigFile = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli import outcome
+from atoll.cli import completing, outcome
 from atoll.cli.options import (
     COMMAND_LINE,
     Interactive,
@@ -58,7 +58,12 @@ CapDrop = Annotated[list[str] | None, typer.Option("--cap-drop", metavar="CAPABI
 DetachKeys = Annotated[
     str, typer.Option("--detach-keys", metavar="KEYS", help="Leave a terminal without ending what runs in it.")
 ]
-ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="As in atoll/busybox or docker.io/library/alpine:3.")]
+ImageName = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE", help="As in atoll/busybox or docker.io/library/alpine:3.", autocompletion=completing.images
+    ),
+]
 RunCommand = Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="In place of the image's own.")]
 RunName = Annotated[str, typer.Option("--name", help="Of the container and its pod.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and print its ID.")]

@@ -1,0 +1,103 @@
+"""Completion of names from the live daemon: quick, and silent where none answers.
+
+The names come over CRI in one or two calls, bounded by `WITHIN_S` together; nothing is started, and whatever goes wrong
+gives no names. Bash, zsh and fish by typer: `atoll --install-completion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atoll.client.wire import Wire
+
+WITHIN_S = 0.5
+ID_LENGTH = 13
+Names = Callable[["Wire"], Coroutine[None, None, set[str]]]
+
+
+def containers(incomplete: str) -> list[str]:
+    """Names of containers and pods, `pod/container`, and IDs once one is begun."""
+    return _matching(incomplete, _containers)
+
+
+def pods(incomplete: str) -> list[str]:
+    return _matching(incomplete, _pods)
+
+
+def images(incomplete: str) -> list[str]:
+    """References, also in the short form in which people write them."""
+    return _matching(incomplete, _images)
+
+
+def things(incomplete: str) -> list[str]:
+    """Containers, pods and images."""
+    return _matching(incomplete, _things)
+
+
+def _matching(incomplete: str, names: Names) -> list[str]:
+    import asyncio
+
+    from atoll import errors
+
+    try:
+        found = asyncio.run(_ask(names))
+    except (errors.AtollError, OSError, TimeoutError):
+        return []
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+async def _ask(names: Names) -> set[str]:
+    import asyncio
+
+    from atoll.client.places import socket_path
+    from atoll.client.private import answers
+    from atoll.client.wire import Wire
+
+    path = socket_path()
+    if not answers(path):
+        return set()
+    connection = Wire(path)
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            return await names(connection)
+    finally:
+        await connection.aclose()
+
+
+async def _pods(connection: Wire) -> set[str]:
+    from atoll.api import cri_runtime_v1_pb2 as cri
+    from atoll.client import wire
+
+    answer = await connection.call(wire.LIST_PODS, cri.ListPodSandboxRequest(), timeout_s=WITHIN_S)
+    return {name for one in answer.items for name in (one.metadata.name, one.id[:ID_LENGTH])}
+
+
+async def _containers(connection: Wire) -> set[str]:
+    from atoll.api import cri_runtime_v1_pb2 as cri
+    from atoll.client import wire
+
+    pods = await connection.call(wire.LIST_PODS, cri.ListPodSandboxRequest(), timeout_s=WITHIN_S)
+    answer = await connection.call(wire.LIST_CONTAINERS, cri.ListContainersRequest(), timeout_s=WITHIN_S)
+    of = {one.id: one.metadata.name for one in pods.items}
+    found = {name for one in pods.items for name in (one.metadata.name, one.id[:ID_LENGTH])}
+    for one in answer.containers:
+        found |= {one.metadata.name, one.id[:ID_LENGTH]}
+        if (pod := of.get(one.pod_sandbox_id, "")) != one.metadata.name:
+            found.add(f"{pod}/{one.metadata.name}")
+    return found
+
+
+async def _images(connection: Wire) -> set[str]:
+    from atoll.api import cri_runtime_v1_pb2 as cri
+    from atoll.client import wire
+
+    answer = await connection.call(wire.LIST_IMAGES, cri.ListImagesRequest(), timeout_s=WITHIN_S)
+    tags = {tag for one in answer.images for tag in one.repo_tags}
+    short = {tag.removeprefix("docker.io/library/").removeprefix("docker.io/").removesuffix(":latest") for tag in tags}
+    return tags | short
+
+
+async def _things(connection: Wire) -> set[str]:
+    return await _containers(connection) | await _images(connection)
