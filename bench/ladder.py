@@ -35,12 +35,16 @@ def main() -> int:
     asked = options.parse_args()
     with places.prefix() as prefix, Atoll(Places(prefix=prefix, name="ladder", number=1)) as daemon:
         times = asyncio.run(measure(daemon.places.socket, asked.n))
+    show(times)
+    return 0
+
+
+def show(times: Times) -> None:
     print(f"{'what':44} {'n':>3} {'median':>9} {'p95':>9} {'best':>9}")
     for name, found in times.items():
         found = sorted(found)
         tail = found[min(len(found) - 1, round(0.95 * len(found)))]
         print(f"{name:44} {len(found):3} {statistics.median(found):9.2f} {tail:9.2f} {found[0]:9.2f}")
-    return 0
 
 
 async def measure(socket: Path, n: int) -> Times:

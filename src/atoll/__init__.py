@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from atoll.client import ContainerState as ContainerState
     from atoll.client import ContainerStatus as ContainerStatus
     from atoll.client import DaemonInfo as DaemonInfo
+    from atoll.client import DiffEntry as DiffEntry
+    from atoll.client import DiffKind as DiffKind
     from atoll.client import ExecProcess as ExecProcess
     from atoll.client import ExecResult as ExecResult
     from atoll.client import Exit as Exit
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from atoll.client import ProcessStatus as ProcessStatus
     from atoll.client import Publish as Publish
     from atoll.client import Rung as Rung
+    from atoll.client import Snapshot as Snapshot
+    from atoll.client import SnapshotStatus as SnapshotStatus
     from atoll.client import Start as Start
     from atoll.client import SyncAttachedProcess as SyncAttachedProcess
     from atoll.client import SyncBackgroundProcess as SyncBackgroundProcess

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from atoll.client.background import BackgroundProcess as BackgroundProcess
     from atoll.client.background import OutputChunk as OutputChunk
     from atoll.client.background import ProcessStatus as ProcessStatus
+    from atoll.client.branches import DiffEntry as DiffEntry
+    from atoll.client.branches import DiffKind as DiffKind
+    from atoll.client.branches import Snapshot as Snapshot
+    from atoll.client.branches import SnapshotStatus as SnapshotStatus
     from atoll.client.client import Client as Client
     from atoll.client.client import connect as connect
     from atoll.client.container import Container as Container
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from atoll.client.sync import SyncPod as SyncPod
     from atoll.client.sync import SyncPool as SyncPool
     from atoll.client.sync import SyncPooledPod as SyncPooledPod
+    from atoll.client.sync import SyncSnapshot as SyncSnapshot
     from atoll.client.sync import connect_sync as connect_sync
 
 MODULES = {
@@ -98,6 +103,8 @@ MODULES = {
     "ContainerState": "model",
     "ContainerStatus": "model",
     "DaemonInfo": "model",
+    "DiffEntry": "branches",
+    "DiffKind": "branches",
     "ExecProcess": "process",
     "ExecResult": "model",
     "Exit": "model",
@@ -121,6 +128,8 @@ MODULES = {
     "PooledPod": "pools",
     "Publish": "request",
     "Rung": "pools",
+    "Snapshot": "branches",
+    "SnapshotStatus": "branches",
     "Start": "pools",
     "SyncAttachedProcess": "sync",
     "SyncClient": "sync",
@@ -130,6 +139,7 @@ MODULES = {
     "SyncPod": "sync",
     "SyncPool": "sync",
     "SyncPooledPod": "sync",
+    "SyncSnapshot": "sync",
     "connect": "client",
     "connect_sync": "sync",
 }

@@ -13,8 +13,10 @@ from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import control, manifest_run, private, request, wire
+from atoll.client import branches as branching
 from atoll.client import leases as leasing
 from atoll.client import pools as pooling
+from atoll.client.branches import Snapshot, SnapshotStatus
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.control import Event, PodUsage
 from atoll.client.images import Images, OnProgress
@@ -172,6 +174,16 @@ class Client:
         )
         ordered = sorted(answer.containers, key=lambda item: -item.created_at)
         return tuple(ContainerStatus.listed(item) for item in ordered)
+
+    # --- snapshots ---
+
+    async def snapshots(self) -> tuple[SnapshotStatus, ...]:
+        """Every snapshot of a container's files, the oldest first."""
+        return await branching.every(self._wire)
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """The snapshot of that name, ID or unique beginning of an ID; raises `NotFound`."""
+        return await branching.find(self._wire, name)
 
     # --- pools ---
 

@@ -10,9 +10,11 @@ from atoll import errors
 from atoll.api import atoll_processes_v1_pb2 as processes_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.client import branches as branching
 from atoll.client import request, wire
 from atoll.client.background import BackgroundProcess, ProcessStatus
 from atoll.client.control import Controlled
+from atoll.client.branches import CommitOptions, DiffEntry, Identified, Snapshot
 from atoll.client.files import Files
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
@@ -215,6 +217,51 @@ class Container(Controlled):
                     yield LogLine(stream=stream, time_ns=line.time, content=line.content, partial=line.partial)
         finally:
             await answers.aclose()
+
+    # --- branches of its files ---
+
+    async def snapshot(self, name: str = "") -> Snapshot:
+        """Keep its files as they are now; `name` is made up where none is given. Durable when it returns.
+
+        While it runs it stands still for as long as what it has written is copied, or shared where the file system can.
+        Raises `AlreadyExists` for a name in use, `FailedPrecondition` in a pod with users of its own.
+        """
+        return await branching.take(self._wire, self.id, name)
+
+    async def rollback(self, snapshot: Identified | str, *, timeout: float = 0.0) -> Container:
+        """A new container of the same name and configuration upon the snapshot, in the place of this one.
+
+        Files can be rolled back, processes cannot: this one is stopped, within `timeout` seconds, and its command
+        begins anew. Raises `InvalidArgument` for a snapshot of another image; this container is left alone then.
+        """
+        key = snapshot if isinstance(snapshot, str) else snapshot.id
+        return await branching.rollback(self._wire, self.id, key, timeout)
+
+    async def diff(self, since: Identified | str = "") -> tuple[DiffEntry, ...]:
+        """What it has that its image has not, or that a snapshot has not that it rests on."""
+        return await branching.diff(self._wire, self.id, since if isinstance(since, str) else since.id)
+
+    def diff_tar(self, since: Identified | str = "") -> AsyncGenerator[bytes, None]:
+        """The same as a layer of an image, in chunks: an uncompressed tar with `.wh.` marks for what was deleted."""
+        return branching.export(self._wire, self.id, since if isinstance(since, str) else since.id)
+
+    async def commit(
+        self,
+        reference: str = "",
+        *,
+        changes: Sequence[str] = (),
+        author: str = "",
+        message: str = "",
+        pause: bool = True,
+    ) -> str:
+        """An image of its image and what it has changed; the image's ID.
+
+        `changes` are instructions of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER,
+        VOLUME, WORKDIR. With `pause` it stands still while its files are read. Raises `InvalidArgument` for a bad
+        change.
+        """
+        options = CommitOptions(reference=reference, changes=changes, author=author, message=message, pause=pause)
+        return await branching.commit(self._wire, self.id, options)
 
     async def stop(self, timeout: float = STOP_GRACE_S) -> None:
         """Ask it to end, and kill it after `timeout` seconds. Idempotent, also for one that is gone."""

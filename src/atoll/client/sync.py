@@ -21,6 +21,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from atoll import errors
 from atoll.client.background import BackgroundProcess
+from atoll.client.branches import Cost, Snapshot
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
 from atoll.client.control import Connection
@@ -240,6 +241,34 @@ class SyncBackgroundProcess(Face[BackgroundProcess]):
     forget = _waits(BackgroundProcess.forget)
 
 
+def _container(portal: Portal, made: Container) -> SyncContainer:
+    return SyncContainer(portal, made)
+
+
+def _each_container(portal: Portal, made: tuple[Container, ...]) -> tuple[SyncContainer, ...]:
+    return tuple(SyncContainer(portal, one) for one in made)
+
+
+class SyncSnapshot(Face[Snapshot]):
+    """A container's files as they were."""
+
+    @property
+    def id(self) -> str:
+        return self.inner.id
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def cost(self) -> Cost | None:
+        return self.inner.cost
+
+    status = _waits(Snapshot.status)
+    fork = _makes(Snapshot.fork, _each_container)
+    remove = _waits(Snapshot.remove)
+
+
 class SyncContainer(Face[Container]):
     """A container in a pod, by its ID; holds no state of its own, each question asks the daemon."""
 
@@ -268,6 +297,11 @@ class SyncContainer(Face[Container]):
     processes = _waits(Container.processes)
     process = _opens(Container.process, SyncBackgroundProcess)
     attach = _opens(Container.attach, SyncAttachedProcess)
+    snapshot = _makes(Container.snapshot, SyncSnapshot)
+    rollback = _makes(Container.rollback, _container)
+    diff = _waits(Container.diff)
+    diff_tar = _yields(Container.diff_tar)
+    commit = _waits(Container.commit)
     wait = _waits(Container.wait)
     logs = _yields(Container.logs)
     pause = _waits(Container.pause)
@@ -403,6 +437,8 @@ class SyncClient(Face[Client]):
     info = _waits(Client.info)
     run_pod = _makes(Client.run_pod, SyncPod)
     leases = _waits(Client.leases)
+    snapshots = _waits(Client.snapshots)
+    snapshot = _makes(Client.snapshot, SyncSnapshot)
     pool = _makes(Client.pool, SyncPool)
     pools = _waits(Client.pools)
     run_manifest = _makes(Client.run_manifest, SyncPod)

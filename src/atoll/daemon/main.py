@@ -22,6 +22,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from atoll import errors, ownership, rpc
+from atoll.api import atoll_branches_v1_pb2 as branches_pb2
 from atoll.api import atoll_control_v1_pb2 as control_pb2
 from atoll.api import atoll_files_v1_pb2 as files_pb2
 from atoll.api import atoll_images_v1_pb2, atoll_leases_v1_pb2, atoll_v1_pb2, atoll_why_v1_pb2, cri_runtime_v1_pb2
@@ -44,6 +45,7 @@ from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
 from atoll.services.control import ControlService
+from atoll.services.branches import BranchesService
 from atoll.services.events import EventsService
 from atoll.services.files import FilesService
 from atoll.services.images import ImagesService
@@ -215,6 +217,7 @@ async def _listen(
         files_pb2.DESCRIPTOR.services_by_name["Files"]: FilesService(engine),
         atoll_images_v1_pb2.DESCRIPTOR.services_by_name["Images"]: ImagesService(engine),
         atoll_leases_v1_pb2.DESCRIPTOR.services_by_name["Leases"]: LeasesService(engine),
+        branches_pb2.DESCRIPTOR.services_by_name["Branches"]: BranchesService(engine),
         pools_pb2.DESCRIPTOR.services_by_name["Pools"]: PoolsService(engine),
         **controllers.services(),
         sandbox_pb2.DESCRIPTOR.services_by_name["Store"]: StoreService(engine.parts.sandboxes),

@@ -26,7 +26,7 @@ from atoll.container.metadata import Metadata
 from atoll.container.status import ContainerResources, State, Status, encode_status
 from atoll.container.store import Container, ContainerRecord
 from atoll.database import Plan
-from atoll.engine import container_limits, kinds, lines, scheduling, signals, specs, volumes
+from atoll.engine import branch_base, container_limits, kinds, lines, scheduling, signals, specs, volumes
 from atoll.engine.events import Event, EventType
 from atoll.engine.exits import Exits
 from atoll.engine.lines import tasks_of
@@ -186,8 +186,9 @@ class Containers:
     async def _record(self, pod: Pod, record: ContainerRecord, image: Image, status: Status, story: Story) -> Container:
         """Snapshot folders, checkpoint and bundle first, then one commit that makes them the container's."""
         parts = self._parts
-        parent, config = image.top, record.metadata.config
+        config = record.metadata.config
         assert config is not None
+        parent = branch_base.parent(parts, config, image)
         intents = kinds.container_intents(record.id, (volumes.key(record.id, number) for number in volumes.of(config)))
         container: Container | None = None
         self._busy.add(record.id)

@@ -13,7 +13,9 @@ from atoll.concurrency import SingleFlight
 from atoll.container.store import Container
 from atoll.database import quarantined
 from atoll.engine import abandon as abandoning
+from atoll.engine import branch_base as branching
 from atoll.engine import hosted_recovery, kinds, leases, lost_execs, recovery
+from atoll.engine.branches import Branches
 from atoll.engine.checkpoints import Checkpoints
 from atoll.engine.containers import Containers
 from atoll.engine.execs import Execs
@@ -67,6 +69,7 @@ class Engine:
         self.processes = Processes(parts, self.pods, self.containers)
         self.leases = PodLeases(parts, self.pods)
         self.pools = Pools(parts, self.pods, self.containers)
+        self.branches = Branches(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
         self.checkpoints = Checkpoints(parts)
         self.sandboxes = Sandboxes(parts)
@@ -109,6 +112,7 @@ class Engine:
             owner.spawn(lost_execs.end(self.pods, self.containers, self.execs), name="recover execs")
             await self.parts.nri.start(NriRuntime(self.parts, self.pods, self.containers))
             await self.pools.recover()
+            await self.branches.recover()
         finally:
             self._recovered.set()
         await self.unfinished.free_until_done()
@@ -137,7 +141,10 @@ class Engine:
     def owners(self) -> frozenset[str]:
         """Everybody whose ledger entries are in order: pods, their networks, containers, hosted sandboxes."""
         hosted = self.sandboxes.owners()
-        return self.pods.owners() | self.containers.owners() | hosted | recovery.quarantined(self.parts)
+        branches = branching.owners(self.parts.snapshotter)
+        return (
+            self.pods.owners() | self.containers.owners() | hosted | branches | recovery.quarantined(self.parts)
+        )
 
     def is_busy(self, owner: str) -> bool:
         """Whether an operation on what `owner` has is under way."""

@@ -68,6 +68,8 @@ SNAPSHOT = "snapshot"
 BUNDLE = "bundle"
 TASK = "task"
 
+BRANCH = "branch."
+"""Begins the key and owner of a snapshot of a container's files, which is a committed one."""
 VOLUME = ".volume."
 """Between the container's ID and a number, in the key of the snapshot of an image volume."""
 NETWORK_OWNER = "net."
@@ -285,7 +287,7 @@ class SnapshotRemovalKind(BlockingKind):
         return [
             Found(kind=SNAPSHOT, key=snapshot.name, owner=_snapshot_owner(snapshot.name))
             for snapshot in self._snapshotter.walk()
-            if snapshot.kind is not SnapshotKind.COMMITTED
+            if snapshot.kind is not SnapshotKind.COMMITTED or snapshot.name.startswith(BRANCH)
         ]
 
 

@@ -10,6 +10,7 @@ import msgspec
 from atoll import errors
 from atoll.container.config import ContainerConfig
 from atoll.container.store import Container
+from atoll.engine import branch_base as branching
 from atoll.engine import own_mounts, volumes
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
@@ -41,7 +42,7 @@ def build(
             pod=pod_context(parts, pod),
             host=parts.host,
             runtime=parts.features[pod.handler_name],
-            rootfs_layers=volumes.layers(parts, image),
+            rootfs_layers=branching.all_layers(parts, config, image),
             cgroups_path=cgroups_path(parts, pod, container_id),
             command=config.command,
             args=config.args,

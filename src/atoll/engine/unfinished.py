@@ -16,6 +16,7 @@ from atoll import errors, faults
 from atoll.concurrency import settle, wait_all
 from atoll.container.status import State
 from atoll.container.store import Container
+from atoll.engine import branch_base as branching
 from atoll.engine import kinds
 from atoll.engine.containers import Containers
 from atoll.engine.parts import Parts
@@ -91,7 +92,8 @@ class Unfinished:
         known |= {key.rpartition("/")[2] for key in quarantined(parts)}
         await wait_all([self._forget(one) for one in containers.list() if one.sandbox_id not in known])
         with faults.step("free/unowned"):
-            await parts.ledger.recover(pods.owners() | containers.owners() | self._hosted.owners() | quarantined(parts))
+            others = self._hosted.owners() | branching.owners(parts.snapshotter) | quarantined(parts)
+            await parts.ledger.recover(pods.owners() | containers.owners() | others)
         with faults.step("free/removed"):
             await self._strike_removed()
         with faults.step("free/checkpoints"):

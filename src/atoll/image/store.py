@@ -26,8 +26,9 @@ from atoll.concurrency import Blocking, TaskOwner, run_to_completion
 from atoll.database import Database
 from atoll.image import builtin, records
 from atoll.image.archive import Archive, Found
+from atoll.image.committing import Commit, config_document, layer_descriptor, manifest_document
 from atoll.image.config import Auth, ImageSettings
-from atoll.image.content import Content
+from atoll.image.content import Content, chunks_of
 from atoll.image.debts import Debts
 from atoll.image.index import ImageIndex, canonical_names
 from atoll.image.ingest import Ingester, Leases, Source
@@ -254,6 +255,44 @@ class ImageStore:
         source = self._source(found.manifest, found.config, names, found.digest)
         stored = await self._ingester.ingest(source, ignore, self._settle)
         return Imported(image=self.get(stored.id), names=tuple(str(one) for one in names))
+
+    async def scratch(self) -> Path:
+        """A private folder beside the blobs, which the caller removes, or the next daemon."""
+        return await self._blocking.run(self._content.folder)
+
+    async def commit(self, base: Image, layer: Path, name: str, commit: Commit) -> Image:
+        """The image of `base` and one more layer, the tar `layer`, under `name` if that is not empty; durable.
+
+        Raises `InvalidArgument` for a name or a change that is none, `DataLoss` where the disk has lost the base.
+        """
+        reference = Reference.parse(name) if name else None
+        if reference is not None and (reference.digest is not None or reference.tagged is None):
+            raise errors.InvalidArgument(f"{name}: a digest cannot be given to an image; name a tag")
+        most = self._settings.limits.max_manifest_bytes
+        before: dict[str, int] = {}
+        try:
+            async with self._leases.hold_all():
+                before = await self._pool.run(self._content.digests)
+                manifest = await self._pool.run(self._content.read, base.manifest_digest, most)
+                diff_id, size = await self._pool.run(self._put_file, layer)
+                config = config_document(await self.document(base), diff_id, commit)
+                made = manifest_document(manifest, config, layer_descriptor(diff_id, size))
+                for data in (config, made):
+                    await self._pool.run(self._content.put, data)
+                source = self._source(made, config, () if reference is None else (reference,), digest_of(made))
+                stored = await self._ingester.ingest(source, ignore, self._settle)
+        except BaseException:
+            await self.debts.undone(self._drop_new(before), within=WRITE_TIMEOUT_S)
+            raise
+        return self.get(stored.id)
+
+    def _put_file(self, path: Path) -> tuple[str, int]:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            return self._content.write(chunks_of(descriptor), None, size), size
+        finally:
+            os.close(descriptor)
 
     async def install_builtins(self) -> tuple[Image, ...]:
         """Make sure that `atoll/busybox` and `atoll/pause` are there, of this host's busybox; idempotent.

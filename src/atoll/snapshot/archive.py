@@ -34,16 +34,17 @@ def _add_children(archive: tarfile.TarFile, top: Path) -> None:
             name = f"{inside}{entry.name}"
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-                _add_mark(archive, f"{inside}.wh.{entry.name}", status)
+                add_mark(archive, f"{inside}.wh.{entry.name}", status)
             elif not stat.S_ISSOCK(status.st_mode):
-                _add(archive, Path(entry.path), name)
+                add(archive, Path(entry.path), name)
                 if stat.S_ISDIR(status.st_mode):
-                    if _is_opaque(entry.path):
-                        _add_mark(archive, f"{name}/.wh..wh..opq", status)
+                    if is_opaque(entry.path):
+                        add_mark(archive, f"{name}/.wh..wh..opq", status)
                     left.append((Path(entry.path), f"{name}/"))
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+def add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add one file or folder, without what is in it; overlay's own attributes are left out."""
     info = archive.gettarinfo(path, arcname=name)
     for key in os.listxattr(path, follow_symlinks=False):
         if not key.startswith(OVERLAY):
@@ -57,11 +58,13 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
         archive.addfile(info, file)
 
 
-def _add_mark(archive: tarfile.TarFile, name: str, like: os.stat_result) -> None:
+def add_mark(archive: tarfile.TarFile, name: str, like: os.stat_result) -> None:
+    """Add an empty file whose name says something of others."""
     info = tarfile.TarInfo(name)
     info.uid, info.gid, info.mtime, info.mode = like.st_uid, like.st_gid, like.st_mtime, 0o600
     archive.addfile(info, io.BytesIO())
 
 
-def _is_opaque(folder: str) -> bool:
+def is_opaque(folder: str) -> bool:
+    """Whether a folder of a layer hides what is below it."""
     return any(name in os.listxattr(folder, follow_symlinks=False) for name in OPAQUE)

@@ -153,6 +153,12 @@ def commit(connection: Connection, key: str, committed: Snapshot) -> None:
         raise errors.NotFound(f"snapshot {key}: not there as an active snapshot, cannot be committed")
 
 
+def label(connection: Connection, snapshot: Snapshot) -> None:
+    """Give the record the labels of `snapshot`."""
+    labels = msgspec.json.encode(dict(snapshot.labels)).decode()
+    connection.execute("UPDATE snapshots SET labels = ? WHERE name = ?", (labels, snapshot.name))
+
+
 def delete(connection: Connection, name: str) -> None:
     """Drop the record of `name`, if there is one; `FailedPrecondition` while it has children."""
     try:

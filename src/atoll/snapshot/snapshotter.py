@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from atoll import errors, faults
 from atoll.concurrency import Blocking, TaskOwner, run_to_completion
@@ -28,6 +30,7 @@ from atoll.database import Connection, Database, Plan
 from atoll.linux import idmap
 from atoll.linux.userns import IDMap
 from atoll.snapshot import records
+from atoll.snapshot.copying import Copied, copy_tree
 from atoll.snapshot.disk import Disk, sync
 from atoll.snapshot.mount import Mount
 from atoll.snapshot.records import Kind, Snapshot, Usage
@@ -36,6 +39,8 @@ from atoll.snapshot.tree import measure
 log = logging.getLogger(__name__)
 
 SETTLE_TIMEOUT_S = 30.0
+COPY_TIMEOUT_S = 3600.0
+"""For what reads or writes all of a layer."""
 MAX_LAYERS = 500
 """The most lower folders that overlayfs stacks (OVL_MAX_STACK)."""
 
@@ -356,6 +361,59 @@ class Snapshotter:
         self._unlink(snapshot)
         self._enter(committed)
         await self._blocking.run(self._disk.drop_work, snapshot.number)
+
+    async def freeze(self, key: str, name: str, labels: Mapping[str, str], *others: Plan[Any]) -> Snapshot:
+        """Make what the active snapshot `key` holds the committed `name`, and `key` an empty one upon it.
+
+        No data is copied. For one that nobody has mounted. `others` are committed with it. Raises as `commit`.
+        """
+        return await run_to_completion(self._freeze(key, name, labels, others), within=COPY_TIMEOUT_S)
+
+    async def _freeze(
+        self, key: str, name: str, labels: Mapping[str, str], others: tuple[Plan[Any], ...]
+    ) -> Snapshot:
+        old = self.stat(key)
+        if old.kind != Kind.ACTIVE:
+            raise errors.FailedPrecondition(f"snapshot {key}: is {old.kind}; only an active one can be frozen")
+        self._check(key)
+        usage = await self._blocking.run(measure, self._disk.fs(old.number))
+        await self.sync()
+        committed = replace(old, name=name, kind=Kind.COMMITTED, usage=usage, labels=dict(labels))
+        active = records.new(key, next(self._numbers), Kind.ACTIVE, name, old.labels, records.NOTHING)
+        self._unrecorded.add(active.number)
+        await self._blocking.run(self._create, active.number, old.number, True)
+
+        def change(connection: Connection) -> None:
+            records.commit(connection, key, committed)
+            records.label(connection, committed)
+            records.insert(connection, active)
+
+        def follow(_: None) -> None:
+            self._unlink(old)
+            self._enter(committed)
+            self._enter(active)
+
+        try:
+            await self._db.commit(Plan(change, follow), *others)
+        except BaseException:
+            if not await self._db.write(lambda connection: records.has_folder(connection, key, active.number)):
+                await self._blocking.run(self._disk.delete, active.number)
+                self._unrecorded.discard(active.number)
+            raise
+        await self._blocking.run(self._disk.drop_work, old.number)
+        return committed
+
+    async def copy(self, key: str, staged: Staged) -> Copied:
+        """Fill `staged` with what `key` itself holds, overlay's marks included; nobody writes there meanwhile.
+
+        Raises `ResourceExhausted` where the disk is full, `FailedPrecondition` for what cannot be copied.
+        """
+        try:
+            return await self._blocking.run(copy_tree, self.fs(key), staged.fs)
+        except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            kind = errors.ResourceExhausted if is_full else errors.FailedPrecondition
+            raise kind(f"{error.filename or key}: cannot be copied: {error.strerror}") from error
 
     # --- removal ---
 

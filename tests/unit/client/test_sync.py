@@ -18,9 +18,11 @@ import atoll
 from atoll import errors
 from atoll.client import sync
 from atoll.client.background import BackgroundProcess
+from atoll.client.branches import Snapshot
 from atoll.client.client import Client
 from atoll.client.container import Container
 from atoll.client.files import Files
+from atoll.client.leases import Lease
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
 from atoll.client.process import AttachedProcess, ExecProcess, Output
@@ -34,6 +36,8 @@ FACES = [
     (Pod, sync.SyncPod),
     (Container, sync.SyncContainer),
     (Files, sync.SyncFiles),
+    (Lease, sync.SyncLease),
+    (Snapshot, sync.SyncSnapshot),
     (BackgroundProcess, sync.SyncBackgroundProcess),
     (ExecProcess, sync.SyncExecProcess),
     (AttachedProcess, sync.SyncAttachedProcess),
@@ -43,7 +47,7 @@ FACES = [
 ONLY_INSIDE = {"aclose", "put", "take", "name", "size"}
 """`aclose` is `close`; the rest of `Output` is for whoever fills it."""
 
-ONLY_HERE = {"close", "id", "name", "pod_id", "container_id"}
+ONLY_HERE = {"close", "cost", "id", "name", "pod_id", "container_id"}
 """Attributes of the asynchronous objects are properties here."""
 
 
