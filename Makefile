@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run test test-guest check chaos powerloss bench fmt proto lock clean
+.PHONY: help setup setup-tests run test test-guest docs check chaos soak powerloss fuzz bench fmt proto lock clean
 .NOTPARALLEL:
 
 help: ## list the tasks
@@ -29,11 +29,21 @@ test-guest: ## set up, then run pods in small virtual machines with cgroups v1, 
 check: setup-tests ## format, lint, types, imports and unit tests
 	@scripts/check.sh
 
-chaos: setup-tests ## strike at every fault point of a pod's life in every way, and print the matrix (as root, half an hour)
+docs: setup-tests ## build the documentation as a site into build/site; a warning is an error
+	@$(BIN)/mkdocs build --quiet --strict
+
+chaos: setup-tests ## strike at every fault point of every use case in every way, and print the matrix (as root, half an hour)
 	@$(BIN)/python -m tests.chaos.run
+
+soak: setup-tests ## lives of every kind under random kills and faults for MINUTES (60), with SEED where it is given (as root)
+	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 powerloss: setup-tests ## lose the power at every write of the stores and start again from each disk it may leave (as root, two minutes)
 	@$(BIN)/python -m tests.powerloss.run
+
+MINUTES ?= 10
+fuzz: setup-tests ## feed every decoder of foreign bytes with what a fuzzer makes, MINUTES=10 in all
+	@$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
 
 bench: setup-tests ## measure Atoll beside the container runtimes that this machine has
 	@$(BIN)/python bench/run.py

@@ -102,8 +102,9 @@ class Daemon:
     Its methods block: an async test calls them through `asyncio.to_thread`.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, *, ready_within_s: float = READY_WITHIN_S) -> None:
         self.roots = roots
+        self._ready_within_s = ready_within_s
         self.wrapper: tuple[str, ...] = ()
         """Words of a command that executes the rest of its line."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,7 +133,7 @@ class Daemon:
     def await_ready(self) -> None:
         """Wait until its socket answers; fails with the end of its log where it does not."""
         assert self._process is not None, "the daemon was not started"
-        wait_until(lambda: self._answers() or self._has_ended(), within=READY_WITHIN_S)
+        wait_until(lambda: self._answers() or self._has_ended(), within=self._ready_within_s)
         if not self._answers():
             status = self._process.poll()
             self.kill()
