@@ -1,4 +1,4 @@
-"""`python -m tests.integration.sdk_ends STATE SOCKET VICTIM DAEMON_PID FOLDER`: calls that last, and a death among them.
+"""`python -m tests.integration.sdk_ends STATE SOCKET VICTIM DAEMON_PID FOLDER`: calls that last, and a death.
 
 Prints as JSON what each call ended with: an error's kind and text, empty texts for a result, null for one that did not
 end within `BOUND_S`. A program of its own, so that whatever it leaves in its process goes with that.
