@@ -19,7 +19,7 @@ def test_a_tool_finds_the_network_of_a_pod_without_any_process_of_its_own(cri: C
     pod = cri.run_pod(cri.pod_config(network=True))
     info = cri.pod_info(pod)
     ip = cri.pod_status(pod).network.ip
-    for target in (f"--net={info['netns']}", f"--net=/proc/{info['pid']}/ns/net"):
+    for target in (f"--net={info['netNamespacePath']}", f"--net=/proc/{info['pid']}/ns/net"):
         seen = subprocess.run(["nsenter", target, "ip", "-o", "addr"], check=True, capture_output=True, text=True)
         assert f" {ip}/" in seen.stdout
     cri.remove_pod(pod)
