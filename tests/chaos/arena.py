@@ -45,6 +45,7 @@ from tests.integration.leaks import (
 from tests.integration.test_remote_pods import SCRIPT, Far
 
 REACHED_WITHIN_S = 30.0
+DEAD_WITHIN_S = 30.0
 READY_WITHIN_S = 40.0
 """A start of the daemon, on a machine that has other things to do."""
 LIFE_WITHIN_S = 120.0
@@ -208,7 +209,8 @@ class Arena:
             for pod in cri.list_pods():
                 cri.remove_pod(pod.id)
             cri.fsck(repair=True)
-        self._clean = self._settled()
+        self._begin_far()
+        self._clean |= self._settled()
 
     def arm(self, rules: Sequence[Rule]) -> None:
         """What is to happen from now on, in place of what was."""
@@ -347,11 +349,11 @@ class Arena:
         footprint = self._footprint()
         doomed = _with_children(footprint.processes())  # what holds a pod's namespaces carries no mark of its own
         self.daemon.kill()
-        for pid in doomed:
-            _kill(pid)
         if self._far.process is not None:
             self._far.end(signal.SIGKILL)
-        assert wait_until(lambda: not footprint.processes(), within=5)
+        for pid in doomed:
+            _kill(pid)
+        assert wait_until(lambda: not _killed(footprint), within=DEAD_WITHIN_S), "a process outlives SIGKILL"
         for point in footprint.mounts():
             subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         for name in footprint.links():
@@ -450,6 +452,14 @@ def _with_children(found: list[int]) -> list[int]:
             with contextlib.suppress(OSError):
                 doomed += [int(child) for child in task.read_text().split() if int(child) not in doomed]
     return doomed
+
+
+def _killed(footprint: Footprint) -> list[int]:
+    """Those that there were, killed: one may have begun behind an earlier look."""
+    found = footprint.processes()
+    for pid in found:
+        _kill(pid)
+    return found
 
 
 def _kill(pid: int) -> None:
