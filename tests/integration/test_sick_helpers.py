@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,7 +141,7 @@ def judge(found: dict[str, Told | Exception], *culprit: str, silent: frozenset[s
     assert not faults, "\n".join(faults)
 
 
-def together(cells: dict[str, Callable[[], object]]) -> dict[str, Told | Exception]:
+def together(cells: Mapping[str, Callable[[], object]]) -> dict[str, Told | Exception]:
     return dict(zip(cells, in_parallel([partial(timed, call) for call in cells.values()]), strict=True))
 
 
