@@ -9,7 +9,7 @@ import pytest
 
 from tests.powerloss.run import WORKLOADS, lose_power
 
-DISKS = 70
+DISKS = 50
 """Of each workload."""
 
 

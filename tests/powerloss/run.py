@@ -16,11 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.daemon.compose import SCHEMAS
+from atoll.database import Schema
 from tests.powerloss.disk import Loss, Recording, State, expected, groups, losses
-from tests.powerloss.startup import look
+from tests.powerloss.startup import NEWER, look
 from tests.powerloss.trace import record
 
-WORKLOADS = ("records", "containers", "images")
+WORKLOADS = ("records", "containers", "images", "upgrade")
+AFTERWARDS = {"upgrade": NEWER}
+"""What starts after a loss of power, where that is not this Atoll: the newer one, again."""
 MEMORY = Path("/dev/shm")
 """Where the disks are made, where it is there: what is measured is not this machine's disk."""
 
@@ -69,7 +73,7 @@ def lose_power(workload: str, most: int | None, seed: int = 0) -> Outcome:
     with scratch(MEMORY if MEMORY.is_dir() else None) as folder:
         for same in _different(recording, found, most, seed):
             outcome.tried += 1
-            outcome.wrong += judge(recording, same, folder / "disk")
+            outcome.wrong += judge(recording, same, folder / "disk", AFTERWARDS.get(workload, SCHEMAS))
     return outcome
 
 
@@ -85,13 +89,13 @@ def _different(recording: Recording, found: list[Loss], most: int | None, seed: 
     return list(different.values())
 
 
-def judge(recording: Recording, same: list[Loss], folder: Path) -> list[str]:
+def judge(recording: Recording, same: list[Loss], folder: Path, schemas: tuple[Schema, ...]) -> list[str]:
     """Start from one disk, and compare what is there with what each of the losses that lead to it allows."""
     root = folder / "root"
     root.mkdir(parents=True)
     try:
         State(recording.nodes, same[0].changes).write(root)
-        facts, problems = asyncio.run(look(root))
+        facts, problems = asyncio.run(look(root, schemas=schemas))
     except Exception as error:  # noqa: BLE001 - whatever stops a start is what is looked for
         problems, facts = [f"the start fails: {type(error).__name__}: {error}"], None
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import os
 import stat
@@ -25,6 +26,25 @@ from atoll.ledger.ledger import Ledger
 from atoll.sandbox.store import SandboxStore
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
+
+UPGRADE = """
+CREATE TABLE upgraded (id TEXT PRIMARY KEY);
+INSERT INTO upgraded SELECT id FROM sandboxes;
+UPDATE sandboxes SET updated_at = updated_at + 1;
+"""
+NEWER = tuple(
+    dataclasses.replace(
+        schema,
+        migrations=(
+            *schema.migrations,
+            UPGRADE,
+        ),
+    )
+    if schema.component == "sandbox"
+    else schema
+    for schema in SCHEMAS
+)
+"""The schemas of an Atoll that comes after this one."""
 
 
 class Thing(Kind):

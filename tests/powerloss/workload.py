@@ -19,11 +19,12 @@ from atoll.container.config import ContainerConfig
 from atoll.container.metadata import Metadata
 from atoll.container.status import Status
 from atoll.container.store import ContainerRecord
+from atoll.daemon.compose import SCHEMAS
 from atoll.database import Database
 from atoll.ledger.kind import Intent
 from atoll.sandbox.controller import Runtime, Sandbox
 from tests.integration.images import folder, hard_link, image, layer, member, symlink, write_layout
-from tests.powerloss.startup import Stores, listing, started
+from tests.powerloss.startup import NEWER, Stores, listing, started
 
 CREATED = Status(created_at=1)
 SMALL_LOG_PAGES = 8
@@ -69,6 +70,15 @@ async def records(root: Path, tell: Teller) -> None:
                 for number in range(6 * life, 6 * life + 4):
                     group.create_task(_change_box(stores, tell, number))
             await _drop_box(stores, tell, 6 * life + 1)
+
+
+async def upgrade(root: Path, tell: Teller) -> None:
+    """Records of this Atoll, which a newer one migrates and adds to."""
+    for number, schemas in enumerate((SCHEMAS, NEWER)):
+        async with started(root, schemas) as stores:
+            tell.acknowledged({"instance": stores.paths.instance})
+            for one in range(3 * number, 3 * number + 3):
+                await _make_box(stores, tell, one)
 
 
 async def _make_box(stores: Stores, tell: Teller, number: int) -> None:
@@ -197,7 +207,8 @@ def main() -> None:
     """Run one of the programs below an empty folder."""
     name, root, facts = sys.argv[1:]
     programs: dict[str, Callable[[Path, Teller], Awaitable[None]]] = {
-        "records": records, "containers": containers, "images": images, "careless": careless,
+        "records": records, "containers": containers, "images": images,
+        "upgrade": upgrade, "careless": careless,
     }  # fmt: skip
     os.chdir("/")
 
