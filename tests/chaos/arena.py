@@ -351,6 +351,8 @@ class Arena:
         self.daemon.kill()
         if self._far.process is not None:
             self._far.end(signal.SIGKILL)
+        for path in footprint.cgroups():
+            _thaw(path)  # what is frozen does not die
         for pid in doomed:
             _kill(pid)
         assert wait_until(lambda: not _killed(footprint), within=DEAD_WITHIN_S), "a process outlives SIGKILL"
@@ -452,6 +454,13 @@ def _with_children(found: list[int]) -> list[int]:
             with contextlib.suppress(OSError):
                 doomed += [int(child) for child in task.read_text().split() if int(child) not in doomed]
     return doomed
+
+
+def _thaw(cgroup: Path) -> None:
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):
+            if (cgroup / name).exists():
+                (cgroup / name).write_text(word)
 
 
 def _killed(footprint: Footprint) -> list[int]:
