@@ -12,8 +12,8 @@ from typing import TypeVar
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
-from atoll.client import control, manifest_run, private, request, wire
 from atoll.client import branches as branching
+from atoll.client import control, foreign, manifest_run, private, request, wire
 from atoll.client import leases as leasing
 from atoll.client import pools as pooling
 from atoll.client.branches import Snapshot, SnapshotStatus
@@ -56,15 +56,21 @@ async def connect(
     ATOLL_CONFIG); it ends by itself when it has had no pod and no client for a minute. None is started at a
     socket that is the place of a daemon with another root, state or config file. Raises `Unavailable` where there is
     no daemon, with what to do; `PermissionDenied` for a user who may not ask or start one.
+
+    `unix:///run/containerd/containerd.sock` and the like name the socket of any CRI runtime, where none is started:
+    what CRI covers works there (`atoll.client.foreign`), all else raises `Unimplemented`.
     """
-    path = socket_path(socket, config)
-    if start:
+    foreign_path = foreign.path_of(socket)
+    path = foreign_path or socket_path(socket, config)
+    if start and foreign_path is None:
         await private.ensure_daemon(path, config_path(config))
     elif not private.answers(path):
         raise wire.gone(path, broke=False)
     connection = wire.Wire(path)
     try:
         await connection.ready()
+        if foreign_path is not None:
+            connection.peer = await foreign.name_of(connection)
         yield Client(connection)
     finally:
         await connection.aclose()
@@ -130,6 +136,8 @@ class Client:
                 sysctls=sysctls or {},
             )
         )
+        if self._wire.peer:
+            foreign.prepare_pod(self._wire, pod_config, network=network, leased=bool(ttl or idle))
         asked = cri.RunPodSandboxRequest(config=pod_config, runtime_handler=runtime)
 
         async def make() -> Pod:
@@ -257,7 +265,10 @@ class Client:
 
         Without `follow` it ends with what is remembered.
         """
-        async with contextlib.aclosing(control.events(self._wire, since=since, follow=follow)) as told:
+        if self._wire.peer and (since is not None or not follow):
+            raise foreign.lacks(self._wire, "events of the past")
+        events = control.events(self._wire, since=since, follow=follow)
+        async with contextlib.aclosing(foreign.events(self._wire) if self._wire.peer else events) as told:
             async for event in told:
                 yield event
 

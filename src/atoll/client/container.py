@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -11,10 +12,10 @@ from atoll.api import atoll_processes_v1_pb2 as processes_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import branches as branching
-from atoll.client import request, wire
+from atoll.client import foreign, request, wire
 from atoll.client.background import BackgroundProcess, ProcessStatus
-from atoll.client.control import Controlled
 from atoll.client.branches import CommitOptions, DiffEntry, Identified, Snapshot
+from atoll.client.control import Controlled
 from atoll.client.files import Files
 from atoll.client.model import CommandFailed, ContainerStatus, ExecResult, Exit, LogLine
 from atoll.client.process import AttachedProcess, ExecProcess, Outbox, Q
@@ -87,6 +88,10 @@ class Container(Controlled):
         output so far. Raises `CommandFailed` where the command cannot be executed, `ResourceExhausted` for
         more than 64 MiB of output, and ends the exec when cancelled.
         """
+        if self._wire.peer:
+            refused = [("env", bool(env)), ("cwd", bool(cwd)), ("user", bool(user)), ("stdin", stdin is not None)]
+            asked = foreign.Exec(timeout=timeout, refused=refused)
+            return await foreign.exec_sync(self._wire, self.id, request.words(command, "command"), asked)
         process = self.exec_stream(command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin is not None)
         try:
             async with process:
@@ -188,6 +193,8 @@ class Container(Controlled):
 
     async def wait(self, timeout: float | None = None) -> Exit:
         """Wait for the container's end; at once, always the same, after it. `DeadlineExceeded` after `timeout` s."""
+        if self._wire.peer:
+            return await foreign.wait(self.status, self.name, timeout)
         try:
             answer = await self._wire.call(wire.WAIT, own.WaitRequest(container_id=self.id), timeout_s=timeout)
         except errors.DeadlineExceeded:
@@ -209,6 +216,12 @@ class Container(Controlled):
         if since is not None:
             since_ns = since if isinstance(since, int) else int(since.timestamp() * 1e9)
             asked.since = min(max(since_ns, 0), request.INT64_MAX)
+        if self._wire.peer:
+            lines = foreign.logs(self.status, follow=follow, tail=tail, since_ns=asked.since)
+            async with contextlib.aclosing(lines) as found:
+                async for line in found:
+                    yield line
+            return
         answers = self._wire.stream(wire.LOGS, asked)
         try:
             async for answer in answers:

@@ -10,7 +10,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
-from atoll.client import wire
+from atoll.client import foreign, wire
 from atoll.client.model import Image, LayerProgress, LoadedImage
 
 CALL_TIMEOUT_S = 120.0
@@ -49,6 +49,8 @@ class Images:
         self, reference: str, on_progress: OnProgress | None = None, *, username: str = "", password: str = ""
     ) -> str:
         """Fetch an image; its ID. `on_progress` is told all layers at each step. Cancelling stops the pull."""
+        if self._wire.peer:
+            return await foreign.pull(self._wire, reference, username, password)
         asked = own.PullRequest(reference=reference, username=username, password=password)
         image_id = ""
         answers = self._wire.stream(wire.PULL, asked)

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
-from atoll.client import request, wire
+from atoll.client import foreign, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
 from atoll.client.control import Connection
 from atoll.client.images import Images
@@ -178,6 +178,8 @@ class Pod:
         await self.stop()
         asked = cri.RemovePodSandboxRequest(pod_sandbox_id=self.id)
         await self._wire.call(wire.REMOVE_POD, asked, timeout_s=STOP_TIMEOUT_S)
+        if self._wire.peer:
+            foreign.forget_pod(self._config)
 
     async def __aenter__(self) -> Self:
         return self

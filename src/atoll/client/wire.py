@@ -138,6 +138,8 @@ class Wire:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket.absolute()
+        self.peer = ""
+        """The name of a runtime that is none of ours: then nothing but the CRI is asked for."""
         target = "unix:" + urllib.parse.quote(str(self.socket))
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
 
@@ -151,8 +153,15 @@ class Wire:
                 f"{self.socket}: something listens there but does not speak gRPC; is it an atoll daemon?"
             ) from None
 
+    def _require(self, method: Method[Q, A]) -> None:
+        if self.peer and not method.service.startswith("runtime.v1."):
+            raise errors.Unimplemented(
+                f"{self.peer} at {self.socket}: has no {method.service}.{method.name}, which only Atoll serves"
+            )
+
     async def call(self, method: Method[Q, A], request: Q, *, timeout_s: float | None) -> A:
         """One request, one answer; `DeadlineExceeded` after `timeout_s`, `Unavailable` when the daemon goes."""
+        self._require(method)
         unary: grpc.aio.UnaryUnaryMultiCallable[Q, A] = self._channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -163,6 +172,7 @@ class Wire:
 
     async def stream(self, method: Method[Q, A], request: Q) -> AsyncGenerator[A]:
         """One request, many answers; closing the iterator cancels the call."""
+        self._require(method)
         many: grpc.aio.UnaryStreamMultiCallable[Q, A] = self._channel.unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -179,6 +189,7 @@ class Wire:
 
     def duplex(self, method: Method[Q, A], requests: AsyncIterator[Q]) -> Duplex[Q, A]:
         """Both directions at once; the end of `requests` is the end of our side."""
+        self._require(method)
         both: grpc.aio.StreamStreamMultiCallable[Q, A] = self._channel.stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -211,7 +222,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, socket: Path, late: str = "") ->
     # A server that stops cancels what it serves, with the name of the status for a text.
     if (code in (1, 2, 13, 14) and lowered.startswith(_TRANSPORT)) or (code == 1 and details in ("", "CANCELLED")):
         return gone(socket, broke=not lowered.startswith("failed to connect"))
-    if code == errors.Unimplemented.code and details in ("Method not found!", ""):
+    if code == errors.Unimplemented.code and (
+        details in ("Method not found!", "") or lowered.startswith(("unknown method", "unknown service"))
+    ):
         return errors.Unimplemented(f"{socket}: the runtime there does not serve this; is it an atoll of this version?")
     if code == errors.DeadlineExceeded.code and details in ("Deadline Exceeded", "") and late:
         return errors.DeadlineExceeded(late)
