@@ -5,6 +5,7 @@ Each claim is a row: a script in the container, and what it must say. docs/cri.m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -610,6 +611,8 @@ def test_limits_are_set_in_the_cgroup(cri: CRI, pod: str) -> None:
         ({"memory_limit_in_bytes": 1 << 30, "memory_swap_limit_in_bytes": 1 << 20}, (INVALID, PRECONDITION), "swap"),
         ({"oom_score_adj": 2000}, INVALID, "oom_score_adj"),
         ({"cpuset_cpus": "zero"}, INVALID, "cpuset_cpus"),
+        ({"cpuset_cpus": "0-99999999"}, INVALID, "cpuset_cpus"),
+        ({"cpuset_mems": "4095"}, INVALID, "cpuset_mems"),
         ({"hugepage_limits": [pb.HugepageLimit(page_size="3MB", limit=1)]}, INVALID, "3MB"),
         ({"unified": {"pids.max": "none"}}, INVALID, "pids.max"),
         pytest.param({"unified": {"memory.high": "1"}}, PRECONDITION, "unified", marks=on_v1),
@@ -624,6 +627,45 @@ def test_a_limit_that_cannot_be_is_refused(
     config.linux.resources.CopyFrom(pb.LinuxContainerResources(**fields))  # pyright: ignore[reportArgumentType]
     with refused(code, words):
         cri.create(pod, config)
+
+
+@on_v1
+def test_a_container_that_its_runtime_cannot_make_leaves_no_cgroup(cri: CRI, roots: Roots, handler: str) -> None:
+    """The parent has a processor less than the host, which only the kernel tells."""
+    parent = f"/{roots.prefix}-narrow-{handler}"
+    folders = [Path(f"/sys/fs/cgroup/{name}{parent}") for name in ("cpuset", "memory", "cpu", "freezer")]
+    for folder_ in folders:
+        folder_.mkdir(parents=True)
+    try:
+        (folders[0] / "cpuset.mems").write_text((folders[0].parent / "cpuset.mems").read_text().strip() or "0")
+        (folders[0] / "cpuset.cpus").write_text("0")
+        config = cri.pod_config(namespaces=PRIVATE_PIDS)
+        config.linux.cgroup_parent = parent
+        pod = cri.run_pod(config, handler)
+        wanted = cri.container_config(*SLEEP)
+        wanted.linux.resources.cpuset_cpus = str((os.cpu_count() or 2) - 1)
+        made = cri.create(pod, wanted)
+        with refused(INVALID, "cpuset"):
+            cri.start(made)
+        assert [folder_ / made for folder_ in folders if (folder_ / made).exists()] == []
+        cri.remove_pod(pod)
+    finally:
+        for folder_ in Path("/sys/fs/cgroup").glob(f"*{parent}"):
+            with contextlib.suppress(FileNotFoundError):  # one hierarchy may have two names
+                folder_.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [("", "/bin/busybox"), ("", "/dev"), ("/etc/passwd", "/bin"), ("", "/sys/none"), ("", "/proc")],
+)
+def test_a_mount_where_none_can_be_is_the_requests_fault(
+    cri: CRI, pod: str, tmp_path: Path, source: str, place: str
+) -> None:
+    config = cri.container_config(*SLEEP)
+    config.mounts.add(host_path=source or str(tmp_path), container_path=place, readonly=True)
+    with refused(INVALID, place.lstrip("/").partition("/")[0]):
+        cri.start(cri.create(pod, config))
 
 
 HAS_SELINUX = Path("/sys/fs/selinux/enforce").exists()

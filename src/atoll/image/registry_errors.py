@@ -51,6 +51,8 @@ def complaint(stderr: str) -> str:
 
 def translate(text: str, reference: Reference, *, has_auth: bool) -> errors.AtollError:
     """The error for what skopeo said about `reference`: its kind by the registry itself; mirrors are quoted."""
+    if "invalid reference format" in text.lower():
+        return errors.InvalidArgument(f"{reference}: skopeo takes no such name: {_clipped(text)}")
     mirrored = _MIRRORS.search(text)
     error = _translate(mirrored[2] if mirrored else text, reference, has_auth=has_auth)
     return type(error)(f"{error}; its mirrors: {_clipped(mirrored[1])}") if mirrored else error

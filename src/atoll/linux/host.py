@@ -88,6 +88,9 @@ class HostFacts:
     overlay: bool
     swap_limit: bool
     hugepage_sizes: tuple[str, ...]
+    cpus: frozenset[int] = frozenset()
+    """The processors that are there, also those that are off; empty where the kernel does not tell."""
+    memory_nodes: frozenset[int] = frozenset()
 
 
 def read_host_facts() -> HostFacts:
@@ -109,7 +112,18 @@ def read_host_facts() -> HostFacts:
         overlay=_has_overlay(),
         swap_limit=_has_swap_limit(hierarchies),
         hugepage_sizes=_hugepage_sizes(),
+        cpus=listed(_read(Path("/sys/devices/system/cpu/present"))),
+        memory_nodes=listed(_read(Path("/sys/devices/system/node/online"))),
     )
+
+
+def listed(text: str) -> frozenset[int]:
+    """The numbers of a list of the kernel's, such as 0-3,7; cpuset(7), "List format"."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def kernel_version(release: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from atoll.linux import steps, syscalls
 from atoll.linux.steps import Step
 
 RANGES_LIMIT = 340
-"""The most lines of a map (user_namespaces(7))."""
+"""The most lines of a map, which is less than a page of text besides (user_namespaces(7))."""
 ID_LIMIT = (1 << 32) - 1
 MAKE_TIMEOUT_S = 10.0
 _NS_GET_USERNS = 0xB701
@@ -62,6 +62,11 @@ def checked(users: IDMap, field: str, *, root: bool = True) -> IDMap:
     for name, ranges in (("uids", users.uids), ("gids", users.gids)):
         if not 1 <= len(ranges) <= RANGES_LIMIT:
             raise errors.InvalidArgument(f"{field}.{name}: needs 1 to {RANGES_LIMIT} ranges, has {len(ranges)}")
+        if len(_text(ranges)) >= os.sysconf("SC_PAGE_SIZE"):
+            raise errors.InvalidArgument(
+                f"{field}.{name}: {len(ranges)} ranges are {len(_text(ranges))} bytes for the kernel, which takes less "
+                f"than a page of {os.sysconf('SC_PAGE_SIZE')}; join ranges"
+            )
         for one in ranges:
             ends = (one.container_id + one.length, one.host_id + one.length)
             if one.length < 1 or min(one.container_id, one.host_id) < 0 or max(ends) > ID_LIMIT:
@@ -91,14 +96,18 @@ def _last(ranges: tuple[IDRange, ...]) -> int:
     return max(one.container_id + one.length - 1 for one in ranges)
 
 
+def _text(ranges: tuple[IDRange, ...]) -> bytes:
+    """A map as the kernel takes it."""
+    return "".join(f"{one.container_id} {one.host_id} {one.length}\n" for one in ranges).encode()
+
+
 def write_maps(pid: int, users: IDMap) -> None:
     """Give the new user namespace of `pid` its ids, once; raises `OSError`."""
     for name, ranges in (("uid_map", users.uids), ("gid_map", users.gids)):
-        text = "".join(f"{one.container_id} {one.host_id} {one.length}\n" for one in ranges)
         path = f"/proc/{pid}/{name}"
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, text.encode())  # the kernel takes it in one write only
+            os.write(fd, _text(ranges))  # the kernel takes it in one write only
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
         finally:

@@ -73,6 +73,12 @@ class PodContext:
         """Whether it has a user namespace of its own."""
         return self.userns_options is not None and self.userns_options.mode is not NamespaceMode.NODE
 
+    def has_group(self, gid: int) -> bool:
+        """Whether its user namespace has the group; the host's has every one."""
+        if self.userns_options is None or not self.has_users:
+            return True
+        return any(0 <= gid - one.container_id < one.length for one in self.userns_options.gids)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpecRequest:
@@ -151,6 +157,7 @@ def container_spec(request: ContainerSpecRequest) -> spec.Spec:
             volumes=request.volumes,
             files=pod.files,
             shm=pod.shm,
+            has_tty_group=pod.has_group(mounts.TTY_GROUP),
             privileged=asked.privileged,
             read_only_root=asked.readonly_rootfs,
             host_network_in_user_namespace=pod.has_users and pod.network_namespace is None,
@@ -393,6 +400,7 @@ def _pause_mounts(request: PauseSpecRequest) -> tuple[spec.Mount, ...]:
     pod = request.pod
     kernel = mounts.kernel_mounts(
         mounts.MountRequest(
+            has_tty_group=pod.has_group(mounts.TTY_GROUP),
             privileged=request.security.privileged,
             host_network_in_user_namespace=pod.has_users and request.namespaces.network is NamespaceMode.NODE,
         ),

@@ -255,6 +255,9 @@ def _mounts(mounts: tuple[spec.Mount, ...], more: tuple[MountEdit, ...]) -> tupl
         if not edit.host_path or not destination.startswith("/") or "\0" in edit.host_path + destination:
             raise errors.FailedPrecondition(f"CDI mount {edit.container_path[:200]!r}: its paths must be absolute")
         is_bind = edit.type in ("", "none", "bind")
+        if is_bind and not edit.host_path.startswith("/"):
+            where = f"CDI mount {destination}: hostPath {edit.host_path[:200]!r}"
+            raise errors.FailedPrecondition(f"{where} must be absolute")
         options = edit.options if not is_bind or {"bind", "rbind"} & set(edit.options) else ("rbind", *edit.options)
         new.append(
             spec.Mount(

@@ -65,6 +65,8 @@ def _devices(device: Device) -> Iterator[spec.Device]:
         raise errors.InvalidArgument(
             f"device {device.host_path[:200]!r}: host_path and container_path must be absolute"
         )
+    if os.path.normpath(target).startswith(("/proc/", "/sys/")):
+        raise errors.InvalidArgument(f"device {device.host_path}: container_path {target}: no device can be made there")
     try:
         real = Path(device.host_path).resolve(strict=True)
         status = real.stat()

@@ -51,6 +51,22 @@ _STARTED = "the container was started before"
 _FINISHED = "the container's process has ended"
 
 _RULES = (
+    _rule(
+        r"cpuset\.(?:cpus|mems)\b.*: (?:invalid argument|numerical result out of range|permission denied)",
+        errors.InvalidArgument,
+        *("create", "restore"),
+    ),
+    # A mount or device whose place in the container cannot be one: a file where a folder must be, /proc, /sys.
+    _rule(
+        r"(?:mount|mkdir|mknod|open|error mounting|error creating device nodes)\b.*"
+        r": (?:not a directory|is a directory|operation not permitted|read-only file system"
+        r"|too many levels of symbolic links)$"
+        r"|(?:mkdir|mknod) \S*/(?:proc|sys)/.*: (?:no such file or directory|permission denied)$"
+        r"|error mounting .* cannot be mounted because|is inside /proc$|must be on top of /proc",
+        errors.InvalidArgument,
+        *("create", "restore"),
+    ),
+    _rule(r"(?:failed open\(\)ing|stat) /dev/null: no such file", errors.InvalidArgument, "create"),
     _rule(r"container(?: with given id| `[^`]*`)? already exists|id already in use", errors.AlreadyExists),
     _rule(r"container \S* ?does not exist", errors.NotFound),
     _rule(r"(?:error opening file|open) `[^`]*/status`: no such file", errors.NotFound, clearer=_ABSENT),

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from atoll import errors
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
@@ -24,6 +26,9 @@ RECURSIVE_READ_ONLY_KERNEL = (5, 12)
 PATH_LIMIT = 4095
 POD_FILES = ("hostname", "hosts", "resolv.conf")
 
+TTY_GROUP = 5
+"""Of terminals, wherever it is among a container's groups."""
+
 _PROC = spec.Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev"))
 _DEV = spec.Mount(
     destination="/dev",
@@ -35,7 +40,7 @@ _PTS = spec.Mount(
     destination="/dev/pts",
     type="devpts",
     source="devpts",
-    options=("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+    options=("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", f"gid={TTY_GROUP}"),
 )
 _SHM = spec.Mount(
     destination="/dev/shm",  # noqa: S108  the container's own
@@ -58,7 +63,7 @@ class MountRequest:
 
     `asked` are the request's, `made` more of them as they are to be in the spec, `volumes` the image's own volumes,
     which give way to them. `files` is the pod's folder of hostname, hosts and resolv.conf, `shm` its shared memory;
-    None leaves them out.
+    None leaves them out. `has_tty_group`: `TTY_GROUP` is a group of the container's users.
     """
 
     asked: tuple[Mount, ...] = ()
@@ -66,6 +71,7 @@ class MountRequest:
     volumes: tuple[Mount, ...] = ()
     files: Path | None = None
     shm: Path | None = None
+    has_tty_group: bool = True
     privileged: bool = False
     read_only_root: bool = False
     host_network_in_user_namespace: bool = False
@@ -113,7 +119,10 @@ def kernel_mounts(request: MountRequest, host: HostFacts) -> tuple[spec.Mount, .
         # The hierarchy has one set of options: a mount that leaves these out would turn them off for the host.
         options += _unified_options(host)
     cgroup = spec.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=options)
-    return (_PROC, _DEV, _PTS, _SHM, _MQUEUE, sys, cgroup)
+    pts = _PTS
+    if not request.has_tty_group:  # devpts takes no group that its user namespace does not have
+        pts = msgspec.structs.replace(_PTS, options=_PTS.options[:-1])
+    return (_PROC, _DEV, pts, _SHM, _MQUEUE, sys, cgroup)
 
 
 def _unified_options(host: HostFacts) -> tuple[str, ...]:
@@ -160,10 +169,13 @@ def _bind(mount: Mount, host: HostFacts, runtime: RuntimeFeatures) -> spec.Mount
     if (mount.uidMappings or mount.gidMappings) and not runtime.id_mapped_mounts:
         raise errors.FailedPrecondition(f"mount {place}: the ids of a mount cannot be mapped here")
     mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
+    source = _source(mount, place)
+    if place == _PROC.destination and mount_of(Path(source), read_mountinfo()).filesystem != "proc":
+        raise errors.InvalidArgument(f"mount {place}: {source} is no proc file system, and no process runs without one")
     return spec.Mount(
         destination=place,
         type="bind",
-        source=_source(mount, place),
+        source=source,
         options=("rbind", _PROPAGATION[mount.propagation], mode),
         uid_mappings=id_mappings(mount.uidMappings),
         gid_mappings=id_mappings(mount.gidMappings),

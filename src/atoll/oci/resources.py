@@ -33,7 +33,7 @@ def resolve(
     return spec.Resources(
         devices=devices,
         memory=_memory(asked, host),
-        cpu=_cpu(asked),
+        cpu=_cpu(asked, host),
         pids=_pids(asked, host),
         hugepage_limits=_hugepages(asked, host),
         unified=_unified(asked, host),
@@ -59,16 +59,15 @@ def _memory(asked: LinuxContainerResources, host: HostFacts) -> spec.Memory | No
     return spec.Memory(limit=limit or None, swap=total or None)
 
 
-def _cpu(asked: LinuxContainerResources) -> spec.CPU | None:
+def _cpu(asked: LinuxContainerResources, host: HostFacts) -> spec.CPU | None:
     if asked.cpu_period and not 1000 <= asked.cpu_period <= 1_000_000:
         raise errors.InvalidArgument("resources.cpu_period: must be from 1000 to 1000000 µs")
     if asked.cpu_quota and asked.cpu_quota != -1 and asked.cpu_quota < 1000:
         raise errors.InvalidArgument("resources.cpu_quota: must be at least 1000 µs, or -1 for none")
     if asked.cpu_shares < 0:
         raise errors.InvalidArgument("resources.cpu_shares: must not be negative")
-    for field, value in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
-        if value and not _CPU_LIST.fullmatch(value):
-            raise errors.InvalidArgument(f"resources.{field}: {value[:60]!r} is no list such as 0-3,7")
+    _cpuset("cpuset_cpus", asked.cpuset_cpus, host.cpus)
+    _cpuset("cpuset_mems", asked.cpuset_mems, host.memory_nodes)
     cpu = spec.CPU(
         shares=min(max(asked.cpu_shares, CPU_SHARES_MIN), CPU_SHARES_MAX) if asked.cpu_shares else None,
         quota=asked.cpu_quota or None,
@@ -77,6 +76,17 @@ def _cpu(asked: LinuxContainerResources) -> spec.CPU | None:
         mems=asked.cpuset_mems,
     )
     return cpu if cpu != spec.CPU() else None
+
+
+def _cpuset(field: str, value: str, there: frozenset[int]) -> None:
+    if value and not _CPU_LIST.fullmatch(value):
+        raise errors.InvalidArgument(f"resources.{field}: {value[:60]!r} is no list such as 0-3,7")
+    for part in value.split(",") if value and there else ():
+        first, _, last = part.partition("-")
+        if int(first) > int(last or first) or not {int(first), int(last or first)} <= there:
+            raise errors.InvalidArgument(
+                f"resources.{field}: {value[:60]!r}: this host has {min(there)} to {max(there)}"
+            )
 
 
 def _hugepages(asked: LinuxContainerResources, host: HostFacts) -> tuple[spec.HugepageLimit, ...]:
@@ -142,7 +152,7 @@ def cgroups_path(parent: str, container: str, *, systemd: bool) -> str:
 
 def limits(asked: LinuxContainerResources, host: HostFacts) -> Limits:
     """The same request as limits of a cgroup that Atoll itself makes, such as a pod's. Errors as `resolve`."""
-    memory, cpu = _memory(asked, host) or spec.Memory(), _cpu(asked) or spec.CPU()
+    memory, cpu = _memory(asked, host) or spec.Memory(), _cpu(asked, host) or spec.CPU()
     return Limits(
         cpu_shares=cpu.shares,
         cpu_quota_us=cpu.quota,

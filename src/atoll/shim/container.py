@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from atoll import errors, faults
 from atoll.api import containerd_events_pb2 as events_pb2
-from atoll.linux import freezer
+from atoll.linux import cgroup, cgroup_layout, freezer
 from atoll.oci import runtime as oci
 from atoll.shim import cgroups, mapped, records, rules, wire
 from atoll.shim.process import Exec, Process
@@ -40,6 +40,9 @@ EXECS_LIMIT = 1024
 OLD_VERSION = "1.0.2"
 """Of the runtime spec: what crun up to 1.8 takes at most, while containerd 2 writes newer ones. It reads all alike."""
 
+CGROUP_PAUSES_S = (0.005, 0.02, 0.1, 0.4)
+"""Between tries to remove the cgroup of what is just being killed."""
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +53,7 @@ class _Namespace(msgspec.Struct, frozen=True):
 
 class _Linux(msgspec.Struct, frozen=True, rename="camel"):
     namespaces: tuple[_Namespace, ...] = ()
+    cgroups_path: str = ""
 
 
 class _Hooks(msgspec.Struct, frozen=True):
@@ -122,6 +126,7 @@ class Container:
         self.cgroups: tuple[Path, ...] = ()
         self._shim = shim
         self._owns_pids = True
+        self._cgroups_path = ""
         self._has_hooks = True
         self._oom_before = 0
         # Orders create, start, pause, resume, update, checkpoint and delete.
@@ -139,6 +144,7 @@ class Container:
         """
         spec = read_spec(self.bundle)
         self._owns_pids = spec.owns_pids
+        self._cgroups_path = spec.linux.cgroups_path
         self._has_hooks = spec.hooks is not None and bool(spec.hooks.poststart)
         async with self.init.starting:
             try:
@@ -209,6 +215,8 @@ class Container:
                 await self.runtime.delete(self.id, force=True)
             except errors.AtollError as fault:
                 left.append(f"container {self.id} ({fault})")
+        else:
+            await self._remove_cgroup(left)
         await self.init.close(drain=False)
         try:
             unmount_root(self.bundle / "rootfs")
@@ -220,6 +228,24 @@ class Container:
         if left:
             message += f"; left behind: {', '.join(left)}"
         return errors.from_status(kind.code, message)
+
+    async def _remove_cgroup(self, left: list[str]) -> None:
+        """What an OCI runtime that could not make the container has left of its cgroup, where that has its name."""
+        if not self._cgroups_path.endswith(f"/{self.id}"):
+            return
+        try:
+            found = cgroup.Cgroup(self._cgroups_path, cgroup_layout.of_host())
+            found.kill()
+            for pause_s in CGROUP_PAUSES_S:
+                try:
+                    found.delete(0)
+                    break
+                except errors.FailedPrecondition:
+                    await asyncio.sleep(pause_s)
+            else:
+                found.delete(0)
+        except (errors.AtollError, OSError) as fault:
+            left.append(f"cgroup {self._cgroups_path} ({fault})")
 
     # start
 

@@ -10,6 +10,7 @@ from atoll.image.registry_errors import complaint, translate
 
 FRAME = 'time="2026-01-02T03:04:05Z" level=fatal msg="{}"\n'
 SAID = {
+    'Error parsing image name \\"docker://[::1]/x:latest\\": invalid reference format': errors.InvalidArgument,
     "Error reading manifest v9 in r:5000/a: manifest unknown: manifest unknown": errors.NotFound,
     "reading manifest v1 in r:5000/a: name unknown: repository name not known to registry": errors.NotFound,
     'Get \\"https://r:5000/v2/\\": http: server gave HTTP response to HTTPS client': errors.Unavailable,

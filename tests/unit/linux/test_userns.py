@@ -28,6 +28,7 @@ def test_ids_inside_stand_for_ids_of_the_host() -> None:
     [
         ((), "1 to 340"),
         (ranges(*((at, at, 1) for at in range(341))), "1 to 340"),
+        (ranges(*((at, 10_000_000 + at, 1) for at in range(340))), "less than a page"),
         (ranges((0, 0, 0)), "lengths"),
         (ranges((0, -1, 5)), "lengths"),
         (ranges((0, ID_LIMIT, 1)), "lengths"),
@@ -40,6 +41,11 @@ def test_what_the_kernel_would_not_take_is_refused_before(wrong: tuple[IDRange, 
     for users, name in ((IDMap(uids=wrong, gids=ONE), "uids"), (IDMap(uids=ONE, gids=wrong), "gids")):
         with pytest.raises(errors.InvalidArgument, match=f"the field.{name}.*{text}"):
             checked(users, "the field")
+
+
+def test_as_many_ranges_as_the_kernel_takes_are_taken() -> None:
+    users = IDMap(uids=ranges(*((at, 1000 + at, 1) for at in range(340))), gids=ONE)
+    assert checked(users, "x") is users
 
 
 def test_a_mount_needs_no_root() -> None:

@@ -124,6 +124,8 @@ def test_environment_is_ours_then_image_then_request(request_: ContainerSpecRequ
         {"resources": LinuxContainerResources(oom_score_adj=1001)},
         {"resources": LinuxContainerResources(cpuset_cpus="0;1")},
         {"devices": (Device(host_path="/dev/none-such"),)},
+        {"devices": (Device(host_path="/dev/null", container_path="/proc/x"),)},
+        {"mounts": (Mount(container_path="/proc", host_path="/tmp"),)},
         {"devices": (Device(host_path="/dev/null", permissions="x"),)},
         {"mounts": (Mount(container_path="/", host_path="/tmp"),)},
         {"mounts": (Mount(container_path="/a", host_path="tmp"),)},
@@ -305,6 +307,16 @@ def test_user_namespace_is_joined_with_its_mappings(request_: ContainerSpecReque
     built = linux(asked)
     assert built.uid_mappings == (spec.IDMapping(containerID=0, hostID=5000, size=9),)
     assert spec.Namespace(type="user", path="/proc/9/ns/user") in built.namespaces
+
+
+@pytest.mark.parametrize("length", [5, 6])
+def test_terminals_have_their_group_where_the_users_have_it(request_: ContainerSpecRequest, length: int) -> None:
+    users = UserNamespace(uids=(IDMapping(length=9),), gids=(IDMapping(host_id=6000, length=length),))
+    pod = replace(POD, user_namespace=Path("/proc/9/ns/user"), userns_options=users)
+    asked = NamespaceOption(pid=NamespaceMode.CONTAINER, userns_options=users)
+    built = container_spec(replace(secured(request_, namespace_options=asked), pod=pod))
+    pts = next(mount for mount in built.mounts if mount.destination == "/dev/pts")
+    assert ("gid=5" in pts.options) == (length == 6)
 
 
 def test_privileged_container_is_unconfined(request_: ContainerSpecRequest) -> None:

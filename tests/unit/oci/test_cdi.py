@@ -145,6 +145,7 @@ def test_yaml_is_named_as_what_it_is(tmp_path: Path) -> None:
     [
         ({"env": ["NOTHING"]}, "NAME=value"),
         ({"mounts": [{"hostPath": "/a", "containerPath": "b"}]}, "absolute"),
+        ({"mounts": [{"hostPath": "a", "containerPath": "/b"}]}, "absolute"),
         ({"hooks": [{"hookName": "later", "path": "/h"}]}, "later"),
         ({"hooks": [{"hookName": "poststop", "path": "h"}]}, "poststop"),
         ({"deviceNodes": [{"path": "dev"}]}, "absolute"),

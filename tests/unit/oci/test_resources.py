@@ -3,12 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
 from atoll import errors
 from atoll.linux.cgroup import Limits
 from atoll.linux.cgroup_layout import Layout
-from atoll.linux.host import HostFacts
+from atoll.linux.host import HostFacts, listed
 from atoll.oci import resources, spec, sysctls
 from atoll.oci.config import HugepageLimit, LinuxContainerResources, NamespaceMode, NamespaceOption
 
@@ -107,3 +108,22 @@ def test_unified_keys_need_version_two(host: HostFacts) -> None:
     for name in ("../x", "cgroup.procs/..", "Memory.high", "memory"):
         with pytest.raises(errors.InvalidArgument, match="unified"):
             resources.resolve(LinuxContainerResources(unified={name: "1"}), unified)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_there"),
+    [
+        *(("cpuset_cpus", value, True) for value in ("0", "0-2", "1,2", "3")),
+        *(("cpuset_cpus", value, False) for value in ("4", "0-4", "0-99999999", "2-1", "0,17")),
+        ("cpuset_mems", "0", True),
+        ("cpuset_mems", "1", False),
+    ],
+)
+def test_processors_and_memory_nodes_are_the_hosts(host: HostFacts, field: str, value: str, is_there: bool) -> None:
+    there = replace(host, cpus=listed("0-2,3"), memory_nodes=listed("0"))
+    asked = msgspec.structs.replace(LinuxContainerResources(), **{field: value})
+    if is_there:
+        assert resources.resolve(asked, there).cpu is not None
+    else:
+        with pytest.raises(errors.InvalidArgument, match=field):
+            resources.resolve(asked, there)
