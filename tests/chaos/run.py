@@ -33,6 +33,7 @@ from tests.chaos.points import sites, unseen
 
 Told = str | list[Notes] | Outcome | None
 """What a worker says: an error of its own, the points it saw, how a cell ended, that it has ended."""
+ENDED_WITHIN_S = 60.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -68,7 +69,9 @@ def _play(out: Outside, options: argparse.Namespace) -> tuple[list[Outcome], lis
         asked.cancel_join_thread()  # what nobody has taken is not waited for
         for worker in workers:
             worker.terminate()  # one that has not ended has been given up, and clears its arena away
-            worker.join()
+        for worker in workers:
+            worker.join(ENDED_WITHIN_S)
+            worker.kill()
 
 
 def _heard(
