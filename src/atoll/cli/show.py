@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ID_LENGTH = 13
+LEAST_WIDTH, LEAST_COLUMNS = 8, 2
 PIPE_WIDTH = 4096
 """Columns of a table that is not shown on a terminal: nothing is cut."""
 
@@ -35,15 +36,27 @@ def console() -> Console:
 
 
 def made_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """Rows under a heading, whose cells are shortened where there is no room for them."""
+    """Rows under a heading, as wide as standard output.
+
+    Where there is no room cells are shortened, to no less than `LEAST_WIDTH`; then columns on the right are left out.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    rows = [tuple(row) for row in rows]
+    least = [
+        min(LEAST_WIDTH, max(map(cell_len, (name, *(row[at] for row in rows))))) for at, name in enumerate(columns)
+    ]
+    width, shown = console().width, len(columns)
+    while shown > LEAST_COLUMNS and sum(least[:shown]) + 2 * (shown - 1) > width:
+        shown -= 1
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=True, overflow="ellipsis")
+    for at, name in enumerate(columns[:shown]):
+        side = "right" if name in right else "left"
+        made.add_column(name, justify=side, no_wrap=True, overflow="ellipsis", min_width=least[at])
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(cell) for cell in row[:shown]))
     return made
 
 

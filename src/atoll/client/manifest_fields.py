@@ -17,7 +17,7 @@ from typing import Self, cast
 
 from atoll import errors
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(m|[kMGTPE]i?|e\d+|E\d+)?")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(m|Ki|k|[MGTPE]i?|e\d+|E\d+)?")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _BINARY_UNITS = {f"{prefix}i": 1 << 10 * power for power, prefix in enumerate("kMGTPE", 1)} | {"Ki": 1 << 10}
 
