@@ -31,20 +31,22 @@ if TYPE_CHECKING:
     from atoll.client import Files as Files
     from atoll.client import FileStat as FileStat
     from atoll.client import Finding as Finding
+    from atoll.client import Forward as Forward
     from atoll.client import FsckReport as FsckReport
     from atoll.client import Image as Image
     from atoll.client import LayerProgress as LayerProgress
     from atoll.client import Lease as Lease
     from atoll.client import LeaseStatus as LeaseStatus
+    from atoll.client import Listener as Listener
     from atoll.client import LoadedImage as LoadedImage
     from atoll.client import LogLine as LogLine
     from atoll.client import Mount as Mount
     from atoll.client import OutputChunk as OutputChunk
     from atoll.client import Phase as Phase
     from atoll.client import Pod as Pod
+    from atoll.client import PodOptions as PodOptions
     from atoll.client import PodState as PodState
     from atoll.client import PodStatus as PodStatus
-    from atoll.client import PodOptions as PodOptions
     from atoll.client import Pool as Pool
     from atoll.client import PooledPod as PooledPod
     from atoll.client import PoolStatus as PoolStatus
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from atoll.client import SyncContainer as SyncContainer
     from atoll.client import SyncExecProcess as SyncExecProcess
     from atoll.client import SyncFiles as SyncFiles
+    from atoll.client import SyncForward as SyncForward
+    from atoll.client import SyncListener as SyncListener
     from atoll.client import SyncPod as SyncPod
     from atoll.client import TransferProgress as TransferProgress
     from atoll.client import Transferred as Transferred

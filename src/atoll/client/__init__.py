@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from atoll.client.files import FileStat as FileStat
     from atoll.client.files import TransferProgress as TransferProgress
     from atoll.client.files import Transferred as Transferred
+    from atoll.client.forwarding import Forward as Forward
+    from atoll.client.forwarding import Listener as Listener
     from atoll.client.leases import Lease as Lease
     from atoll.client.leases import LeaseStatus as LeaseStatus
     from atoll.client.model import Cause as Cause
@@ -74,7 +76,9 @@ if TYPE_CHECKING:
     from atoll.client.sync import SyncContainer as SyncContainer
     from atoll.client.sync import SyncExecProcess as SyncExecProcess
     from atoll.client.sync import SyncFiles as SyncFiles
+    from atoll.client.sync import SyncForward as SyncForward
     from atoll.client.sync import SyncLease as SyncLease
+    from atoll.client.sync import SyncListener as SyncListener
     from atoll.client.sync import SyncPod as SyncPod
     from atoll.client.sync import SyncPool as SyncPool
     from atoll.client.sync import SyncPooledPod as SyncPooledPod
@@ -88,6 +92,10 @@ MODULES = {
     "OutputChunk": "background",
     "ProcessStatus": "background",
     "SyncBackgroundProcess": "sync",
+    "Forward": "forwarding",
+    "Listener": "forwarding",
+    "SyncForward": "sync",
+    "SyncListener": "sync",
     "Client": "client",
     "FileChangeKind": "files",
     "FileChange": "files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -259,6 +260,19 @@ class Client:
     async def stats(self, pod_ids: Sequence[str] = ()) -> tuple[PodUsage, ...]:
         """What pods and their containers use now, all of them or those of these IDs."""
         return await control.stats(self._wire, pod_ids)
+
+    async def stats_stream(
+        self, pod_ids: Sequence[str] = (), *, interval: float = 1.0
+    ) -> AsyncGenerator[tuple[PodUsage, ...]]:
+        """The same at once, and then every `interval` seconds until it is closed."""
+        if not interval > 0:
+            raise errors.InvalidArgument(f"interval {interval:g}: must be more than 0 seconds")
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            yield await control.stats(self._wire, pod_ids)
+            due = max(due + interval, loop.time())
+            await asyncio.sleep(due - loop.time())
 
     async def events(self, *, since: datetime | None = None, follow: bool = True) -> AsyncGenerator[Event]:
         """What happens to pods and containers from now on; with `since` what is remembered from then on first.

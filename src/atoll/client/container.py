@@ -251,7 +251,7 @@ class Container(Controlled):
         return await branching.rollback(self._wire, self.id, key, timeout)
 
     async def diff(self, since: Identified | str = "") -> tuple[DiffEntry, ...]:
-        """What it has that its image has not, or that a snapshot has not that it rests on."""
+        """What it has that its image has not, or that a snapshot of the same image has not, as one of itself."""
         return await branching.diff(self._wire, self.id, since if isinstance(since, str) else since.id)
 
     def diff_tar(self, since: Identified | str = "") -> AsyncGenerator[bytes, None]:

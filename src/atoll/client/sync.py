@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from atoll.client.client import Client, connect
 from atoll.client.container import Container
 from atoll.client.control import Connection
 from atoll.client.files import Files
+from atoll.client.forwarding import Forward, Listener
 from atoll.client.leases import Lease
 from atoll.client.model import ExecResult, Exit
 from atoll.client.pod import Pod
@@ -343,6 +345,61 @@ class SyncConnection(Face[Connection]):
         self.close()
 
 
+class SyncForward(Face[Forward]):
+    """One connection to a port of a pod, as a socket; leaving it closes both."""
+
+    def open_socket(self) -> socket.socket:
+        """The connection as a socket, which is the caller's to close; raises `Unavailable` where nothing answers."""
+        return self._run(self.inner.open_socket())
+
+    def close(self) -> None:
+        """Let go of the connection; idempotent."""
+        self._run(self.inner.aclose())
+
+    def __enter__(self) -> socket.socket:
+        self._socket = self.open_socket()
+        return self._socket
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self.close()
+
+
+class SyncListener(Face[Listener]):
+    """A port of this host whose connections lead to a port of a pod; it listens from `__enter__` to `__exit__`."""
+
+    open = _waits(Listener.open)
+
+    @property
+    def host(self) -> str:
+        return self.inner.host
+
+    @property
+    def port(self) -> int:
+        """The port of this host; 0 while it does not listen."""
+        return self.inner.port
+
+    @property
+    def last_error(self) -> errors.AtollError | None:
+        """Why the last connection that failed did."""
+        return self.inner.last_error
+
+    def close(self) -> None:
+        """Listen no more and end what is connected; idempotent."""
+        self._run(self.inner.aclose())
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class SyncPod(Face[Pod]):
     """A pod, by its ID; a context manager that removes the pod at its end."""
 
@@ -365,6 +422,8 @@ class SyncPod(Face[Pod]):
     containers = _waits(Pod.containers)
     details = _waits(Pod.details)
     connect = _opens(Pod.connect, SyncConnection)
+    forward = _opens(Pod.forward, SyncForward)
+    listen = _opens(Pod.listen, SyncListener)
     phases = _waits(Pod.phases)
     stop = _waits(Pod.stop)
     remove = _waits(Pod.remove)
@@ -445,6 +504,7 @@ class SyncClient(Face[Client]):
     pods = _waits(Client.pods)
     containers = _waits(Client.containers)
     stats = _waits(Client.stats)
+    stats_stream = _yields(Client.stats_stream)
     events = _yields(Client.events)
     pod = _makes(Client.pod, SyncPod)
     pod_by_id = _opens(Client.pod_by_id, SyncPod)

@@ -22,6 +22,7 @@ from atoll.client.branches import Snapshot
 from atoll.client.client import Client
 from atoll.client.container import Container
 from atoll.client.files import Files
+from atoll.client.forwarding import Forward
 from atoll.client.leases import Lease
 from atoll.client.pod import Pod
 from atoll.client.portal import Portal
@@ -36,6 +37,7 @@ FACES = [
     (Pod, sync.SyncPod),
     (Container, sync.SyncContainer),
     (Files, sync.SyncFiles),
+    (Forward, sync.SyncForward),
     (Lease, sync.SyncLease),
     (Snapshot, sync.SyncSnapshot),
     (BackgroundProcess, sync.SyncBackgroundProcess),
