@@ -16,6 +16,8 @@ import pytest
 
 import atoll
 from atoll import errors
+from atoll.concurrency import wait_all
+from atoll.engine.branch_base import BASE
 from atoll.engine.branches import MARK
 from tests.integration.conftest import Daemon
 
@@ -152,9 +154,16 @@ async def test_diff_as_a_list_and_as_a_layer(pod: atoll.Pod) -> None:
     with tarfile.open(fileobj=io.BytesIO(b"".join([data async for data in fork.diff_tar()]))) as layer:
         assert set(layer.getnames()) == {"new", "new/other", "etc", "etc/.wh.group", "etc/.wh.passwd"}
     with tarfile.open(fileobj=io.BytesIO(b"".join([data async for data in fork.diff_tar("first")]))) as layer:
-        assert set(layer.getnames()) == {"new", "new/.wh..wh..opq", "new/other", "etc", "etc/.wh.group"}
-    with pytest.raises(errors.FailedPrecondition, match="does not rest on"):
-        await container.diff(await fork.snapshot("later"))
+        assert set(layer.getnames()) == {"new", "new/.wh.file", "new/other", "etc", "etc/.wh.group"}
+    assert await container.diff(snapshot) == ()
+    await sh(container, "echo more >>/new/file; rm /etc/group; echo back >/etc/passwd")
+    assert {(one.kind.value, one.path) for one in await container.diff("first")} == {
+        ("changed", "/new"),
+        ("changed", "/new/file"),
+        ("changed", "/etc"),
+        ("deleted", "/etc/group"),
+        ("added", "/etc/passwd"),
+    }
 
 
 async def test_commit_makes_an_image_that_runs(client: atoll.Client, pod: atoll.Pod) -> None:
@@ -208,6 +217,42 @@ async def test_snapshots_outlive_a_killed_daemon_and_who_stood_still_for_one_goe
         assert await sh(fork, "cat /a; ls /big 2>&1 || true") == "one\nls: /big: No such file or directory\n"
         await client.pod_by_id(pod.id).remove()
         await (await client.snapshot("lasting")).remove()
+
+
+async def test_a_container_rests_on_no_snapshot_that_is_not_its_images(client: atoll.Client, pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, SLEEP)
+    await container.exec(["touch", "/x"])
+    image = await container.commit("localhost/other:v1")
+    snapshot = await container.snapshot("busybox")
+    other = await pod.run("localhost/other:v1", SLEEP)
+    try:
+        with pytest.raises(errors.InvalidArgument, match="another image"):
+            await other.rollback(snapshot)
+        assert await sh(other, "ls /x") == "/x\n"
+        top = (await client.image(IMAGE)).id
+        for key in ("", "nonesuch", top, "../..", f"branch.{snapshot.id}x"):
+            options = atoll.ContainerOptions(image=IMAGE, command=SLEEP, annotations={BASE: key})
+            with pytest.raises(errors.NotFound, match="is no snapshot"):
+                await pod.create(options, pull="never")
+        for name in ("-x", "a/b", "x" * 65, "a b"):
+            with pytest.raises(errors.InvalidArgument, match="snapshot name"):
+                await container.snapshot(name)
+    finally:
+        await other.remove()
+        await client.remove_image(image)
+
+
+async def test_many_at_once_stand_still_one_after_another(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sh", "-c", "i=0; while :; do echo $i >/a; echo $i >/b; i=$((i+1)); done"])
+    tars = await wait_all([_whole(container) for _ in range(4)])
+    for data in tars:
+        with tarfile.open(fileobj=io.BytesIO(data)) as layer:
+            a, b = (int((layer.extractfile(name) or io.BytesIO()).read() or b"-1") for name in ("a", "b"))
+        assert b in (a, a - 1) or -1 in (a, b)  # between two writes, or within one
+
+
+async def _whole(container: atoll.Container) -> bytes:
+    return b"".join([data async for data in container.diff_tar()])
 
 
 def test_the_sync_face_has_branches(daemon: Daemon) -> None:

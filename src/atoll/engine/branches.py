@@ -13,6 +13,7 @@ earlier one died. A snapshot is one commit: the snapshotter's record and the led
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -23,6 +24,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -77,6 +79,7 @@ class Branches:
         self._pods = pods
         self._containers = containers
         self._takes: SingleFlight[str, Taken] = SingleFlight(parts.owner)
+        self._still: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # --- what there is ---
 
@@ -111,19 +114,19 @@ class Branches:
 
     async def recover(self) -> None:
         """Have go on what stood still for a daemon that died."""
-        for container in self._containers.list():
-            mark = self._mark(container)
-            if not await self._parts.blocking.run(os.path.lexists, mark):
-                continue
-            log.warning("container %s: stood still for a snapshot that was cut short, it goes on", container.id[:13])
+        for name in await self._parts.blocking.run(_marked, self._parts.paths.containers):
+            if not self._parts.containers.has(name):
+                continue  # its folder goes with it
+            container = self._containers.get(name)
+            log.warning("container %s: stood still for a snapshot that was cut short, it goes on", name[:13])
             pod = self._pods.find(container.sandbox_id)
             if pod is not None and container.status.get().state is not State.EXITED:
                 try:
                     await self._resume(pod, container)
                 except errors.AtollError as error:
-                    log.error("container %s: still stands still: %s", container.id[:13], error)
+                    log.error("container %s: still stands still: %s", name[:13], error)
                     continue
-            await self._parts.blocking.run(_unlink, mark)
+            await self._parts.blocking.run(_unlink, self._mark(container))
 
     # --- snapshots ---
 
@@ -196,21 +199,29 @@ class Branches:
 
     @contextlib.asynccontextmanager
     async def _standing(self, pod: Pod, container: Container) -> AsyncGenerator[None]:
-        """A running container stands still inside; one that is paused already stays so, one that ends is fine."""
+        """A running container stands still inside, for one at a time; one that is paused already stays so.
+
+        Raises `FailedPrecondition` at the end where somebody had it go on meanwhile; one that was killed is fine.
+        """
         if container.status.get().state is not State.RUNNING:
             yield
             return
-        tasks = await tasks_of(pod)
-        if (await tasks.state(container.id)).status is TaskStatus.PAUSED:
-            yield
-            return
-        mark = self._mark(container)
-        await self._parts.blocking.run(_touch, mark)
-        try:
-            await tasks.pause(container.id)
-            yield
-        finally:
-            await run_to_completion(self._go_on(pod, container, mark), within=RESUME_TIMEOUT_S)
+        async with self._still.setdefault(container.id, asyncio.Lock()):
+            tasks = await tasks_of(pod)
+            was_paused = (await tasks.state(container.id)).status is TaskStatus.PAUSED
+            mark = self._mark(container)
+            try:
+                if not was_paused:
+                    await self._parts.blocking.run(_touch, mark)
+                    await tasks.pause(container.id)
+                yield
+                if (await tasks.state(container.id)).status is TaskStatus.RUNNING:
+                    raise errors.FailedPrecondition(
+                        f"container {container.id[:13]}: was resumed while its files were read; try again"
+                    )
+            finally:
+                if not was_paused:
+                    await run_to_completion(self._go_on(pod, container, mark), within=RESUME_TIMEOUT_S)
 
     async def _go_on(self, pod: Pod, container: Container, mark: Path) -> None:
         await self._resume(pod, container)
@@ -282,13 +293,12 @@ class Branches:
     # --- what has changed ---
 
     async def diff(self, container_id: str, since: str = "") -> list[changes.Changed]:
-        """What the container has that its image, or the snapshot `since` that it rests on, has not.
+        """What the container has that its image, or the snapshot `since` of it or below it, has not.
 
         Of a container that runs it is told as it goes on.
         """
         _, container = self._find(container_id)
-        uppers, lowers = self._layers(container, since)
-        return await self._parts.blocking.run(_listed, uppers, lowers, _mounts(container))
+        return await self._parts.blocking.run(_listed, self._roots(container, since))
 
     async def export(self, container_id: str, since: str = "", *, pause: bool = True) -> int:
         """The same as a layer of an image: a descriptor of a file without a name, which the caller closes."""
@@ -301,9 +311,9 @@ class Branches:
             await run_to_completion(self._parts.blocking.run(_clear, scratch), within=REMOVE_TIMEOUT_S)
 
     async def _write_layer(self, pod: Pod, container: Container, since: str, target: Path, *, pause: bool) -> None:
-        uppers, lowers = self._layers(container, since)
+        roots = self._roots(container, since)
         async with self._standing(pod, container) if pause else contextlib.nullcontext():
-            await self._parts.blocking.run(_written, uppers, lowers, target, _mounts(container))
+            await self._parts.blocking.run(_written, roots, target)
 
     async def commit(self, container_id: str, reference: str, commit: Commit, *, pause: bool = True) -> Image:
         """An image of the container's own and one more layer, with what it has changed; durable when it returns.
@@ -333,18 +343,19 @@ class Branches:
         _require_own_files(pod)
         return pod, container
 
-    def _layers(self, container: Container, since: str) -> tuple[list[Path], list[Path]]:
-        """The folders of what changed and of what it is compared with, topmost first."""
-        image = self._parts.images.get(container.metadata.image_ref)
-        snapshotter = self._parts.snapshotter
-        uppers, lowers = base.layers(self._parts, container.record.snapshot_key, image)
+    def _roots(self, container: Container, since: str) -> changes.Roots:
+        """The container's files and what they are compared with: a snapshot or the image."""
+        parts = self._parts
+        image = parts.images.get(container.metadata.image_ref)
+        uppers, lowers = base.layers(parts, container.record.snapshot_key, image)
+        mounts = [mount.destination for mount in oci.decode(container.record.spec).mounts]
         if not since:
-            return list(uppers), list(lowers)
-        folder = snapshotter.fs(self.get(since).name)
-        if folder not in uppers:
-            raise errors.FailedPrecondition(f"container {container.id[:13]}: does not rest on snapshot {since}")
-        at = uppers.index(folder)
-        return list(uppers[:at]), [*uppers[at:], *lowers]
+            return changes.Roots((*uppers, *lowers), lowers, mounts)
+        snapshot = self.get(since)
+        if snapshot.labels.get(base.IMAGE_ID) != image.id:
+            raise errors.FailedPrecondition(f"container {container.id[:13]}: snapshot {since} is of another image")
+        kept, _ = base.layers(parts, snapshot.name, image)
+        return changes.Roots((*uppers, *lowers), (*kept, *lowers), mounts, is_copied=kept[0] not in uppers)
 
 
 def _require_own_files(pod: Pod) -> None:
@@ -382,22 +393,18 @@ def _renamed(config: ContainerConfig, metadata: ContainerMetadata, key: str) -> 
     )
 
 
-def _mounts(container: Container) -> list[str]:
-    return [mount.destination for mount in oci.decode(container.record.spec).mounts]
-
-
-def _listed(uppers: list[Path], lowers: list[Path], mounts: list[str]) -> list[changes.Changed]:
+def _listed(roots: changes.Roots) -> list[changes.Changed]:
     try:
-        return list(changes.changes(uppers, lowers, mounts))
+        return list(changes.changes(roots))
     except FileNotFoundError as error:
         raise errors.Unavailable(f"{error.filename}: went while it was looked at; try again") from error
     except OSError as error:
         raise errors.FailedPrecondition(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def _written(uppers: list[Path], lowers: list[Path], target: Path, mounts: list[str]) -> None:
+def _written(roots: changes.Roots, target: Path) -> None:
     try:
-        changes.write_layer(uppers, lowers, target, mounts)
+        changes.write_layer(roots, target)
     except OSError as error:
         raise errors.FailedPrecondition(f"{error.filename or target}: cannot be archived: {error.strerror}") from error
 
@@ -405,6 +412,10 @@ def _written(uppers: list[Path], lowers: list[Path], target: Path, mounts: list[
 def _clear(scratch: Path) -> None:
     _unlink(scratch / "layer")
     scratch.rmdir()
+
+
+def _marked(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"*/{MARK}"))
 
 
 def _touch(path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What the upper layers of a container have that those below have not: as a list, and as a layer of an image.
+"""What the layers of a container have that others have not: as a list, and as a layer of an image.
 
-Several uppers count as one, top first: those of a container that was made upon a snapshot. What an OCI runtime made for
-a mount to stand on is no change of the container's, nor is a folder in which nothing else is.
+Both sides are all layers of a root, topmost first; what lies in the same folders of the same layers is the same and is
+not entered. What an OCI runtime made for a mount to stand on is no change of the container's, nor is a folder in which
+nothing else is.
 
 Overlay's marks are a device 0/0 in the place of what was deleted, and an attribute on a folder that hides all below it
 (Documentation/filesystems/overlayfs). Nothing is followed.
@@ -54,89 +55,103 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Roots:
+    """Two roots to compare, by their layers; `mounts` are where something is mounted in the first, absolute.
+
+    `is_copied`: the second has copies of the first's files, so that equal size, time and attributes mean equal files.
+    """
+
+    above: Sequence[Path]
+    below: Sequence[Path]
+    mounts: Iterable[str] = ()
+    is_copied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
-    """A name, without a slash before it. `node` is what the uppers have, None where a mark hides the lowers'."""
+    """A name, without a slash before it: what is there now, None where it is gone, and what was there."""
 
     name: str
     node: Node | None
-    below: Node | None
-
-    @property
-    def is_deleted(self) -> bool:
-        return self.node is None or self.node.is_whiteout
+    old: Node | None
 
 
-def changes(uppers: Sequence[Path], lowers: Sequence[Path], mounts: Iterable[str] = ()) -> Generator[Changed]:
-    """Every change of `uppers` to `lowers`, a folder before what is in it; blocks. Raises `OSError`.
-
-    `mounts` are where something is mounted in the container, absolute.
-    """
-    for found in _kept(uppers, lowers, mounts):
-        change = Change.ADDED if found.below is None else Change.CHANGED
-        yield Changed(Change.DELETED if found.is_deleted else change, f"/{found.name}")
+def changes(roots: Roots) -> Generator[Changed]:
+    """Every change, a folder before what is in it; blocks. Raises `OSError`."""
+    for found in _kept(roots):
+        change = Change.ADDED if found.old is None else Change.CHANGED
+        yield Changed(Change.DELETED if found.node is None else change, f"/{found.name}")
 
 
-def write_layer(uppers: Sequence[Path], lowers: Sequence[Path], target: Path, mounts: Iterable[str] = ()) -> None:
+def write_layer(roots: Roots, target: Path) -> None:
     """Write the changes to the new file `target` as a layer in the form of the image specification; blocks.
 
     Raises `OSError`. Sockets are left out, as they are in every layer.
     """
     with target.open("xb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as layer:
-        for found in _kept(uppers, lowers, mounts):
-            folder, _, last = found.name.rpartition("/")
-            if found.node is None:
-                continue  # the mark of its folder hides it
-            if found.node.is_whiteout:
-                archive.add_mark(layer, os.path.join(folder, f".wh.{last}"), found.node.status)
-            elif not stat.S_ISSOCK(found.node.status.st_mode):
+        for found in _kept(roots):
+            if found.node is not None and not stat.S_ISSOCK(found.node.status.st_mode):
                 archive.add(layer, Path(found.node.path), found.name)
-                if found.node.is_folder and found.node.hides and found.below is not None and found.below.is_folder:
-                    archive.add_mark(layer, f"{found.name}/.wh..wh..opq", found.node.status)
+            elif found.node is None and found.old is not None:
+                folder, _, last = found.name.rpartition("/")
+                archive.add_mark(layer, os.path.join(folder, f".wh.{last}"), found.old.status)
 
 
-def _kept(uppers: Sequence[Path], lowers: Sequence[Path], mounts: Iterable[str]) -> list[_Found]:
+def _kept(roots: Roots) -> list[_Found]:
     """What is a change; from the last to the first, for a folder counts by what is in it."""
-    points = frozenset(one.strip("/") for one in mounts)
+    points = frozenset(one.strip("/") for one in roots.mounts)
     stands = points | {point[:at] for point in points for at in range(len(point)) if point[at] == "/"}
     kept: list[_Found] = []
     full: set[str] = set()
-    for found in reversed(list(_walk(uppers, lowers))):
-        if _counts(found, stands, is_full=found.name in full):
+    for found in reversed(list(_walk(roots))):
+        if found.name in full or _counts(found, stands):
             kept.append(found)
             full.add(found.name.rpartition("/")[0])
     return kept[::-1]
 
 
-def _counts(found: _Found, stands: frozenset[str], *, is_full: bool) -> bool:
-    node, below = found.node, found.below
-    if node is None or node.is_whiteout:
-        return below is not None
-    if is_full:
+def _counts(found: _Found, stands: frozenset[str]) -> bool:
+    """Whether it is a change by itself."""
+    node, old = found.node, found.old
+    if node is None:
         return True
-    if below is None:
+    if old is None:
         is_empty = node.is_folder or (stat.S_ISREG(node.status.st_mode) and not node.status.st_size)
         return not (is_empty and found.name in stands)
-    return not node.is_folder or not below.is_folder or node.hides or _looks(node) != _looks(below)
+    return not (node.is_folder and old.is_folder) or _looks(node) != _looks(old)
 
 
 def _looks(node: Node) -> tuple[int, int, int]:
     return node.status.st_mode, node.status.st_uid, node.status.st_gid
 
 
+def _is_copy(node: Node, old: Node) -> bool:
+    """Whether two that are no folders are the same, one being a copy of the other that kept its times."""
+    now, then = node.status, old.status
+    if _looks(node) != _looks(old) or (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+        return False
+    if stat.S_ISLNK(now.st_mode) and os.readlink(node.path) != os.readlink(old.path):
+        return False
+    return now.st_rdev == then.st_rdev and _attributes(node.path) == _attributes(old.path)
+
+
+def _attributes(path: str) -> dict[str, bytes]:
+    names = (one for one in os.listxattr(path, follow_symlinks=False) if not one.startswith(archive.OVERLAY))
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+
+
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One folder: its parts in the uppers and the lowers; `is_hidden` where the uppers hide the lowers' altogether."""
+    """One folder, by its parts in the layers of either side."""
 
     inside: str
-    above: list[str]
-    below: list[str]
-    is_hidden: bool = False
+    above: Sequence[str]
+    below: Sequence[str]
 
 
-def _walk(uppers: Sequence[Path], lowers: Sequence[Path]) -> Iterator[_Found]:
-    """Each name in the uppers and what the lowers have there, in the order of paths, a folder before what is in it."""
-    top = _Level("", [str(one) for one in uppers], [str(one) for one in lowers])
-    open_folders = [_names(top)]
+def _walk(roots: Roots) -> Iterator[_Found]:
+    """Each name that may differ, in the order of paths, a folder before what is in it."""
+    open_folders = [_names(_Level("", [*map(str, roots.above)], [*map(str, roots.below)]), roots)]
     while open_folders:
         found, deeper = next(open_folders[-1], (None, None))
         if found is None:
@@ -144,20 +159,27 @@ def _walk(uppers: Sequence[Path], lowers: Sequence[Path]) -> Iterator[_Found]:
             continue
         yield found
         if deeper is not None:
-            open_folders.append(_names(deeper))
+            open_folders.append(_names(deeper, roots))
 
 
-def _names(level: _Level) -> Iterator[tuple[_Found, _Level | None]]:
-    there = {name: node for name, node in children(level.below).items() if not node.is_whiteout}
-    here = children(level.above)
-    for last in sorted({*here, *there} if level.is_hidden else here):
+def _names(level: _Level, roots: Roots) -> Iterator[tuple[_Found, _Level | None]]:
+    there, here = visible(level.below), visible(level.above)
+    for last in sorted({*here, *there}):
         node, old = here.get(last), there.get(last)
-        name = f"{level.inside}{last}"
-        deeper = None
+        name, deeper = f"{level.inside}{last}", None
+        if node is not None and old is not None:
+            if (node.path, node.folders) == (old.path, old.folders):
+                continue
+            if roots.is_copied and not node.is_folder and not old.is_folder and _is_copy(node, old):
+                continue
         if node is not None and node.is_folder:
-            below = old.folders if old is not None else []
-            deeper = _Level(f"{name}/", node.folders, below, level.is_hidden or node.hides)
+            deeper = _Level(f"{name}/", node.folders, old.folders if old is not None else [])
         yield _Found(name, node, old), deeper
+
+
+def visible(folders: Sequence[str]) -> dict[str, Node]:
+    """What one folder has that lies in several layers, top first."""
+    return {name: node for name, node in children(folders).items() if not node.is_whiteout}
 
 
 def children(folders: Sequence[str]) -> dict[str, Node]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.snapshot.changes import changes, write_layer
+from atoll.snapshot.changes import Roots, changes, write_layer
 from atoll.snapshot.copying import copy_tree
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="overlay's marks can be made by root alone")
@@ -33,11 +33,11 @@ def tree(folder: Path, *names: str) -> Path:
 
 
 def told(uppers: list[Path], lowers: list[Path], mounts: tuple[str, ...] = ()) -> list[str]:
-    return [f"{one.change.value[0]} {one.path}" for one in changes(uppers, lowers, mounts)]
+    return [f"{one.change.value[0]} {one.path}" for one in changes(Roots([*uppers, *lowers], lowers, mounts))]
 
 
 def names(uppers: list[Path], lowers: list[Path], target: Path, mounts: tuple[str, ...] = ()) -> list[str]:
-    write_layer(uppers, lowers, target, mounts)
+    write_layer(Roots([*uppers, *lowers], lowers, mounts), target)
     with tarfile.open(target) as layer:
         return layer.getnames()
 
@@ -84,7 +84,14 @@ def test_an_opaque_folder_hides_all_below_at_any_depth(tmp_path: Path) -> None:
         "a /d/sub/new",
         "d /d/sub/older",
     ]
-    assert names([upper], [lower], tmp_path / "t") == ["d", "d/.wh..wh..opq", "d/kept", "d/sub", "d/sub/new"]
+    assert names([upper], [lower], tmp_path / "t") == [
+        "d",
+        "d/kept",
+        "d/.wh.old",
+        "d/sub",
+        "d/sub/new",
+        "d/sub/.wh.older",
+    ]
 
 
 @root
@@ -109,6 +116,29 @@ def test_a_file_in_the_place_of_a_folder_and_the_other_way(tmp_path: Path) -> No
     upper = tree(tmp_path / "u", "was-folder", "!was-file/", "was-file/x")
     lower = tree(tmp_path / "l", "was-folder/y", "was-file")
     assert told([upper], [lower]) == ["c /was-file", "a /was-file/x", "c /was-folder"]
+
+
+@root
+def test_against_a_copy_only_what_was_written_since_counts(tmp_path: Path) -> None:
+    lower = tree(tmp_path / "l", "base", "d/x")
+    own = tree(tmp_path / "own", "same", "changed", "gone", "d/", "-d/x", "-base", "noted", "touched", "sub/file")
+    os.symlink("a", own / "link")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    copy_tree(own, kept)
+    roots = Roots([own, lower], [kept, lower], is_copied=True)
+    assert list(changes(roots)) == []
+    (own / "changed").write_text("more than it was")
+    (own / "gone").unlink()
+    (own / "d/x").unlink()
+    (own / "d/x").write_text("new")
+    (own / "base").unlink()
+    os.setxattr(own / "noted", "user.note", b"new")
+    os.utime(own / "touched", ns=(1, 1))
+    (own / "link").unlink()
+    os.symlink("b", own / "link")
+    found = [f"{one.change.value[0]} {one.path}" for one in changes(roots)]
+    assert found == ["a /base", "c /changed", "c /d", "a /d/x", "d /gone", "c /link", "c /noted", "c /touched"]
 
 
 @root
