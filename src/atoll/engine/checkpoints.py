@@ -13,7 +13,6 @@ The container stands still meanwhile, and goes on whatever happens.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -42,6 +41,8 @@ from atoll.snapshot import archive
 log = logging.getLogger(__name__)
 
 RESUME_TIMEOUT_S = 30.0
+RESUME_PAUSES_S = (0.1, 0.5, 2.0)
+"""Between questions to a shim that does not let a container go on."""
 OPTIONS_URL = "containerd.runc.v1.CheckpointOptions"
 IMAGE, WORK = "checkpoint", "work"
 WORK_FILES = ("dump.log", "stats-dump")
@@ -206,9 +207,20 @@ def _target(location: str) -> Path:
 
 
 async def _resume(tasks: TaskClient, container_id: str) -> None:
-    gone = (errors.NotFound, errors.FailedPrecondition)  # it was killed meanwhile
-    with contextlib.suppress(*gone), faults.step("checkpoint/resume"):
-        await tasks.resume(container_id)
+    """Let the container go on; asked again where that fails, for nobody else would. What has ended is let be."""
+    for pause in (*RESUME_PAUSES_S, None):
+        try:
+            with faults.step("checkpoint/resume"):
+                await tasks.resume(container_id)
+        except (errors.NotFound, errors.FailedPrecondition):
+            return
+        except errors.AtollError as error:
+            if pause is None:
+                raise
+            log.warning("container %s: does not go on yet, is asked again: %s", container_id[:13], error)
+            await asyncio.sleep(pause)
+        else:
+            return
 
 
 def _make_folder(parent: Path) -> str:

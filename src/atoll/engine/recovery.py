@@ -28,7 +28,7 @@ from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
 from atoll.engine.pods import MADE, Pods
 from atoll.network.model import Attachment
-from atoll.runtime.task import TaskState, TaskStatus
+from atoll.runtime.task import TaskClient, TaskState, TaskStatus
 from atoll.sandbox.config import PodConfig
 from atoll.sandbox.controller import (
     UNKNOWN_EXIT_STATUS,
@@ -255,7 +255,10 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         return
     try:
         shim = await lines.shim_of(pod)
-        task = _as_task(await shim.tasks.state(container.id))
+        told = await shim.tasks.state(container.id)
+        if told.status in (TaskStatus.PAUSED, TaskStatus.PAUSING):
+            await _go_on(shim.tasks, container)
+        task = _as_task(told)
     except (errors.NotFound, errors.Unavailable):
         if before.state is not State.EXITED:
             await _settle_without_task(parts, containers, pod, container, before)
@@ -277,6 +280,13 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         await container.status.update(Status.answered)
     else:
         await container.status.update(lambda _: found.status)
+
+
+async def _go_on(tasks: TaskClient, container: Container) -> None:
+    """Resume what stands still: a checkpoint has paused it, whose daemon is gone."""
+    log.warning("container %s: stood still for a checkpoint that was cut short, goes on", container.id[:13])
+    with contextlib.suppress(errors.NotFound, errors.FailedPrecondition):
+        await tasks.resume(container.id)
 
 
 _PHASES = {
