@@ -39,7 +39,6 @@ GROUPS = (
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),
     Group("Branches of files", "atoll.cli.branches", "snapshot fork rollback diff commit"),
-    Group("Branches of files", "atoll.cli.branches", "snapshot fork rollback diff commit"),
     Group("Images", "atoll.cli.images", "login logout pull push images save load tag rmi"),
     Group("The daemon and the host", "atoll.cli.daemon", "serve fsck reload doctor sandboxer version"),
     Group("Conformance", "atoll.cli.conformance", "conformance"),

@@ -142,9 +142,7 @@ class Engine:
         """Everybody whose ledger entries are in order: pods, their networks, containers, hosted sandboxes."""
         hosted = self.sandboxes.owners()
         branches = branching.owners(self.parts.snapshotter)
-        return (
-            self.pods.owners() | self.containers.owners() | hosted | branches | recovery.quarantined(self.parts)
-        )
+        return self.pods.owners() | self.containers.owners() | hosted | branches | recovery.quarantined(self.parts)
 
     def is_busy(self, owner: str) -> bool:
         """Whether an operation on what `owner` has is under way."""
