@@ -772,6 +772,8 @@ def test_a_pods_options(cri: CRI, roots: Roots, kind: str) -> None:
         (lambda p: setattr(p, "hostname", "x" * 65), INVALID, "hostname"),
         (lambda p: setattr(p, "log_directory", "relative"), INVALID, "log_directory"),
         (lambda p: setattr(p.linux, "cgroup_parent", "/../up"), INVALID, ".."),
+        (lambda p: p.annotations.update({"io.atoll.network/none": "maybe"}), INVALID, "true or false"),
+        (lambda p: setattr(p, "log_directory", "/dev/null"), INVALID, "log_directory"),
         (lambda p: p.port_mappings.add(host_port=70_000, container_port=80), INVALID, "70000"),
         (lambda p: setattr(p.linux.resources, "cpu_quota", 5), INVALID, "cpu_quota"),
         (lambda p: setattr(p.linux.security_context.run_as_group, "value", 5), INVALID, "run_as_group"),

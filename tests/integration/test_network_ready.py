@@ -53,6 +53,8 @@ def test_the_network_is_ready_as_its_folder_is(cri: CRI, roots: Roots, conflist:
     content = conflist.read_bytes()
     conflist.write_bytes(content[:40])
     require_not_ready(network(cri), conflist.name, "not a CNI network configuration")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, conflist.name):
+        cri.run_pod(cri.pod_config(network=True))
     conflist.write_bytes(content.replace(b'"type": "bridge"', b'"type": "nowhere"'))
     require_not_ready(network(cri), "nowhere")
     conflist.write_bytes(content)

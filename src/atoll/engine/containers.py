@@ -503,12 +503,9 @@ class Containers:
 
     @operation
     async def _remove_busy(self, pod: Pod | None, container: Container, together: Together | None) -> None:
-        if container.status.get().can_stop:
-            await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))
-        if (watch := self._watches.get(container.id)) is not None:
-            # The exit is known; its task is being deleted, which the walk must not do at the same time.
-            await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
-        await self._exits.give_up(container.id)
+        await self._ended(pod, container)
+        if container.status.get().state is State.RUNNING:  # a start that was under way has ended meanwhile
+            await self._ended(pod, container)
         await container.status.update(lambda status: status.begin_removal())
         try:
             await self._parts.nri.remove(pod, container)
@@ -524,6 +521,15 @@ class Containers:
             raise
         await container.status.forget()
         self._publish(EventType.DELETED, container)
+
+    async def _ended(self, pod: Pod | None, container: Container) -> None:
+        """Kill a container that may run, and wait until what follows its exit is done."""
+        if container.status.get().can_stop:
+            await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))
+        if (watch := self._watches.get(container.id)) is not None:
+            # The exit is known; its task is being deleted, which the walk must not do at the same time.
+            await asyncio.wait({watch}, timeout=KILL_TIMEOUT_S)
+        await self._exits.give_up(container.id)
 
     async def _end_without_pod(self, container: Container) -> None:
         """End a container whose pod is gone, by what its shim has left; its exit is the recorded one, or unknown."""

@@ -7,6 +7,7 @@ that a pause container has, and is refused all the same where it could not be ob
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from atoll import errors
 from atoll.engine import own_mounts
@@ -15,6 +16,7 @@ from atoll.engine.parts import Parts
 from atoll.linux.cgroup_layout import validated
 from atoll.oci import resources, seccomp, security, user
 from atoll.oci.config import LinuxContainerSecurityContext
+from atoll.sandbox import annotations
 from atoll.sandbox.config import DNSConfig, PodConfig
 
 PORT_LIMIT = 65535
@@ -31,6 +33,7 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
     if config.hostname and not HOSTNAME.fullmatch(config.hostname):
         raise errors.InvalidArgument(f"hostname {config.hostname[:100]!r}: letters, digits, dots and dashes only")
     _require_dns(config.dns_config or DNSConfig())
+    _require_places(config)
     own_mounts.pod_volumes(config.annotations)
     for mapping in config.port_mappings:
         if not 0 <= mapping.host_port <= PORT_LIMIT or not 0 <= mapping.container_port <= PORT_LIMIT:
@@ -48,6 +51,15 @@ def require(parts: Parts, handler_name: str, config: PodConfig) -> None:
             resources.resolve(asked, parts.host)
     if config.linux.security_context is not None:
         _require_security(parts, handler_name, config.linux.security_context.in_container_words())
+
+
+def _require_places(config: PodConfig) -> None:
+    """The network that it is to be without, and the folder of its logs."""
+    if config.annotations.get(annotations.NO_NETWORK, "true") not in ("true", "false"):
+        raise errors.InvalidArgument(f"annotation {annotations.NO_NETWORK}: is true or false")
+    logs = Path(config.log_directory) if config.log_directory else None
+    if logs is not None and logs.exists() and not logs.is_dir():
+        raise errors.InvalidArgument(f"log_directory {config.log_directory[:200]!r}: is there and no folder")
 
 
 def _require_dns(dns: DNSConfig) -> None:

@@ -134,9 +134,12 @@ class Network:
     async def networks(self) -> tuple[NetworkConfigList, ...]:
         """The networks that a pod joins now.
 
-        Raises `FailedPrecondition` where there is none, `InvalidArgument` naming a broken file.
+        Raises `FailedPrecondition` where there is none, or naming a broken file.
         """
-        configured = self._configured.networks()
+        try:
+            configured = self._configured.networks()
+        except errors.InvalidArgument as error:  # the file's fault, not a request's
+            raise errors.FailedPrecondition(error.message) from error
         if configured and self.settings.masquerade_by_range:
             return tuple([await self._masquerade.take_over(network) for network in configured])
         if configured:
