@@ -19,7 +19,7 @@ from atoll.linux.process import PidfdSpawner, Spawner
 from atoll.runtime import ending, hung, program
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import LaunchRequest, Shim
-from atoll.runtime.zygote import ForkedShim, Zygote
+from atoll.runtime.zygote import ForkedShim, Zygote, ZygoteEnded
 from atoll.sandbox.controller import ExitStatus
 from atoll.sandbox.wire import from_timestamp
 from atoll.shim import cleanup, records
@@ -66,16 +66,21 @@ class AtollLauncher:
     async def launch(self, request: LaunchRequest) -> Shim:
         path = self._socket(request)
         _require_room(request.bundle.path)
-        forked = await self._zygote.fork(
-            ShimRequest(
-                id=request.id,
-                namespace=request.namespace,
-                bundle=str(request.bundle.path),
-                socket=str(path),
-                ttrpc_address=self._events_address,
-                runtime=self._runtime,
-            )
+        asked = ShimRequest(
+            id=request.id,
+            namespace=request.namespace,
+            bundle=str(request.bundle.path),
+            socket=str(path),
+            ttrpc_address=self._events_address,
+            runtime=self._runtime,
         )
+        try:
+            forked = await self._zygote.fork(asked)
+        except ZygoteEnded as error:
+            log.warning("shim %s: is asked for again: %s", request.id, error)
+            await ending.end_shared(path, request.id)  # it may have been made before
+            path.unlink(missing_ok=True)
+            forked = await self._zygote.fork(asked)
         try:
             return await Shim.connect(
                 id=request.id,

@@ -49,6 +49,10 @@ class ForkedShim:
     alone: bool
 
 
+class ZygoteEnded(errors.Unavailable):
+    """It died before it answered: the shim may be there or not. The next request starts another."""
+
+
 class Zygote:
     """Forks shims on request; leaving its context ends the zygote and no shim.
 
@@ -86,9 +90,9 @@ class Zygote:
     async def fork(self, request: ShimRequest, *, role: str = "shim") -> ForkedShim:
         """Fork one shim (or a `relay`); it accepts connections when this returns.
 
-        Raises `AlreadyExists` where another process listens on its socket; `Unavailable` where the zygote died, or
-        dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller that is cancelled, or that
-        gave up, is ended, and its socket removed; a cancelled call returns after that.
+        Raises `AlreadyExists` where another process listens on its socket; `ZygoteEnded` where the zygote died under
+        it, `Unavailable` where it dies again and again; `DeadlineExceeded` after `FORK_TIMEOUT_S`. The shim of a caller
+        that is cancelled, or that gave up, is ended, and its socket removed; a cancelled call returns after that.
         """
         if self._closed:
             raise errors.Unavailable("zygote: is closed")
@@ -202,7 +206,7 @@ class Zygote:
         asked, self._asked = self._asked, {}
         for future in asked.values():
             if not future.done():
-                future.set_exception(errors.Unavailable("zygote: ended before it answered"))
+                future.set_exception(ZygoteEnded("zygote: ended before it answered"))
 
 
 def _forked(answer: Forked, pidfd: int) -> ForkedShim:
