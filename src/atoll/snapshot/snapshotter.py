@@ -311,12 +311,13 @@ class Snapshotter:
 
     async def discard(self, staged: Iterable[Staged]) -> None:
         """Delete staged folders that became no snapshot; idempotent. What cannot be deleted is `lost`."""
-        for one in staged:
-            try:
+        doomed = tuple(staged)
+        try:
+            for one in doomed:
                 faults.reached("image/undo")
                 await self._blocking.run(self._disk.delete, one.number)
-            finally:
-                self._unrecorded.discard(one.number)
+        finally:
+            self._unrecorded.difference_update(one.number for one in doomed)
 
     async def sync(self) -> None:
         """Write everything staged to the disk, before the transaction that names it."""
