@@ -112,6 +112,8 @@ class Arena:
         self._lives = 0
         self._naming = threading.Lock()
         self._clean: frozenset[str] = frozenset()
+        self._kept: frozenset[str] = frozenset()
+        """What was there at first; `_clean` is what is put up with."""
         self._far = Other(roots, FAR_SCHEME)
         self._needs_far = self.keeps_far = False
         for name in ("c-root", "c-state"):
@@ -131,7 +133,7 @@ class Arena:
                     if not issubclass(kind, RestartLife):
                         self.life(cri, name).lead()
                 self._require_clean(cri)
-            self._clean = self._settled()
+            self._clean = self._kept = self._settled()
             looked = [name for name in self._lives_of if looks and (not only or name in only)]
             yield [notes for name in looked for notes in self._noted(name)]
             assert self.daemon.stop() == 0
@@ -304,7 +306,7 @@ class Arena:
             now = self._things()
             found.extend(f"left: {thing}" for thing in sorted(now - self._clean))
             # What is volatile comes back when it is needed; what is durable may not go.
-            gone = (thing for thing in self._clean - now if thing.startswith(f"file {self.roots.root}/"))
+            gone = (thing for thing in self._kept - now if thing.startswith(f"file {self.roots.root}/"))
             found.extend(f"gone: {thing}" for thing in sorted(gone))
             return not found
 
