@@ -99,6 +99,13 @@ def test_an_ignore_names_its_rule(path: Path) -> None:
     assert not [number for number, line in enumerate(path.read_text().splitlines(), 1) if bare.search(line)]
 
 
+@each(MODULES)
+def test_what_others_wrote_is_refused_whatever_the_decoder_raises(path: Path) -> None:
+    narrow = re.compile(r"except .*msgspec\.(DecodeError|MsgspecError)")
+    found = [number for number, line in enumerate(path.read_text().splitlines(), 1) if narrow.search(line)]
+    assert not found or named(path) == "unreadable.py", "catch `UNREADABLE`: JSON raises more than the decoder's errors"
+
+
 def test_generated_code_is_fresh() -> None:
     script = str(REPOSITORY / "scripts" / "proto.py")
     finished = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

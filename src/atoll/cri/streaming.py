@@ -28,6 +28,7 @@ from atoll.streaming.flow import Gone, Inflow
 from atoll.streaming.forward import MAX_PORTS
 from atoll.streaming.server import Command, Forward, Server
 from atoll.streaming.status import End
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ async def follow_sizes(inflow: Inflow, resize: Resize) -> None:
                 document, text = text[:end], text[end:]
                 try:
                     size = msgspec.json.decode(document, type=_Size)
-                except msgspec.DecodeError as error:
+                except UNREADABLE as error:
                     log.info("streaming: a client's size of its terminal cannot be read: %s", error)
                     inflow.discard()
                     return

@@ -51,6 +51,7 @@ from atoll.snapshot import changes
 from atoll.snapshot.copying import Copied
 from atoll.snapshot.records import Snapshot
 from atoll.snapshot.tree import measure
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -380,7 +381,7 @@ def _name_of(container: Container) -> str:
 def _stored(snapshot: Snapshot) -> ContainerConfig:
     try:
         return msgspec.json.decode(snapshot.labels[base.CONFIG], type=ContainerConfig)
-    except (KeyError, msgspec.MsgspecError) as error:
+    except (KeyError, *UNREADABLE) as error:
         raise errors.DataLoss(f"snapshot {snapshot.name}: the configuration of its container is lost") from error
 
 

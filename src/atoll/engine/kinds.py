@@ -54,6 +54,7 @@ from atoll.sandboxers.roots import snapshot_key as pause_snapshot
 from atoll.shim import records
 from atoll.snapshot.records import Kind as SnapshotKind
 from atoll.snapshot.snapshotter import Snapshotter
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class NetworkKind(Kind):
             if attachment is not None:
                 return attachment
             return msgspec.json.decode(entry.data["request"], type=AttachRequest)
-        except (KeyError, errors.DataLoss, msgspec.MsgspecError) as error:
+        except (KeyError, errors.DataLoss, *UNREADABLE) as error:
             log.warning("network entry %s: cannot be read, taken as half made: %s", entry.key[:13], error)
             return AttachRequest(sandbox_id=entry.key, netns_path=str(self._network.netns_path(entry.key)))
 
@@ -337,7 +338,7 @@ def recorded_attachment(entry: Entry) -> Attachment | None:
         return None
     try:
         return msgspec.json.decode(entry.data["attachment"], type=Attachment)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise errors.DataLoss(f"network entry {entry.key[:13]}: its attachment cannot be read: {error}") from error
 
 

@@ -6,7 +6,6 @@ WORKDIR. Documents are as they were but for what is changed: fields that Atoll d
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 
 from atoll import errors
 from atoll.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, decode, digest_of
+from atoll.unreadable import UNREADABLE
 
 MAX_CHANGES = 1000
 _LISTS = {"CMD": "Cmd", "ENTRYPOINT": "Entrypoint"}
@@ -126,7 +126,7 @@ def _array(text: str) -> list[str] | None:
         return None
     try:
         return msgspec.json.decode(text, type=list[str])
-    except (msgspec.MsgspecError, json.JSONDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -24,6 +24,7 @@ import msgspec
 
 from atoll import errors
 from atoll.database import Connection, Schema
+from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _labels(name: str, text: str) -> dict[str, str]:
     """The labels; damaged ones are none, because the snapshot is there all the same and may be in use."""
     try:
         return msgspec.json.decode(text, type=dict[str, str])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         log.error("snapshot %s: its labels cannot be read: %s", name, error)
         return {}
 
