@@ -80,6 +80,10 @@ async def test_use_keeps_a_pod_and_idleness_ends_it(client: atoll.Client) -> Non
     reading.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await reading
+    for _ in range(3):
+        await container.files.write("/file", b"data")
+        await asyncio.sleep(0.5)
+    assert (await pod.status()).id == pod.id
     await gone(client, pod)
     assert "nobody used it" in (await pod.lease.status()).reason
 

@@ -16,5 +16,6 @@ class FilesService:
         container = self._engine.containers.get(request.container_id)
         pod = self._engine.pod_of(container)
         async with self._engine.files.open(pod, container, request.owner) as session:
-            yield pb.OpenResponse(socket=str(session.socket))
-            await session.wait()
+            with self._engine.parts.uses.using(container.sandbox_id):
+                yield pb.OpenResponse(socket=str(session.socket))
+                await session.wait()
