@@ -339,12 +339,13 @@ class Pods:
     async def _take_down_failed(self, pod: Pod, story: Story, cause: BaseException) -> None:
         """Undo a run that failed; where that is not all done the pod stays, UNKNOWN, with its debts."""
         log.warning("pod %s run failed: %s", pod.id[:13], cause)
-        with story.step("undo", "ledger"):
-            try:
+        left: list[str] | None = None
+        try:
+            with story.step("undo", "ledger"):
                 async with hung.watched(self._parts, pod):
                     left = await run_to_completion(self._release(pod), within=2 * TEARDOWN_TIMEOUT_S)
-            except errors.AtollError as error:
-                left = [str(error)]
+        except errors.AtollError as error:
+            left = [str(error)] if left is None else left
         if left:
             pod.state = State.UNKNOWN
             pod.reason = "; ".join(left)
