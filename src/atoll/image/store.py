@@ -128,9 +128,15 @@ class ImageStore:
         self._index.pin_names(frozenset(_canonical(name) for name in settings.pinned))
 
     async def recover(self) -> ImageRecovery:
-        """Read the records; an image whose snapshots are lost is reported and not served until pulled again."""
+        """Read the records; an image whose snapshots are lost is reported and not served until pulled again.
+
+        Blobs that no record names are of a pull that never ended. Nothing made them durable, so that a loss of power
+        may have left a name with other bytes, or none: they are deleted, not believed.
+        """
         await self._blocking.run(self._content.make)
         rows, unreadable = await self._db.write(records.load)
+        recorded = {digest for row in rows for digest in row.stored.blobs}
+        await self._blocking.run(self._content.keep_only, recorded)
         broken: list[str] = []
         for row in rows:
             if all(self._snapshotter.has(name) for name in row.stored.chain_ids):

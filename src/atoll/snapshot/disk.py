@@ -22,6 +22,7 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.ledger.tree import remove_tree
+from atoll.linux.files import sync_folder
 from atoll.linux.userns import IDMap
 
 DEFAULT_ROOT_MODE = 0o755
@@ -40,6 +41,11 @@ class Disk:
         """Make the folders that hold all others; idempotent."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._trash.mkdir(exist_ok=True, mode=0o700)
+
+    def settle(self) -> None:
+        """Make the names in these folders durable."""
+        sync_folder(self._trash)
+        sync_folder(self.folder)
 
     def fs(self, number: int) -> Path:
         return self.folder / str(number) / "fs"

@@ -7,6 +7,9 @@
 A record is what makes a folder a snapshot. A folder is made before its record and deleted after it,
 so that a crash leaves at worst a folder without a record, which `recover` sweeps. A record without
 a folder (a disk that lost it) is reported, and using it is an error.
+
+A loss of power: the files of a committed snapshot are on the disk before its record is. An active one's are not (that
+is what `volatile` means), and its folder need not be either: it is then reported as lost.
 """
 
 from __future__ import annotations
@@ -131,12 +134,19 @@ class Snapshotter:
             await self._blocking.run(self._disk.discard, number)
         self._empty_trash()
         for name in sorted(self._missing):
-            log.error("snapshot %s: its record is there, its folder is not; pull its image again", name)
+            log.error("snapshot %s: its record is there, its folder is not; %s", name, self._remedy(name))
         return Recovery(swept=swept, missing=tuple(sorted(self._missing)))
 
     def _folders(self) -> set[int]:
+        """The folders there are, durably so: what an earlier run deleted must not come back under a new snapshot."""
         self._disk.make()
+        self._disk.settle()
         return self._disk.numbers()
+
+    def _remedy(self, name: str) -> str:
+        if self._index[name].kind == Kind.COMMITTED:
+            return "pull its image again"
+        return "what was written there is lost; remove its container"
 
     async def lost(self) -> tuple[int, ...]:
         """Folders on the disk that no record names and no operation sees to: a crash or a hand left them."""
@@ -179,7 +189,7 @@ class Snapshotter:
     def fs(self, key: str) -> Path:
         """The folder of `key`'s own files; raises `NotFound`, or `DataLoss` where the folder is lost."""
         if key in self._missing:
-            raise errors.DataLoss(f"snapshot {key}: its folder is lost; pull its image again")
+            raise errors.DataLoss(f"snapshot {key}: its folder is lost; {self._remedy(key)}")
         return self._disk.fs(self.stat(key).number)
 
     async def usage(self, key: str) -> Usage:
@@ -194,7 +204,7 @@ class Snapshotter:
     async def prepare(
         self, key: str, parent: str | None, labels: Mapping[str, str] | None = None, *, users: IDMap | None = None
     ) -> tuple[Mount, ...]:
-        """Make the active snapshot `key` upon `parent`; durable when it returns. `users` as `preparing`.
+        """Make the active snapshot `key` upon `parent`; its record is durable when it returns. `users` as `preparing`.
 
         Raises `AlreadyExists`, `NotFound` (the parent), `DataLoss` (the parent's folder is lost).
         """
@@ -507,7 +517,7 @@ class Snapshotter:
     def _check(self, key: str) -> None:
         for name in self._chain(self.stat(key).name):
             if name in self._missing:
-                raise errors.DataLoss(f"snapshot {name}: its folder is lost; pull its image again")
+                raise errors.DataLoss(f"snapshot {name}: its folder is lost; {self._remedy(name)}")
 
     def _check_parent(self, parent: str) -> None:
         snapshot = self._index.get(parent)
