@@ -41,9 +41,8 @@ soak: setup-tests ## lives of every kind under random kills and faults for MINUT
 powerloss: setup-tests ## lose the power at every write of the stores and start again from each disk it may leave (as root, two minutes)
 	@$(BIN)/python -m tests.powerloss.run
 
-MINUTES ?= 10
-fuzz: setup-tests ## feed every decoder of foreign bytes with what a fuzzer makes, MINUTES=10 in all
-	@$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
+fuzz: setup-tests ## feed every decoder of foreign bytes with what a fuzzer makes, for MINUTES (10) in all
+	@$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10)
 
 bench: setup-tests ## measure Atoll beside the container runtimes that this machine has
 	@$(BIN)/python bench/run.py
