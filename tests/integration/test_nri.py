@@ -406,3 +406,18 @@ def test_who_does_not_register_is_turned_away(connect: Connect, cri: CRI) -> Non
     pod = cri.run_pod()
     assert silent.names() == []
     cri.remove_pod(pod)
+
+
+def test_cgroups_made_above_a_containers_go_with_it(cri: CRI, roots: Roots, connect: Connect) -> None:
+    """Where a plugin moves it: the runtime makes what is above, and nobody else knows of that."""
+    top = f"{roots.prefix}-moved"
+    adjust = pb.ContainerAdjustment()
+    adjust.linux.cgroups_path = f"/{top}/below/own"
+    adjusting(connect(), adjust)
+    pod = cri.run_pod()
+    container = cri.create(pod, cri.container_config("sleep", "1000"))
+    cri.start(container)
+    folders = list(Path("/sys/fs/cgroup").glob(f"*/{top}")) or list(Path("/sys/fs/cgroup").glob(top))
+    assert any((folder / "below/own").is_dir() for folder in folders)
+    cri.remove_pod(pod)
+    assert [folder for folder in folders if folder.exists()] == []

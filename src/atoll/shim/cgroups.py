@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import signal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from atoll.linux import cgroup, cgroup_layout, freezer, process
 
@@ -25,6 +25,24 @@ def of_process(pid: int) -> tuple[Path, ...]:
     """
     own = set(_folders("self"))
     return tuple(folder for folder in _folders(str(pid)) if folder not in own)
+
+
+def absent_parents(path: str) -> tuple[str, ...]:
+    """The cgroups above `path` that are in no hierarchy, the innermost first: an OCI runtime makes them for it."""
+    absent: list[str] = []
+    for parent in PurePosixPath(path).parents if path.startswith("/") else ():
+        if not parent.name or any((mount / str(parent)[1:]).is_dir() for mount in _hierarchies().mounts):
+            break
+        absent.append(str(parent))
+    return tuple(absent)
+
+
+def remove_empty(paths: tuple[str, ...]) -> None:
+    """Remove cgroups, the innermost first, but for those that have something in them by now."""
+    for path in paths:
+        for mount in _hierarchies().mounts:
+            with contextlib.suppress(OSError):
+                (mount / path[1:]).rmdir()
 
 
 def _folders(pid: str) -> tuple[Path, ...]:

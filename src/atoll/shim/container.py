@@ -127,6 +127,8 @@ class Container:
         self._shim = shim
         self._owns_pids = True
         self._cgroups_path = ""
+        self._above: tuple[str, ...] = ()
+        """Cgroups that its runtime makes for it above its own."""
         self._has_hooks = True
         self._oom_before = 0
         # Orders create, start, pause, resume, update, checkpoint and delete.
@@ -145,6 +147,7 @@ class Container:
         spec = read_spec(self.bundle)
         self._owns_pids = spec.owns_pids
         self._cgroups_path = spec.linux.cgroups_path
+        self._above = cgroups.absent_parents(self._cgroups_path)
         self._has_hooks = spec.hooks is not None and bool(spec.hooks.poststart)
         async with self.init.starting:
             try:
@@ -217,6 +220,7 @@ class Container:
                 left.append(f"container {self.id} ({fault})")
         else:
             await self._remove_cgroup(left)
+        cgroups.remove_empty(self._above)
         await self.init.close(drain=False)
         try:
             unmount_root(self.bundle / "rootfs")
@@ -502,6 +506,7 @@ class Container:
                 raise errors.DeadlineExceeded(
                     f"{init.name}: process {init.pid} does not end within {KILLED_TIMEOUT_S:g} s of SIGKILL"
                 ) from None
+        cgroups.remove_empty(self._above)
         init.enter(Phase.STOPPED)
         for process in list(self.execs.values()):
             await process.close(drain=False)
