@@ -22,6 +22,9 @@ from atoll.runtime.shim import Launcher, LaunchRequest
 from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, Runtime
 from atoll.shim import cgroups, records
 
+RECORD_WITHIN_S = 0.5
+"""From the end of a container's init to the record of it, where its shim lives."""
+
 
 class Orphans:
     """Acts for shims that no longer can."""
@@ -36,14 +39,22 @@ class Orphans:
 
         Waits for an init that still runs.
         """
-        record = await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
-        if record is not None:
-            at = datetime.fromtimestamp(record.exited_at_ns / 1e9, UTC)
-            return ExitStatus(exit_status=record.exit_status, exited_at=at)
-        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
-        if task is not None and task.pid and _is_of(task):
-            await _gone(task.pid)
-        return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+        record = await self._exit_record(bundle)
+        if record is None:
+            task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+            if task is not None and task.pid and _is_of(task):
+                await _gone(task.pid)
+                record = await self._exit_record(bundle)
+                if record is None:  # a shim that could not be asked may live, and write it now
+                    await asyncio.sleep(RECORD_WITHIN_S)
+                    record = await self._exit_record(bundle)
+        if record is None:
+            return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+        at = datetime.fromtimestamp(record.exited_at_ns / 1e9, UTC)
+        return ExitStatus(exit_status=record.exit_status, exited_at=at)
+
+    async def _exit_record(self, bundle: Path) -> records.ExitRecord | None:
+        return await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
 
     async def was_oom_killed(self, bundle: Path) -> bool | None:
         """Whether the container's end was the kernel's for lack of memory; None where our shim left no record."""
