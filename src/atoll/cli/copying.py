@@ -33,7 +33,7 @@ class Place:
     def parse(cls, text: str) -> Self:
         """`NAME:PATH`, or a local path; one with a `:` in it is written with a `/` before that."""
         name, colon, path = text.partition(":")
-        if colon and "/" not in name.rpartition("/")[0] and not name.startswith((".", "/")):
+        if colon and name and name.count("/") <= 1 and not name.startswith((".", "/")):
             return cls(container=name, path=path or "/")
         return cls(path=text)
 

@@ -114,13 +114,14 @@ async def _looks(client: Client, chosen: Sequence[str], interval_s: float) -> As
     while True:
         await asyncio.sleep(pause_s)
         now = await client.stats()
-        yield _rows(before, now, chosen)
+        yield rows(before, now, chosen)
         before, pause_s = now, interval_s
 
 
-def _rows(before: Sequence[PodUsage], now: Sequence[PodUsage], chosen: Sequence[str]) -> list[Row]:
+def rows(before: Sequence[PodUsage], now: Sequence[PodUsage], chosen: Sequence[str]) -> list[Row]:
+    """A row a container, of two looks; `chosen` are the IDs of pods and containers, all for none."""
     earlier = {inside.id: (pod.at_ns, inside.cpu_s) for pod in before for inside in pod.containers}
-    rows: list[Row] = []
+    found: list[Row] = []
     for pod in now:
         for inside in pod.containers:
             if chosen and pod.id not in chosen and inside.id not in chosen:
@@ -128,8 +129,8 @@ def _rows(before: Sequence[PodUsage], now: Sequence[PodUsage], chosen: Sequence[
             at_ns, cpu_s = earlier.get(inside.id, (pod.at_ns, inside.cpu_s))
             took_s = (pod.at_ns - at_ns) / 1e9
             percent = 100 * (inside.cpu_s - cpu_s) / took_s if took_s > 0 else 0.0
-            rows.append(Row.of(pod, inside, max(0.0, percent)))
-    return sorted(rows, key=lambda row: (row.pod, row.name))
+            found.append(Row.of(pod, inside, max(0.0, percent)))
+    return sorted(found, key=lambda row: (row.pod, row.name))
 
 
 # --- events ---
