@@ -10,8 +10,8 @@ import pytest
 
 from tests.chaos.run import ALWAYS
 
-CELLS = 12
-WITHIN_S = 280
+CELLS = 8
+WITHIN_S = 580
 
 
 @pytest.mark.timeout(WITHIN_S + 20)
