@@ -3,8 +3,10 @@
     main       the entry: dispatch, exit codes, one-line errors
     commands   which commands there are, a row a module; typer
     options    what several commands take
-    containers, images, daemon   what each command takes
-    run        `run` and `exec`: streams, terminals, signals
+    running, containers, manifests, control, images, daemon, ...   what each command takes
+    run, attaching       a process in the foreground: streams, terminals, signals
+    work, registry, ...  what the others do, a module a subject
+    completing           names for the shell, from the live daemon
     show       tables for people, JSON for programs
     doctor     what this host has and lacks
 

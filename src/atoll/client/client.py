@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import branches as branching
-from atoll.client import control, foreign, manifest_run, private, request, wire
+from atoll.client import control, foreign, private, request, wire
 from atoll.client import leases as leasing
 from atoll.client import pools as pooling
 from atoll.client.branches import Snapshot, SnapshotStatus
@@ -23,7 +23,6 @@ from atoll.client.control import Event, PodUsage
 from atoll.client.images import Images, OnProgress
 from atoll.client.leases import LeaseStatus
 from atoll.client.making import made_or_undone
-from atoll.client.manifest import Manifest
 from atoll.client.model import (
     ContainerStatus,
     DaemonInfo,
@@ -40,6 +39,10 @@ from atoll.client.pod import Pod, Pull
 from atoll.client.pools import Pool, PoolStatus
 from atoll.client.registries import Registries
 from atoll.client.why import Why, explain
+
+if TYPE_CHECKING:
+    from atoll.client import manifest_run
+    from atoll.client.manifest import Manifest
 
 RUN_TIMEOUT_S = 240.0
 FSCK_TIMEOUT_S = 600.0
@@ -158,6 +161,8 @@ class Client:
 
         `pull` takes the place of a plain pull, `tell` is told of init containers. Where anything fails nothing is left.
         """
+        from atoll.client import manifest_run  # noqa: PLC0415 - most programs have no manifests
+
         return await manifest_run.run(self._wire, manifest, pull=pull, tell=tell)
 
     # --- what is there ---
