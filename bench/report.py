@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import crowd, programs, sandbox_api, standing, timing
+from bench import crowd, programs, sandbox_api, sdk, standing, timing
 from bench.costs import STAGES, Calls, Memory
 from bench.sandbox_api import Sandboxes
 from bench.standing import Standing
@@ -17,7 +17,7 @@ from bench.timing import Samples, Throughput
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BASE = "containerd"
-TABLES, SANDBOX, SOAK = "tables", "sandbox", "soak"
+TABLES, SANDBOX, SOAK, SDK = "tables", "sandbox", "soak", "sdk"
 """The parts of the page that are replaced, each between its two markers."""
 ROWS = (
     timing.RUN,
@@ -56,6 +56,7 @@ class Result:
     sandbox_api: Sandboxes | None = None
     crowd: dict[int, Samples] = field(default_factory=dict[int, Samples])
     standing: Standing | None = None
+    sdk: sdk.Times = field(default_factory=dict[str, dict[str, list[float]]])
     rates: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
     """MB a second of what streams, by row and contestant."""
 
@@ -103,6 +104,11 @@ def sandbox_markdown(result: Result) -> str:
     if result.sandbox_api is None:
         return ""
     return f"{_heading(result)}\n\n{sandbox_api.table(result.sandbox_api)}\n"
+
+
+def sdk_markdown(result: Result) -> str:
+    """The table of the SDK beside podman, which has a place of its own; nothing where it was not measured."""
+    return f"{_heading(result)}\n\n{sdk.table(result.sdk)}\n" if result.sdk else ""
 
 
 def _heading(result: Result) -> str:

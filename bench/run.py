@@ -18,7 +18,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import chatter, costs, crowd, host, places, programs, report, sandbox_api, standing, streaming, timing
+from bench import (
+    chatter,
+    costs,
+    crowd,
+    host,
+    places,
+    podman,
+    programs,
+    report,
+    sandbox_api,
+    standing,
+    streaming,
+    timing,
+)
+from bench import sdk as sdk_bench
 from bench.daemons import Atoll, Containerd
 from bench.places import Places
 from bench.report import PAGE, Result
@@ -27,7 +41,7 @@ from bench.timing import Contestant
 REPO = Path(__file__).resolve().parents[1]
 PARTS = (
     *("latency", "programs", "pool", "host", "sandbox", "throughput"),
-    *("streams", "callers", "log", "standing", "memory", "cpu", "calls"),
+    *("streams", "callers", "log", "standing", "memory", "cpu", "calls", "sdk"),
 )
 POOL_SIZE = 4
 TRACED_PODS = 5
@@ -52,8 +66,8 @@ def main() -> int:
     with places.prefix() as prefix:
         measure(result, prefix, options)
     result.load_after = os.getloadavg()
-    pages = {report.SANDBOX: report.sandbox_markdown(result)}
-    if set(options.only) - {"sandbox"}:
+    pages = {report.SANDBOX: report.sandbox_markdown(result), report.SDK: report.sdk_markdown(result)}
+    if set(options.only) - {"sandbox", "sdk"}:
         pages[report.TABLES] = report.markdown(result)
     print(*filter(None, pages.values()), sep="\n")
     if options.json:
@@ -73,7 +87,9 @@ def measure(result: Result, prefix: str, options: argparse.Namespace) -> None:
     if "streams" in wanted:
         _say("exec and port forward")
         _streams(result, prefix, runtimes[-1:], options)
-    if wanted - {"streams"}:
+    if "sdk" in wanted:
+        _sdk(result, prefix, options)
+    if wanted - {"streams", "sdk"}:
         _measure_calls(result, prefix, runtimes, wanted, options)
 
 
@@ -151,6 +167,16 @@ def _streams(result: Result, prefix: str, runtimes: tuple[str, ...], options: ar
         result.rates[row] = {name: [rate / 1e6 for rate, _ in found[row, one]] for one, name in names.items()}
 
 
+def _sdk(result: Result, prefix: str, options: argparse.Namespace) -> None:
+    lacking = [name for name in ("crun", "conmon", "podman") if podman.program(options.podman, name) is None]
+    if lacking:
+        _say(f"the SDK beside podman: left out, not installed: {', '.join(lacking)} (Debian: apt-get install podman)")
+        return
+    _say("the SDK beside podman")
+    result.machine["podman"] = podman.version(options.podman)
+    result.sdk = sdk_bench.measure(prefix, options)
+
+
 def _pool(result: Result, containerd: Contestant, prefix: str, options: argparse.Namespace) -> None:
     daemon = Atoll(Places(prefix=prefix, name="pool", number=2), pool_size=POOL_SIZE)
     with daemon:
@@ -173,6 +199,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of rest (default %(default)s)")
     parser.add_argument("--log-mib", type=int, default=128, help="MiB of the chatty container (default %(default)s)")
     parser.add_argument("--stream-mib", type=int, default=256, help="MiB a stream (default %(default)s)")
+    parser.add_argument("--files", type=int, default=10_000, help="small files of an upload (default %(default)s)")
+    parser.add_argument("--upload-mib", type=int, default=1024, help="MiB of the large one (default %(default)s)")
+    parser.add_argument("--podman", type=Path, metavar="FOLDER", help="another podman's programs, with ../lib")
     parser.add_argument("--containerd", type=Path, metavar="FOLDER", help="another containerd's programs")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the parts to run (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample as JSON")
