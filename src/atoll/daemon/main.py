@@ -44,8 +44,8 @@ from atoll.daemon.telemetry import observed
 from atoll.engine.engine import Engine
 from atoll.ownership import Owner
 from atoll.sandbox.service import ControllerService
-from atoll.services.control import ControlService
 from atoll.services.branches import BranchesService
+from atoll.services.control import ControlService
 from atoll.services.events import EventsService
 from atoll.services.files import FilesService
 from atoll.services.images import ImagesService

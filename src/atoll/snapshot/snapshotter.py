@@ -380,9 +380,7 @@ class Snapshotter:
         """
         return await run_to_completion(self._freeze(key, name, labels, others), within=COPY_TIMEOUT_S)
 
-    async def _freeze(
-        self, key: str, name: str, labels: Mapping[str, str], others: tuple[Plan[Any], ...]
-    ) -> Snapshot:
+    async def _freeze(self, key: str, name: str, labels: Mapping[str, str], others: tuple[Plan[Any], ...]) -> Snapshot:
         old = self.stat(key)
         if old.kind != Kind.ACTIVE:
             raise errors.FailedPrecondition(f"snapshot {key}: is {old.kind}; only an active one can be frozen")
