@@ -20,7 +20,8 @@ from atoll.linux.host import HostFacts
 from atoll.nri.limits import number, overlay
 from atoll.nri.merge import HOOKS
 from atoll.nri.owners import removed
-from atoll.oci import bpf, cdi, spec
+from atoll.oci import bpf, cdi, rlimits, spec, sysctls
+from atoll.oci.config import NamespaceOption
 from atoll.oci.features import RuntimeFeatures
 from atoll.oci.resources import oom_score_adj
 
@@ -71,7 +72,10 @@ def apply(made: spec.Spec, asked: pb.ContainerAdjustment, place: Place) -> spec.
 
 def _process(process: spec.Process, asked: pb.ContainerAdjustment, place: Place) -> spec.Process:
     limits = {one.type: one for one in process.rlimits}
-    limits.update({one.type: spec.Rlimit(type=one.type, soft=one.soft, hard=one.hard) for one in asked.rlimits})
+    for one in asked.rlimits:
+        if one.type not in rlimits.TYPES or one.soft > one.hard:
+            raise errors.InvalidArgument(f"nri: rlimit {one.type[:60]!r}, {one.soft} of {one.hard}: is none")
+        limits[one.type] = spec.Rlimit(type=one.type, soft=one.soft, hard=one.hard)
     changes: dict[str, object] = {"env": _env(process.env, asked.env), "rlimits": tuple(limits.values())}
     if asked.args:
         changes["args"] = tuple(asked.args)
@@ -139,12 +143,17 @@ def _mounts(mounts: tuple[spec.Mount, ...], asked: Iterable[pb.Mount]) -> tuple[
         if not one.destination.startswith("/"):
             raise errors.InvalidArgument(f"nri: mount {one.destination[:200]!r}: the destination is not absolute")
         clean = posixpath.normpath(one.destination)
+        if clean in ("/", "//") or "\0" in "".join((one.destination, one.type, one.source, *one.options)):
+            raise errors.InvalidArgument(f"nri: mount {one.destination[:200]!r}: is the root, or has a zero byte")
         added[clean] = spec.Mount(destination=clean, type=one.type, source=one.source, options=tuple(one.options))
     kept = [one for one in mounts if one.destination not in gone and one.destination not in added]
     return (*kept, *sorted(added.values(), key=lambda one: one.destination.count("/")))
 
 
 def _hooks(hooks: spec.Hooks | None, asked: pb.Hooks) -> spec.Hooks | None:
+    for one in (hook for name in HOOKS for hook in getattr(asked, name)):
+        if not one.path.startswith("/") or "\0" in "".join((one.path, *one.args, *one.env)):
+            raise errors.InvalidArgument(f"nri: hook {one.path[:200]!r}: is not absolute, or has a zero byte")
     added = {
         name: tuple(
             spec.Hook(path=one.path, args=tuple(one.args), env=tuple(one.env), timeout=one.timeout.value)
@@ -170,10 +179,15 @@ def _linux(linux: spec.Linux, asked: pb.ContainerAdjustment, place: Place) -> sp
             rules.append(spec.DeviceRule(allow=True, type=one.type, major=one.major, minor=one.minor, access="rwm"))
     limits = overlay(linux.resources, wanted.resources, place.host)
     sysctl = {**linux.sysctl, **wanted.sysctl}
-    for marked in wanted.sysctl:
+    for marked, value in wanted.sysctl.items():
         if (key := removed(marked)) is not None:
             sysctl.pop(marked)
             sysctl.pop(key, None)
+        else:
+            try:
+                sysctls.resolve({marked: value}, NamespaceOption())
+            except errors.InvalidArgument as error:
+                raise errors.InvalidArgument(f"nri: {error}") from error
     changes: dict[str, object] = {
         "devices": tuple(devices.values()),
         "resources": msgspec.structs.replace(limits, devices=(*limits.devices, *rules)),
@@ -194,7 +208,8 @@ def _linux(linux: spec.Linux, asked: pb.ContainerAdjustment, place: Place) -> sp
 
 
 def _device(asked: pb.LinuxDevice) -> spec.Device:
-    if not asked.path.startswith("/") or asked.type not in ("c", "b", "u", "p"):
+    is_one = asked.type in ("c", "b", "u", "p") and min(asked.major, asked.minor) >= 0
+    if not is_one or not asked.path.startswith("/") or "\0" in asked.path:
         raise errors.InvalidArgument(f"nri: device {asked.path[:200]!r}, type {asked.type[:20]!r}: is no device")
     return spec.Device(
         path=asked.path,

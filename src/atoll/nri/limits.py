@@ -15,6 +15,7 @@ from atoll.api import nri_v1alpha1_pb2 as pb
 from atoll.linux.cgroup_layout import Layout
 from atoll.linux.host import HostFacts
 from atoll.oci import spec
+from atoll.oci.resources import require_cpuset
 
 MEMORY = (
     ("limit", pb.MemLimit),
@@ -93,6 +94,8 @@ def _fill(message: pb.LinuxMemory | pb.LinuxCPU, part: spec.Part, fields: Iterab
 def overlay(now: spec.Resources | None, wanted: pb.LinuxResources, host: HostFacts) -> spec.Resources:
     """`now` with every limit that is set in `wanted`; raises `FailedPrecondition` for what this host has not.
 
+    Raises `InvalidArgument` for a list of processors or memory nodes that is none.
+
     A memory limit without one of swap leaves no swap beyond it, as the request of a container does.
     """
     now = now or spec.Resources()
@@ -111,6 +114,8 @@ def overlay(now: spec.Resources | None, wanted: pb.LinuxResources, host: HostFac
         raise errors.FailedPrecondition("memory.swap: this host cannot limit swap")
     if "limit" in memory and "swap" not in memory and host.swap_limit:
         memory["swap"] = memory["limit"]
+    require_cpuset("cpu.cpus", wanted.cpu.cpus, host.cpus)
+    require_cpuset("cpu.mems", wanted.cpu.mems, host.memory_nodes)
     cpu: dict[str, int | bool | str] = {
         **_changes(wanted.cpu, CPU),
         **{name: getattr(wanted.cpu, name) for name, _ in CPU_SETS if getattr(wanted.cpu, name)},

@@ -66,8 +66,8 @@ def _cpu(asked: LinuxContainerResources, host: HostFacts) -> spec.CPU | None:
         raise errors.InvalidArgument("resources.cpu_quota: must be at least 1000 µs, or -1 for none")
     if asked.cpu_shares < 0:
         raise errors.InvalidArgument("resources.cpu_shares: must not be negative")
-    _cpuset("cpuset_cpus", asked.cpuset_cpus, host.cpus)
-    _cpuset("cpuset_mems", asked.cpuset_mems, host.memory_nodes)
+    require_cpuset("resources.cpuset_cpus", asked.cpuset_cpus, host.cpus)
+    require_cpuset("resources.cpuset_mems", asked.cpuset_mems, host.memory_nodes)
     cpu = spec.CPU(
         shares=min(max(asked.cpu_shares, CPU_SHARES_MIN), CPU_SHARES_MAX) if asked.cpu_shares else None,
         quota=asked.cpu_quota or None,
@@ -78,15 +78,14 @@ def _cpu(asked: LinuxContainerResources, host: HostFacts) -> spec.CPU | None:
     return cpu if cpu != spec.CPU() else None
 
 
-def _cpuset(field: str, value: str, there: frozenset[int]) -> None:
+def require_cpuset(field: str, value: str, there: frozenset[int]) -> None:
+    """Raises `InvalidArgument` naming `field` where `value` is no list, or of what is not among `there`."""
     if value and not _CPU_LIST.fullmatch(value):
-        raise errors.InvalidArgument(f"resources.{field}: {value[:60]!r} is no list such as 0-3,7")
+        raise errors.InvalidArgument(f"{field}: {value[:60]!r} is no list such as 0-3,7")
     for part in value.split(",") if value and there else ():
         first, _, last = part.partition("-")
         if int(first) > int(last or first) or not {int(first), int(last or first)} <= there:
-            raise errors.InvalidArgument(
-                f"resources.{field}: {value[:60]!r}: this host has {min(there)} to {max(there)}"
-            )
+            raise errors.InvalidArgument(f"{field}: {value[:60]!r}: this host has {min(there)} to {max(there)}")
 
 
 def _hugepages(asked: LinuxContainerResources, host: HostFacts) -> tuple[spec.HugepageLimit, ...]:

@@ -19,6 +19,7 @@ from atoll.oci import spec
 ANNOTATION = "io.atoll.container/rlimits"
 UNLIMITED = (1 << 64) - 1
 _NAMES = {name.removeprefix("RLIMIT_").lower() for name in dir(resource) if name.startswith("RLIMIT_")}
+TYPES = frozenset(name for name in dir(resource) if name.startswith("RLIMIT_"))
 _LIMIT = re.compile(r"([a-z]+)=(\d{1,20}|unlimited)(?::(\d{1,20}|unlimited))?")
 
 

@@ -233,6 +233,20 @@ def test_unified_keys_need_the_second_version_of_cgroups(place: Place) -> None:
         pb.ContainerAdjustment(env=[pb.KeyValue(key="A=B", value="x")]),
         pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="\0")]),
         pb.ContainerAdjustment(mounts=[pb.Mount(destination="relative")]),
+        *(pb.ContainerAdjustment(mounts=[pb.Mount(destination=place)]) for place in ("/", "/m\0", "//")),
+        *(pb.ContainerAdjustment(hooks=pb.Hooks(prestart=[pb.Hook(path=path)])) for path in ("true", "/a\0")),
+        pb.ContainerAdjustment(rlimits=[pb.POSIXRlimit(type="RLIMIT_NOFILE", soft=7, hard=6)]),
+        pb.ContainerAdjustment(rlimits=[pb.POSIXRlimit(type="../x", soft=5, hard=6)]),
+        *(
+            pb.ContainerAdjustment(linux=pb.LinuxContainerAdjustment(sysctl={name: "1"}))
+            for name in ("kernel.panic", "net/../kernel/panic")
+        ),
+        pb.ContainerAdjustment(
+            linux=pb.LinuxContainerAdjustment(devices=[pb.LinuxDevice(path="/dev/x", type="c", major=-5)])
+        ),
+        pb.ContainerAdjustment(
+            linux=pb.LinuxContainerAdjustment(resources=pb.LinuxResources(cpu=pb.LinuxCPU(cpus="x")))
+        ),
         pb.ContainerAdjustment(annotations={bpf.ANNOTATION: "x"}),
         pb.ContainerAdjustment(linux=pb.LinuxContainerAdjustment(cgroups_path="/a/../../b")),
         pb.ContainerAdjustment(linux=pb.LinuxContainerAdjustment(devices=[pb.LinuxDevice(path="/dev/x", type="z")])),
