@@ -14,7 +14,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import Awaitable
 
 from atoll import errors
 from atoll.api import containerd_cgroups_v1_pb2 as cgroups_v1
@@ -35,7 +35,7 @@ from atoll.engine.paths import NAMESPACE
 from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.request import log_path
-from atoll.engine.together import Together
+from atoll.engine.together import Together, removing
 from atoll.image.model import Image
 from atoll.oci import spec as oci
 from atoll.oci.config import LinuxContainerResources, NamespaceMode
@@ -550,47 +550,18 @@ class Containers:
         if watches:
             await asyncio.wait(watches, timeout=KILL_TIMEOUT_S)
 
-    @contextlib.asynccontextmanager
-    async def removing_all(self, pod: Pod) -> AsyncGenerator[list[str]]:
+    def removing_all(self, pod: Pod) -> contextlib.AbstractAsyncContextManager[list[str]]:
         """Every container of a stopped pod, ready to go: inside, its caller makes the walk and the commit for all.
 
         Gives the owners that this walk is for. An error in there, or of a container that cannot go, keeps all of them.
         """
-        containers = self.list(pod.id)
-        together = Together(len(containers))
-        spawn = self._parts.owner.spawn
-        removals = [
-            spawn(self._remove_with(pod, one, together), name=f"container/{one.id}/remove with its pod")
-            for one in containers
-        ]
-        try:
-            if containers:
-                await together.all_here()
-            for removal in removals:
-                if removal.done() and (failure := removal.result()) is not None:
-                    raise failure
-            yield together.ready
-        except BaseException as error:
-            together.end(error)
-            raise
-        together.end()
-        for failure in await wait_all(list[Awaitable[errors.AtollError | None]](removals)):
-            if failure is not None:
-                raise failure
+        containers = {one.id: one for one in self.list(pod.id)}
 
-    async def _remove_with(self, pod: Pod, container: Container, together: Together) -> errors.AtollError | None:
-        """Remove one, or join who does; what it failed with."""
-        try:
-            await self._ends.run(
-                ("remove", container.id),
-                lambda: self._remove(pod, container, together),
-                name=f"container/{container.id}/remove",
-            )
-        except errors.AtollError as error:
-            return error
-        finally:
-            together.arrived(container.id)
-        return None
+        def remove(key: str, together: Together) -> Awaitable[None]:
+            name = f"container/{key}/remove"
+            return self._ends.run(("remove", key), lambda: self._remove(pod, containers[key], together), name=name)
+
+        return removing(self._parts.owner, list(containers), remove)
 
     async def _release(self, container_id: str) -> None:
         """The walk and the end of the record are one commit: a crash finds either the container or nothing."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from atoll import errors
+from atoll.concurrency import TaskOwner, wait_all
 
 
 class Together:
@@ -46,3 +49,45 @@ class Together:
             error = errors.Unavailable("the removal of its pod was stopped before it ended; try again")
         self._over.set_exception(error)
         self._over.exception()  # nobody may wait for it
+
+
+SETTLE_S = 1.0
+"""For those that were ready to say that they stay."""
+Removal = Callable[[str, Together], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def removing(owner: TaskOwner, keys: list[str], remove: Removal) -> AsyncGenerator[list[str]]:
+    """Have everything of `keys` ready to go; inside, the caller makes the one walk for those that it is given.
+
+    An error in there, or of one that cannot go, is what all of them fail with.
+    """
+    together = Together(len(keys))
+    removals = [owner.spawn(_removed(key, together, remove), name=f"removal of {key} with others") for key in keys]
+    try:
+        if keys:
+            await together.all_here()
+        for removal in removals:
+            if removal.done() and (failure := removal.result()) is not None:
+                raise failure
+        yield together.ready
+    except BaseException as error:
+        together.end(error)
+        if removals:
+            await asyncio.wait(removals, timeout=SETTLE_S)
+        raise
+    together.end()
+    for failure in await wait_all(list[Awaitable[errors.AtollError | None]](removals)):
+        if failure is not None:
+            raise failure
+
+
+async def _removed(key: str, together: Together, remove: Removal) -> errors.AtollError | None:
+    """Remove one, or join who does; what it failed with."""
+    try:
+        await remove(key, together)
+    except errors.AtollError as error:
+        return error
+    finally:
+        together.arrived(key)
+    return None

@@ -8,7 +8,7 @@ import pytest
 
 from atoll import errors
 from atoll.concurrency import TaskOwner
-from atoll.engine.together import Together
+from atoll.engine.together import Together, removing
 
 
 async def test_each_waits_for_the_walk_of_all() -> None:
@@ -50,3 +50,33 @@ async def test_a_walk_that_is_cancelled_leaves_something_to_try_again() -> None:
     together.end(asyncio.CancelledError())
     with pytest.raises(errors.Unavailable, match="try again"):
         await together.await_walk("a")
+
+
+async def test_what_cannot_go_keeps_the_others() -> None:
+    kept: list[str] = []
+
+    async def remove(key: str, together: Together) -> None:
+        if key == "b":
+            raise errors.FailedPrecondition("b stays")
+        try:
+            await together.await_walk(key)
+        except errors.FailedPrecondition:
+            kept.append(key)
+            raise
+
+    async with TaskOwner("removals") as owner:
+        with pytest.raises(errors.FailedPrecondition, match="b stays"):
+            async with removing(owner, ["a", "b"], remove):
+                pytest.fail("the walk was made")
+        async with removing(owner, [], remove) as none:
+            assert none == []
+    assert kept == ["a"]
+
+
+async def test_those_that_others_remove_are_not_for_the_walk() -> None:
+    async def remove(key: str, together: Together) -> None:
+        if key == "a":
+            await together.await_walk(key)
+
+    async with TaskOwner("removals") as owner, removing(owner, ["a", "b"], remove) as ready:
+        assert ready == ["a"]
