@@ -61,12 +61,13 @@ async def test_a_port_is_a_stream_and_a_port_of_this_host(pod: atoll.Pod) -> Non
         with pytest.raises(errors.Unavailable, match="port 81"):
             async with pod.forward(81):
                 pass
-        async with pod.listen(81) as listener:
+        told: list[errors.AtollError] = []
+        async with pod.listen(81, on_error=told.append) as listener:
             reader, writer = await asyncio.open_connection(listener.host, listener.port)
             assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()
-            assert isinstance(listener.last_error, errors.Unavailable)
+            assert [type(error) for error in told] == [errors.Unavailable]
 
 
 async def test_the_same_without_a_loop(pod: atoll.Pod, daemon: Daemon) -> None:

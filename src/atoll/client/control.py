@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Self
 
 from atoll import errors
 from atoll.api import atoll_control_v1_pb2 as pb
@@ -138,7 +136,7 @@ class Controlled:
 
 
 class Connection:
-    """A connection to a port of a pod; an async context manager that closes it."""
+    """A connection to a port of a pod; `aclose` closes it."""
 
     def __init__(self, connection: wire.Wire, pod_id: str, port: int) -> None:
         self._outbox = Outbox[pb.ConnectRequest]()
@@ -167,15 +165,6 @@ class Connection:
         """Close it; idempotent."""
         self._call.cancel()
         await self._outbox.end()
-
-    async def __aenter__(self) -> Self:
-        await self.opened()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 async def _led_by(first: pb.ConnectRequest, outbox: Outbox[pb.ConnectRequest]) -> AsyncIterator[pb.ConnectRequest]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from atoll.concurrency import TaskOwner
 READ_BYTES = 64 << 10
 MAX_CONNECTIONS = 256
 """Of one listener at a time; who comes then waits."""
+OnError = Callable[[errors.AtollError], None]
 
 
 class Forward:
@@ -86,7 +88,9 @@ async def _carried(connection: Connection, end: socket.socket) -> None:
 class Listener:
     """A port of this host whose connections lead to a port of a pod; it listens from `__aenter__` to `__aexit__`."""
 
-    def __init__(self, connection: Wire, pod_id: str, port: int, host: str, local_port: int) -> None:
+    def __init__(
+        self, connection: Wire, pod_id: str, port: int, host: str, local_port: int, on_error: OnError | None
+    ) -> None:
         self._wire = connection
         self._pod_id = pod_id
         self._pod_port = port
@@ -94,8 +98,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._tasks = TaskOwner("listener")
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
-        self.last_error: errors.AtollError | None = None
-        """Why the last connection that failed did."""
+        self._on_error = on_error
 
     @property
     def host(self) -> str:
@@ -133,7 +136,8 @@ class Listener:
                     writer.write(data)
                     await writer.drain()
         except errors.AtollError as error:
-            self.last_error = error
+            if self._on_error is not None:
+                self._on_error(error)
             writer.transport.abort()
         except OSError:
             writer.transport.abort()

@@ -12,8 +12,7 @@ from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import foreign, request, wire
 from atoll.client.container import CALL_TIMEOUT_S, Container
-from atoll.client.control import Connection
-from atoll.client.forwarding import Forward, Listener
+from atoll.client.forwarding import Forward, Listener, OnError
 from atoll.client.images import Images
 from atoll.client.leases import Lease
 from atoll.client.making import made_or_undone
@@ -160,20 +159,18 @@ class Pod:
                     inside.append(await container.status(verbose=verbose))
         return PodStatus.read(answer), tuple(inside)
 
-    def connect(self, port: int) -> Connection:
-        """A connection to a port on the pod's localhost: `async with pod.connect(80) as connection`."""
-        return Connection(self._wire, self.id, port)
-
     def forward(self, port: int) -> Forward:
-        """The same as a stream reader and writer: `async with pod.forward(80) as (reader, writer)`."""
+        """A connection to a port on the pod's localhost: `async with pod.forward(80) as (reader, writer)`."""
         return Forward(self._wire, self.id, port)
 
-    def listen(self, port: int, *, host: str = "127.0.0.1", local_port: int = 0) -> Listener:
+    def listen(
+        self, port: int, *, host: str = "127.0.0.1", local_port: int = 0, on_error: OnError | None = None
+    ) -> Listener:
         """A port of this host that leads to the pod's: `async with pod.listen(80) as listener`, then `listener.port`.
 
-        One is made up where `local_port` is 0.
+        One is made up where `local_port` is 0. `on_error` is told why a connection failed; the others go on.
         """
-        return Listener(self._wire, self.id, port, host, local_port)
+        return Listener(self._wire, self.id, port, host, local_port, on_error)
 
     async def phases(self) -> tuple[Phase, ...]:
         """Every step of the operations on this pod and its containers: how long, and what it waited on."""

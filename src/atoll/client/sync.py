@@ -25,7 +25,6 @@ from atoll.client.background import BackgroundProcess
 from atoll.client.branches import Cost, Snapshot
 from atoll.client.client import Client, connect
 from atoll.client.container import Container
-from atoll.client.control import Connection
 from atoll.client.files import Files
 from atoll.client.forwarding import Forward, Listener
 from atoll.client.leases import Lease
@@ -323,28 +322,6 @@ class SyncLease(Face[Lease]):
     end = _waits(Lease.end)
 
 
-class SyncConnection(Face[Connection]):
-    """A connection to a port of a pod; a context manager that closes it."""
-
-    opened = _waits(Connection.opened)
-    send = _waits(Connection.send)
-    end = _waits(Connection.end)
-    receive = _waits(Connection.receive)
-
-    def close(self) -> None:
-        """Close it; idempotent."""
-        self._run(self.inner.aclose())
-
-    def __enter__(self) -> Self:
-        self.opened()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class SyncForward(Face[Forward]):
     """One connection to a port of a pod, as a socket; leaving it closes both."""
 
@@ -381,11 +358,6 @@ class SyncListener(Face[Listener]):
         """The port of this host; 0 while it does not listen."""
         return self.inner.port
 
-    @property
-    def last_error(self) -> errors.AtollError | None:
-        """Why the last connection that failed did."""
-        return self.inner.last_error
-
     def close(self) -> None:
         """Listen no more and end what is connected; idempotent."""
         self._run(self.inner.aclose())
@@ -421,7 +393,6 @@ class SyncPod(Face[Pod]):
     create = _makes(Pod.create, SyncContainer)
     containers = _waits(Pod.containers)
     details = _waits(Pod.details)
-    connect = _opens(Pod.connect, SyncConnection)
     forward = _opens(Pod.forward, SyncForward)
     listen = _opens(Pod.listen, SyncListener)
     phases = _waits(Pod.phases)
