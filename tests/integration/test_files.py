@@ -12,7 +12,7 @@ import pytest
 
 import atoll
 from atoll import errors
-from atoll.client.files import FileChangeKind, FileChange, FileKind, TransferProgress
+from atoll.client.files import FileChange, FileChangeKind, FileKind, TransferProgress
 from tests.integration.conftest import Daemon
 
 pytestmark = pytest.mark.shared_daemon
