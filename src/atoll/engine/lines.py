@@ -8,7 +8,6 @@ from atoll.engine.pod import Pod
 from atoll.runtime.bootstrap import Bootstrap
 from atoll.runtime.shim import Shim
 from atoll.runtime.task import TaskClient
-from atoll.sandbox.controller import State
 
 
 async def connect(pod: Pod) -> None:
@@ -50,8 +49,8 @@ async def tasks_of(pod: Pod) -> TaskClient:
 
 async def is_gone(pod: Pod) -> bool:
     """Whether nobody serves the pod any more: certain, and for good. False where it cannot be asked now."""
-    if pod.instance is None and pod.state is State.UNKNOWN and not pod.ended.is_set:
-        return False  # nobody could be asked yet after a start
+    if pod.is_unasked and not pod.ended.is_set:
+        return False
     try:
         await shim_of(pod)
     except errors.Unavailable:

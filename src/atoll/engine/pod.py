@@ -40,6 +40,8 @@ class Pod:
     state: State = State.UNKNOWN
     reason: str = ""
     damage: str = ""
+    is_unasked: bool = False
+    """An earlier daemon's, whose sandboxer can be asked and has not answered yet."""
     """What of its record cannot be read; such a pod is served as UNKNOWN until it is removed."""
     instance: ControllerInstance | None = None
     attachment: Attachment | None = None

@@ -142,6 +142,7 @@ async def _ask_in_time(pods: Pods, pod: Pod) -> bool:
     try:
         controller = pods.controller(pod)
     except errors.FailedPrecondition as error:
+        pod.is_unasked = False
         pod.reason = pod.damage or str(error)
         log.warning("pod %s recovered as %s: %s", pod.id[:13], pod.state, pod.reason)
         return True  # no other answer for as long as this daemon lives
@@ -213,6 +214,7 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
         damage="; ".join(damage),
         attachment=attachment,
         netns_path=metadata.netns_path if entry is not None else "",
+        is_unasked=True,
         bundle=parts.paths.shims / sandbox.id,
     )
 
@@ -220,7 +222,9 @@ def _rebuild(parts: Parts, sandbox: Sandbox) -> Pod:
 async def _ask(pods: Pods, controller: Controller, pod: Pod) -> None:
     try:
         status = await controller.recover(pod.sandbox)
+        pod.is_unasked = False
     except errors.NotFound as error:
+        pod.is_unasked = False
         # Provably absent: a reboot, or a run that a crash cut short. Stop and remove take the rest away.
         pod.state = PodState.NOTREADY
         pod.reason = str(error)

@@ -167,7 +167,9 @@ def explain_command(error: errors.AtollError, command: str, cwd: str, where: str
     """
     said = error.message
     is_folder = f": mkdir {cwd}: " in said  # runc makes it where it is not there
-    if not isinstance(error, errors.Unknown) or not (is_folder or _COMMAND_AT_FAULT.search(said)):
+    if not (is_folder and isinstance(error, errors.InvalidArgument)) and not (
+        isinstance(error, errors.Unknown) and (is_folder or _COMMAND_AT_FAULT.search(said))
+    ):
         return error
     if is_folder or _CHDIR.search(said):
         return errors.NotFound(f"working folder {cwd!r}: cannot be entered in {where}; name a folder that is there")

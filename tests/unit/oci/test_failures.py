@@ -146,3 +146,13 @@ def test_a_command_at_fault_is_told_in_clear_words(said: str, kind: int, clear: 
 def test_what_is_no_fault_of_a_runtime_is_left_as_it_is() -> None:
     error = errors.Unavailable("exec: the shim went away, no such file or directory")
     assert explain_command(error, "x", "/", "image i") is error
+
+
+def test_a_working_folder_that_is_a_file_is_named_whatever_kind_of_error_it_came_as() -> None:
+    said = "container c: runc create c: mkdir /etc/passwd: not a directory"
+    for kind in (errors.Unknown, errors.InvalidArgument):
+        explained = explain_command(kind(said), "true", "/etc/passwd", "image i")
+        assert isinstance(explained, errors.NotFound)
+        assert "working folder '/etc/passwd'" in str(explained)
+    other = errors.InvalidArgument("container c: runc create c: mkdir /data: not a directory")
+    assert explain_command(other, "true", "/etc/passwd", "image i") is other
