@@ -78,14 +78,19 @@ def test_many_exits_at_once_are_all_right(cri: CRI, pod: str) -> None:
     assert [cri.wait(one).code for one in containers] == list(range(12))
 
 
-def test_memory_that_runs_out_is_told_as_oomkilled(cri: CRI, pod: str) -> None:
-    config = cri.container_config("/bin/sh", "-c", "exec tail -c 67108864 /dev/zero")
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("exec tail -c 67108864 /dev/zero", 137), ("tail -c 67108864 /dev/zero; exit 3", 3)],
+    ids=["itself", "a child"],
+)
+def test_memory_that_runs_out_is_told_as_oomkilled(cri: CRI, pod: str, script: str, code: int) -> None:
+    config = cri.container_config("/bin/sh", "-c", script)
     config.linux.resources.memory_limit_in_bytes = 16 * MIB
     container = cri.create(pod, config)
     cri.start(container)
     assert cri.wait(container).cause == own.Exit.OOM_KILLED
     status = cri.status(container)
-    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert (status.exit_code, status.reason) == (code, "OOMKilled")
 
 
 def test_the_stop_signal_comes_first_and_sigkill_after_the_grace(cri: CRI, pod: str) -> None:

@@ -53,7 +53,6 @@ ASK_AGAIN_S = 1.0
 """Pause between questions to a shim that lives and does not answer."""
 NO_CREATE = "no container can be made in it"
 NO_START = "nothing can be started in it"
-SIGKILLED = 128 + signal.SIGKILL
 
 
 class Containers:
@@ -357,8 +356,8 @@ class Containers:
         """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""
         await self._parts.drivers.of(pod).drain(pod, container)
         reason = ""
-        if end.exit_status == SIGKILLED and await self._was_oom_killed(pod, container):
-            reason = "OOMKilled"
+        if end.exit_status != 0 and await self._was_oom_killed(pod, container):
+            reason = "OOMKilled"  # also where only a child was killed, and what waited for it gave up
         at = int(end.exited_at.timestamp() * 1e9)
         is_written = await self._exits.tell(
             container,
