@@ -82,21 +82,15 @@ def ls(as_json: AsJson = False, quiet: Quiet = False, socket: Socket = None) -> 
 def rm(names: Names, socket: Socket = None) -> None:
     """Remove snapshots that nothing rests on."""
 
-    async def work(client: Client) -> int:
-        from atoll import errors
-        from atoll.cli.outcome import say
+    async def remove(client: Client) -> int:
+        from atoll.cli.work import each
 
-        code = 0
-        for name in names:
-            try:
-                await (await client.snapshot(name)).remove()
-                print(name)
-            except errors.AtollError as error:
-                say(str(error))
-                code = 125
-        return code
+        async def one(name: str) -> None:
+            await (await client.snapshot(name)).remove()
 
-    ask(socket, work)
+        return await each(names, one)
+
+    ask(socket, remove)
 
 
 @snapshot.command("prune")

@@ -134,21 +134,15 @@ def drain(name: PoolName, socket: Socket = None) -> None:
 def rm(names: PoolNames, socket: Socket = None) -> None:
     """Remove pools with their members; what was handed out lives on."""
 
-    async def work(client: Client) -> int:
-        from atoll import errors
-        from atoll.cli.outcome import say
+    async def remove(client: Client) -> int:
+        from atoll.cli.work import each
 
-        code = 0
-        for name in names:
-            try:
-                await (await client.pool(name)).delete()
-                print(name)
-            except errors.AtollError as error:
-                say(str(error))
-                code = 125
-        return code
+        async def one(name: str) -> None:
+            await (await client.pool(name)).delete()
 
-    ask(socket, work)
+        return await each(names, one)
+
+    ask(socket, remove)
 
 
 def _variables(given: list[str]) -> dict[str, str]:
