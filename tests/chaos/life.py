@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class World:
 
 
 @dataclass(slots=True)
-class Life:
+class Life(ABC):
     """Something that is made, used and taken away by a client that tries again; `name` is unique."""
 
     ABOUT: ClassVar[str] = ""
@@ -83,12 +84,13 @@ class Life:
                 return
         raise AssertionError(f"{self.name}: one after another was lost: {self.failures}")
 
+    @abstractmethod
     def lead_once(self) -> None:
-        raise NotImplementedError
+        """One attempt at the whole life."""
 
+    @abstractmethod
     def remove(self) -> None:
         """Take away what this attempt has made, as far as it came."""
-        raise NotImplementedError
 
     def tried(self, step: Callable[[], T]) -> T:
         deadline = time.monotonic() + WITHIN_S
