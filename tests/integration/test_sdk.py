@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 
 import grpc
@@ -13,6 +14,7 @@ import pytest
 import atoll
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as pb
+from atoll.concurrency import wait_all
 from tests.integration.conftest import Daemon
 
 pytestmark = pytest.mark.shared_daemon
@@ -175,6 +177,48 @@ async def test_stop_is_polite_and_idempotent(pod: atoll.Pod) -> None:
     await container.stop(timeout=10)
     assert (await container.wait()).code == 7
     assert [line.text async for line in container.logs()] == ["bye"]
+
+
+async def test_a_restart_is_the_same_container_with_its_files_and_log(client: atoll.Client, pod: atoll.Pod) -> None:
+    script = "echo up $(cat /kept 2>/dev/null); trap 'exit 7' TERM; while :; do sleep 0.05; done"
+    container = await pod.run(IMAGE, ["sh", "-c", script], name="server", memory="64MiB")
+    await container.files.write("/kept", "kept")
+    await container.update(memory="48MiB")
+    side = await container.spawn(["sleep", "1000"], name="side")
+    first = await container.status()
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(container.wait())
+        await container.exec(["true"])
+        await container.restart(timeout=20)
+    assert waiting.result().code == 7
+    again = await container.status()
+    assert (again.id, again.state, again.created_at) == (first.id, atoll.ContainerState.RUNNING, first.created_at)
+    assert first.started_at is not None
+    assert again.started_at is not None
+    assert again.started_at > first.started_at
+    assert (await side.wait(timeout=20)).cause is atoll.Cause.SIGNAL
+    [usage] = (await client.stats([pod.id]))[0].containers
+    assert usage.memory_limit_bytes == 48 << 20
+    assert (await container.exec(["cat", "/kept"])).text == "kept"
+    while [line.text async for line in container.logs()] != ["up", "up kept"]:
+        pass
+    await container.kill(signal.SIGKILL)
+    assert (await container.wait(timeout=20)).code == 137
+    await wait_all([container.restart() for _ in range(3)])  # one that has ended is started, once
+    while (texts := [line.text async for line in container.logs()]) != ["up", "up kept", "up kept"]:
+        assert len(texts) < 3
+
+
+async def test_a_restart_that_cannot_start_is_told_and_tried_again(pod: atoll.Pod) -> None:
+    container = await pod.create(atoll.ContainerOptions(image=IMAGE, command=["/program"]))
+    with pytest.raises(atoll.CommandFailed):
+        await container.restart()
+    await container.files.write("/program", "#!/bin/sh\nexec sleep 1000\n", mode=0o755)
+    await container.restart()
+    assert (await container.exec(["true"])).ok
+    await pod.stop()
+    with pytest.raises(errors.FailedPrecondition):
+        await container.restart()
 
 
 async def test_one_name_is_one_pod(client: atoll.Client) -> None:

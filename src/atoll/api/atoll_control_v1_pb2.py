@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atoll/api/atoll_control_v1.proto\x12\x10\x61toll.control.v1\"$\n\x0cPauseRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"%\n\rResumeRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"B\n\rSignalRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\r\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\x10\n\x0eSignalResponse\"(\n\x10ProcessesRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x87\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06parent\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0b\n\x03\x63pu\x18\x05 \x01(\x04\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x12\n\nstarted_at\x18\x07 \x01(\x03\x12\x0f\n\x07\x63ommand\x18\x08 \x01(\t\"A\n\x11ProcessesResponse\x12,\n\tprocesses\x18\x01 \x03(\x0b\x32\x19.atoll.control.v1.Process\",\n\x0c\x43onnectStart\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"k\n\x0e\x43onnectRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.atoll.control.v1.ConnectStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\r\n\x03\x65nd\x18\x03 \x01(\x08H\x00\x42\t\n\x07message\"A\n\x0f\x43onnectResponse\x12\x13\n\tconnected\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\".\n\rEventsRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"q\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06pod_id\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x05 \x01(\t\x12\n\n\x02\x61t\x18\x06 \x01(\x03\x32\xdd\x03\n\x07\x43ontrol\x12H\n\x05Pause\x12\x1e.atoll.control.v1.PauseRequest\x1a\x1f.atoll.control.v1.PauseResponse\x12K\n\x06Resume\x12\x1f.atoll.control.v1.ResumeRequest\x1a .atoll.control.v1.ResumeResponse\x12K\n\x06Signal\x12\x1f.atoll.control.v1.SignalRequest\x1a .atoll.control.v1.SignalResponse\x12T\n\tProcesses\x12\".atoll.control.v1.ProcessesRequest\x1a#.atoll.control.v1.ProcessesResponse\x12R\n\x07\x43onnect\x12 .atoll.control.v1.ConnectRequest\x1a!.atoll.control.v1.ConnectResponse(\x01\x30\x01\x12\x44\n\x06\x45vents\x12\x1f.atoll.control.v1.EventsRequest\x1a\x17.atoll.control.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atoll/api/atoll_control_v1.proto\x12\x10\x61toll.control.v1\"$\n\x0cPauseRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"%\n\rResumeRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"9\n\x0eRestartRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"\x11\n\x0fRestartResponse\"B\n\rSignalRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\r\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\x10\n\x0eSignalResponse\"(\n\x10ProcessesRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x87\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06parent\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0b\n\x03\x63pu\x18\x05 \x01(\x04\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x12\n\nstarted_at\x18\x07 \x01(\x03\x12\x0f\n\x07\x63ommand\x18\x08 \x01(\t\"A\n\x11ProcessesResponse\x12,\n\tprocesses\x18\x01 \x03(\x0b\x32\x19.atoll.control.v1.Process\",\n\x0c\x43onnectStart\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"k\n\x0e\x43onnectRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.atoll.control.v1.ConnectStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\r\n\x03\x65nd\x18\x03 \x01(\x08H\x00\x42\t\n\x07message\"A\n\x0f\x43onnectResponse\x12\x13\n\tconnected\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\".\n\rEventsRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"q\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06pod_id\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x05 \x01(\t\x12\n\n\x02\x61t\x18\x06 \x01(\x03\x32\xad\x04\n\x07\x43ontrol\x12H\n\x05Pause\x12\x1e.atoll.control.v1.PauseRequest\x1a\x1f.atoll.control.v1.PauseResponse\x12K\n\x06Resume\x12\x1f.atoll.control.v1.ResumeRequest\x1a .atoll.control.v1.ResumeResponse\x12N\n\x07Restart\x12 .atoll.control.v1.RestartRequest\x1a!.atoll.control.v1.RestartResponse\x12K\n\x06Signal\x12\x1f.atoll.control.v1.SignalRequest\x1a .atoll.control.v1.SignalResponse\x12T\n\tProcesses\x12\".atoll.control.v1.ProcessesRequest\x1a#.atoll.control.v1.ProcessesResponse\x12R\n\x07\x43onnect\x12 .atoll.control.v1.ConnectRequest\x1a!.atoll.control.v1.ConnectResponse(\x01\x30\x01\x12\x44\n\x06\x45vents\x12\x1f.atoll.control.v1.EventsRequest\x1a\x17.atoll.control.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +39,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEREQUEST']._serialized_end=146
   _globals['_RESUMERESPONSE']._serialized_start=148
   _globals['_RESUMERESPONSE']._serialized_end=164
-  _globals['_SIGNALREQUEST']._serialized_start=166
-  _globals['_SIGNALREQUEST']._serialized_end=232
-  _globals['_SIGNALRESPONSE']._serialized_start=234
-  _globals['_SIGNALRESPONSE']._serialized_end=250
-  _globals['_PROCESSESREQUEST']._serialized_start=252
-  _globals['_PROCESSESREQUEST']._serialized_end=292
-  _globals['_PROCESS']._serialized_start=295
-  _globals['_PROCESS']._serialized_end=430
-  _globals['_PROCESSESRESPONSE']._serialized_start=432
-  _globals['_PROCESSESRESPONSE']._serialized_end=497
-  _globals['_CONNECTSTART']._serialized_start=499
-  _globals['_CONNECTSTART']._serialized_end=543
-  _globals['_CONNECTREQUEST']._serialized_start=545
-  _globals['_CONNECTREQUEST']._serialized_end=652
-  _globals['_CONNECTRESPONSE']._serialized_start=654
-  _globals['_CONNECTRESPONSE']._serialized_end=719
-  _globals['_EVENTSREQUEST']._serialized_start=721
-  _globals['_EVENTSREQUEST']._serialized_end=767
-  _globals['_EVENT']._serialized_start=769
-  _globals['_EVENT']._serialized_end=882
-  _globals['_CONTROL']._serialized_start=885
-  _globals['_CONTROL']._serialized_end=1362
+  _globals['_RESTARTREQUEST']._serialized_start=166
+  _globals['_RESTARTREQUEST']._serialized_end=223
+  _globals['_RESTARTRESPONSE']._serialized_start=225
+  _globals['_RESTARTRESPONSE']._serialized_end=242
+  _globals['_SIGNALREQUEST']._serialized_start=244
+  _globals['_SIGNALREQUEST']._serialized_end=310
+  _globals['_SIGNALRESPONSE']._serialized_start=312
+  _globals['_SIGNALRESPONSE']._serialized_end=328
+  _globals['_PROCESSESREQUEST']._serialized_start=330
+  _globals['_PROCESSESREQUEST']._serialized_end=370
+  _globals['_PROCESS']._serialized_start=373
+  _globals['_PROCESS']._serialized_end=508
+  _globals['_PROCESSESRESPONSE']._serialized_start=510
+  _globals['_PROCESSESRESPONSE']._serialized_end=575
+  _globals['_CONNECTSTART']._serialized_start=577
+  _globals['_CONNECTSTART']._serialized_end=621
+  _globals['_CONNECTREQUEST']._serialized_start=623
+  _globals['_CONNECTREQUEST']._serialized_end=730
+  _globals['_CONNECTRESPONSE']._serialized_start=732
+  _globals['_CONNECTRESPONSE']._serialized_end=797
+  _globals['_EVENTSREQUEST']._serialized_start=799
+  _globals['_EVENTSREQUEST']._serialized_end=845
+  _globals['_EVENT']._serialized_start=847
+  _globals['_EVENT']._serialized_end=960
+  _globals['_CONTROL']._serialized_start=963
+  _globals['_CONTROL']._serialized_end=1520
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,18 @@ class ResumeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class RestartRequest(_message.Message):
+    __slots__ = ("container_id", "timeout_s")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    timeout_s: float
+    def __init__(self, container_id: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class RestartResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class SignalRequest(_message.Message):
     __slots__ = ("container_id", "signal", "all")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61toll/api/atoll_v1.proto\x12\x08\x61toll.v1\"\r\n\x0bInfoRequest\"\xba\x01\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x0c\n\x04pods\x18\x07 \x01(\r\x12\x12\n\ncontainers\x18\x08 \x01(\r\x12\r\n\x05\x64\x65\x62ts\x18\t \x01(\r\x12\x18\n\x10runtime_handlers\x18\n \x03(\t\"-\n\x0cTerminalSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xb7\x01\n\tExecStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x0b\n\x03\x65nv\x18\x03 \x03(\t\x12\x13\n\x0bworking_dir\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x0b\n\x03tty\x18\x06 \x01(\x08\x12\r\n\x05stdin\x18\x07 \x01(\x08\x12\x11\n\ttimeout_s\x18\x08 \x01(\x01\x12$\n\x04size\x18\t \x01(\x0b\x32\x16.atoll.v1.TerminalSize\"\xa2\x01\n\x0b\x45xecRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x13.atoll.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0b\x63lose_stdin\x18\x03 \x01(\x08H\x00\x12(\n\x06resize\x18\x04 \x01(\x0b\x32\x16.atoll.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x42\t\n\x07message\"2\n\x0b\x41ttachStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05stdin\x18\x02 \x01(\x08\"\x94\x01\n\rAttachRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.atoll.v1.AttachStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0b\x63lose_stdin\x18\x03 \x01(\x08H\x00\x12(\n\x06resize\x18\x04 \x01(\x0b\x32\x16.atoll.v1.TerminalSizeH\x00\x42\t\n\x07message\"\xca\x01\n\x04\x45xit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12#\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x14.atoll.v1.Exit.Cause\x12\x11\n\texited_at\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"[\n\x05\x43\x61use\x12\n\n\x06\x45XITED\x10\x00\x12\r\n\tSIGNALLED\x10\x01\x12\x0e\n\nOOM_KILLED\x10\x02\x12\r\n\tTIMED_OUT\x10\x03\x12\x0b\n\x07UNKNOWN\x10\x04\x12\x0b\n\x07SECCOMP\x10\x05\"\x87\x01\n\x0c\x45xecResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.atoll.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x1e\n\x04\x65xit\x18\x04 \x01(\x0b\x32\x0e.atoll.v1.ExitH\x00\x42\t\n\x07message\"\x1a\n\x0b\x45xecStarted\x12\x0b\n\x03pid\x18\x01 \x01(\r\"P\n\x0bLogsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x0c\n\x04tail\x18\x03 \x01(\x03\x12\r\n\x05since\x18\x04 \x01(\x03\"0\n\x0cLogsResponse\x12 \n\x05lines\x18\x01 \x03(\x0b\x32\x11.atoll.v1.LogLine\"\x85\x01\n\x07LogLine\x12(\n\x06stream\x18\x01 \x01(\x0e\x32\x18.atoll.v1.LogLine.Stream\x12\x0c\n\x04time\x18\x02 \x01(\x03\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x0f\n\x07partial\x18\x04 \x01(\x08\" \n\x06Stream\x12\n\n\x06STDOUT\x10\x00\x12\n\n\x06STDERR\x10\x01\"#\n\x0bWaitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\",\n\x0cWaitResponse\x12\x1c\n\x04\x65xit\x18\x01 \x01(\x0b\x32\x0e.atoll.v1.Exit\"D\n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\"Z\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rcurrent_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"I\n\x0cPullResponse\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.atoll.v1.LayerProgress\x12\x10\n\x08image_id\x18\x02 \x01(\t\"0\n\rImportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\"u\n\x0eImportResponse\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.atoll.v1.ImportResponse.Imported\x1a\x30\n\x08Imported\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x12\n\nreferences\x18\x02 \x03(\t\"\x1f\n\rPhasesRequest\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\"\x80\x01\n\x05Phase\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x10\n\x08\x64uration\x18\x05 \x01(\x03\x12\x10\n\x08waits_on\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"1\n\x0ePhasesResponse\x12\x1f\n\x06phases\x18\x01 \x03(\x0b\x32\x0f.atoll.v1.Phase\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"u\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\x12\x10\n\x08repaired\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"D\n\x0c\x46sckResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.atoll.v1.Finding\x12\x0f\n\x07\x63hecked\x18\x02 \x01(\r\"$\n\x0e\x41\x62\x61ndonRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x1f\n\x0f\x41\x62\x61ndonResponse\x12\x0c\n\x04owed\x18\x01 \x03(\t\"\x0f\n\rReloadRequest\"@\n\x0eReloadResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x03(\t\x12\x0f\n\x07waiting\x18\x03 \x03(\t2\x91\x05\n\x07Runtime\x12\x35\n\x04Info\x12\x15.atoll.v1.InfoRequest\x1a\x16.atoll.v1.InfoResponse\x12\x39\n\x04\x45xec\x12\x15.atoll.v1.ExecRequest\x1a\x16.atoll.v1.ExecResponse(\x01\x30\x01\x12=\n\x06\x41ttach\x12\x17.atoll.v1.AttachRequest\x1a\x16.atoll.v1.ExecResponse(\x01\x30\x01\x12\x37\n\x04Logs\x12\x15.atoll.v1.LogsRequest\x1a\x16.atoll.v1.LogsResponse0\x01\x12\x35\n\x04Wait\x12\x15.atoll.v1.WaitRequest\x1a\x16.atoll.v1.WaitResponse\x12\x37\n\x04Pull\x12\x15.atoll.v1.PullRequest\x1a\x16.atoll.v1.PullResponse0\x01\x12;\n\x06Import\x12\x17.atoll.v1.ImportRequest\x1a\x18.atoll.v1.ImportResponse\x12;\n\x06Phases\x12\x17.atoll.v1.PhasesRequest\x1a\x18.atoll.v1.PhasesResponse\x12\x35\n\x04\x46sck\x12\x15.atoll.v1.FsckRequest\x1a\x16.atoll.v1.FsckResponse\x12>\n\x07\x41\x62\x61ndon\x12\x18.atoll.v1.AbandonRequest\x1a\x19.atoll.v1.AbandonResponse\x12;\n\x06Reload\x12\x17.atoll.v1.ReloadRequest\x1a\x18.atoll.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61toll/api/atoll_v1.proto\x12\x08\x61toll.v1\"\r\n\x0bInfoRequest\"\xba\x01\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x0c\n\x04pods\x18\x07 \x01(\r\x12\x12\n\ncontainers\x18\x08 \x01(\r\x12\r\n\x05\x64\x65\x62ts\x18\t \x01(\r\x12\x18\n\x10runtime_handlers\x18\n \x03(\t\"-\n\x0cTerminalSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xb7\x01\n\tExecStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x0b\n\x03\x65nv\x18\x03 \x03(\t\x12\x13\n\x0bworking_dir\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x0b\n\x03tty\x18\x06 \x01(\x08\x12\r\n\x05stdin\x18\x07 \x01(\x08\x12\x11\n\ttimeout_s\x18\x08 \x01(\x01\x12$\n\x04size\x18\t \x01(\x0b\x32\x16.atoll.v1.TerminalSize\"\xa2\x01\n\x0b\x45xecRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x13.atoll.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0b\x63lose_stdin\x18\x03 \x01(\x08H\x00\x12(\n\x06resize\x18\x04 \x01(\x0b\x32\x16.atoll.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x42\t\n\x07message\"2\n\x0b\x41ttachStart\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05stdin\x18\x02 \x01(\x08\"\x94\x01\n\rAttachRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.atoll.v1.AttachStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0b\x63lose_stdin\x18\x03 \x01(\x08H\x00\x12(\n\x06resize\x18\x04 \x01(\x0b\x32\x16.atoll.v1.TerminalSizeH\x00\x42\t\n\x07message\"\xca\x01\n\x04\x45xit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12#\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x14.atoll.v1.Exit.Cause\x12\x11\n\texited_at\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"[\n\x05\x43\x61use\x12\n\n\x06\x45XITED\x10\x00\x12\r\n\tSIGNALLED\x10\x01\x12\x0e\n\nOOM_KILLED\x10\x02\x12\r\n\tTIMED_OUT\x10\x03\x12\x0b\n\x07UNKNOWN\x10\x04\x12\x0b\n\x07SECCOMP\x10\x05\"\x87\x01\n\x0c\x45xecResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.atoll.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x1e\n\x04\x65xit\x18\x04 \x01(\x0b\x32\x0e.atoll.v1.ExitH\x00\x42\t\n\x07message\"\x1a\n\x0b\x45xecStarted\x12\x0b\n\x03pid\x18\x01 \x01(\r\"P\n\x0bLogsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x0c\n\x04tail\x18\x03 \x01(\x03\x12\r\n\x05since\x18\x04 \x01(\x03\"\x1d\n\x0cLogsResponse\x12\r\n\x05\x62lock\x18\x01 \x01(\x0c\"#\n\x0bWaitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\",\n\x0cWaitResponse\x12\x1c\n\x04\x65xit\x18\x01 \x01(\x0b\x32\x0e.atoll.v1.Exit\"D\n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\"Z\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rcurrent_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"I\n\x0cPullResponse\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.atoll.v1.LayerProgress\x12\x10\n\x08image_id\x18\x02 \x01(\t\"0\n\rImportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\"u\n\x0eImportResponse\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.atoll.v1.ImportResponse.Imported\x1a\x30\n\x08Imported\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x12\n\nreferences\x18\x02 \x03(\t\"\x1f\n\rPhasesRequest\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\"\x80\x01\n\x05Phase\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x10\n\x08\x64uration\x18\x05 \x01(\x03\x12\x10\n\x08waits_on\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"1\n\x0ePhasesResponse\x12\x1f\n\x06phases\x18\x01 \x03(\x0b\x32\x0f.atoll.v1.Phase\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"u\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\x12\x10\n\x08repaired\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"D\n\x0c\x46sckResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.atoll.v1.Finding\x12\x0f\n\x07\x63hecked\x18\x02 \x01(\r\"$\n\x0e\x41\x62\x61ndonRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x1f\n\x0f\x41\x62\x61ndonResponse\x12\x0c\n\x04owed\x18\x01 \x03(\t\"\x0f\n\rReloadRequest\"@\n\x0eReloadResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x03(\t\x12\x0f\n\x07waiting\x18\x03 \x03(\t2\x91\x05\n\x07Runtime\x12\x35\n\x04Info\x12\x15.atoll.v1.InfoRequest\x1a\x16.atoll.v1.InfoResponse\x12\x39\n\x04\x45xec\x12\x15.atoll.v1.ExecRequest\x1a\x16.atoll.v1.ExecResponse(\x01\x30\x01\x12=\n\x06\x41ttach\x12\x17.atoll.v1.AttachRequest\x1a\x16.atoll.v1.ExecResponse(\x01\x30\x01\x12\x37\n\x04Logs\x12\x15.atoll.v1.LogsRequest\x1a\x16.atoll.v1.LogsResponse0\x01\x12\x35\n\x04Wait\x12\x15.atoll.v1.WaitRequest\x1a\x16.atoll.v1.WaitResponse\x12\x37\n\x04Pull\x12\x15.atoll.v1.PullRequest\x1a\x16.atoll.v1.PullResponse0\x01\x12;\n\x06Import\x12\x17.atoll.v1.ImportRequest\x1a\x18.atoll.v1.ImportResponse\x12;\n\x06Phases\x12\x17.atoll.v1.PhasesRequest\x1a\x18.atoll.v1.PhasesResponse\x12\x35\n\x04\x46sck\x12\x15.atoll.v1.FsckRequest\x1a\x16.atoll.v1.FsckResponse\x12>\n\x07\x41\x62\x61ndon\x12\x18.atoll.v1.AbandonRequest\x1a\x19.atoll.v1.AbandonResponse\x12;\n\x06Reload\x12\x17.atoll.v1.ReloadRequest\x1a\x18.atoll.v1.ReloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,47 +56,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGSREQUEST']._serialized_start=1214
   _globals['_LOGSREQUEST']._serialized_end=1294
   _globals['_LOGSRESPONSE']._serialized_start=1296
-  _globals['_LOGSRESPONSE']._serialized_end=1344
-  _globals['_LOGLINE']._serialized_start=1347
-  _globals['_LOGLINE']._serialized_end=1480
-  _globals['_LOGLINE_STREAM']._serialized_start=1448
-  _globals['_LOGLINE_STREAM']._serialized_end=1480
-  _globals['_WAITREQUEST']._serialized_start=1482
-  _globals['_WAITREQUEST']._serialized_end=1517
-  _globals['_WAITRESPONSE']._serialized_start=1519
-  _globals['_WAITRESPONSE']._serialized_end=1563
-  _globals['_PULLREQUEST']._serialized_start=1565
-  _globals['_PULLREQUEST']._serialized_end=1633
-  _globals['_LAYERPROGRESS']._serialized_start=1635
-  _globals['_LAYERPROGRESS']._serialized_end=1725
-  _globals['_PULLRESPONSE']._serialized_start=1727
-  _globals['_PULLRESPONSE']._serialized_end=1800
-  _globals['_IMPORTREQUEST']._serialized_start=1802
-  _globals['_IMPORTREQUEST']._serialized_end=1850
-  _globals['_IMPORTRESPONSE']._serialized_start=1852
-  _globals['_IMPORTRESPONSE']._serialized_end=1969
-  _globals['_IMPORTRESPONSE_IMPORTED']._serialized_start=1921
-  _globals['_IMPORTRESPONSE_IMPORTED']._serialized_end=1969
-  _globals['_PHASESREQUEST']._serialized_start=1971
-  _globals['_PHASESREQUEST']._serialized_end=2002
-  _globals['_PHASE']._serialized_start=2005
-  _globals['_PHASE']._serialized_end=2133
-  _globals['_PHASESRESPONSE']._serialized_start=2135
-  _globals['_PHASESRESPONSE']._serialized_end=2184
-  _globals['_FSCKREQUEST']._serialized_start=2186
-  _globals['_FSCKREQUEST']._serialized_end=2215
-  _globals['_FINDING']._serialized_start=2217
-  _globals['_FINDING']._serialized_end=2334
-  _globals['_FSCKRESPONSE']._serialized_start=2336
-  _globals['_FSCKRESPONSE']._serialized_end=2404
-  _globals['_ABANDONREQUEST']._serialized_start=2406
-  _globals['_ABANDONREQUEST']._serialized_end=2442
-  _globals['_ABANDONRESPONSE']._serialized_start=2444
-  _globals['_ABANDONRESPONSE']._serialized_end=2475
-  _globals['_RELOADREQUEST']._serialized_start=2477
-  _globals['_RELOADREQUEST']._serialized_end=2492
-  _globals['_RELOADRESPONSE']._serialized_start=2494
-  _globals['_RELOADRESPONSE']._serialized_end=2558
-  _globals['_RUNTIME']._serialized_start=2561
-  _globals['_RUNTIME']._serialized_end=3218
+  _globals['_LOGSRESPONSE']._serialized_end=1325
+  _globals['_WAITREQUEST']._serialized_start=1327
+  _globals['_WAITREQUEST']._serialized_end=1362
+  _globals['_WAITRESPONSE']._serialized_start=1364
+  _globals['_WAITRESPONSE']._serialized_end=1408
+  _globals['_PULLREQUEST']._serialized_start=1410
+  _globals['_PULLREQUEST']._serialized_end=1478
+  _globals['_LAYERPROGRESS']._serialized_start=1480
+  _globals['_LAYERPROGRESS']._serialized_end=1570
+  _globals['_PULLRESPONSE']._serialized_start=1572
+  _globals['_PULLRESPONSE']._serialized_end=1645
+  _globals['_IMPORTREQUEST']._serialized_start=1647
+  _globals['_IMPORTREQUEST']._serialized_end=1695
+  _globals['_IMPORTRESPONSE']._serialized_start=1697
+  _globals['_IMPORTRESPONSE']._serialized_end=1814
+  _globals['_IMPORTRESPONSE_IMPORTED']._serialized_start=1766
+  _globals['_IMPORTRESPONSE_IMPORTED']._serialized_end=1814
+  _globals['_PHASESREQUEST']._serialized_start=1816
+  _globals['_PHASESREQUEST']._serialized_end=1847
+  _globals['_PHASE']._serialized_start=1850
+  _globals['_PHASE']._serialized_end=1978
+  _globals['_PHASESRESPONSE']._serialized_start=1980
+  _globals['_PHASESRESPONSE']._serialized_end=2029
+  _globals['_FSCKREQUEST']._serialized_start=2031
+  _globals['_FSCKREQUEST']._serialized_end=2060
+  _globals['_FINDING']._serialized_start=2062
+  _globals['_FINDING']._serialized_end=2179
+  _globals['_FSCKRESPONSE']._serialized_start=2181
+  _globals['_FSCKRESPONSE']._serialized_end=2249
+  _globals['_ABANDONREQUEST']._serialized_start=2251
+  _globals['_ABANDONREQUEST']._serialized_end=2287
+  _globals['_ABANDONRESPONSE']._serialized_start=2289
+  _globals['_ABANDONRESPONSE']._serialized_end=2320
+  _globals['_RELOADREQUEST']._serialized_start=2322
+  _globals['_RELOADREQUEST']._serialized_end=2337
+  _globals['_RELOADRESPONSE']._serialized_start=2339
+  _globals['_RELOADRESPONSE']._serialized_end=2403
+  _globals['_RUNTIME']._serialized_start=2406
+  _globals['_RUNTIME']._serialized_end=3063
 # @@protoc_insertion_point(module_scope)

@@ -158,28 +158,10 @@ class LogsRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ..., follow: _Optional[bool] = ..., tail: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
 
 class LogsResponse(_message.Message):
-    __slots__ = ("lines",)
-    LINES_FIELD_NUMBER: _ClassVar[int]
-    lines: _containers.RepeatedCompositeFieldContainer[LogLine]
-    def __init__(self, lines: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
-
-class LogLine(_message.Message):
-    __slots__ = ("stream", "time", "content", "partial")
-    class Stream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        STDOUT: _ClassVar[LogLine.Stream]
-        STDERR: _ClassVar[LogLine.Stream]
-    STDOUT: LogLine.Stream
-    STDERR: LogLine.Stream
-    STREAM_FIELD_NUMBER: _ClassVar[int]
-    TIME_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
-    PARTIAL_FIELD_NUMBER: _ClassVar[int]
-    stream: LogLine.Stream
-    time: int
-    content: bytes
-    partial: bool
-    def __init__(self, stream: _Optional[_Union[LogLine.Stream, str]] = ..., time: _Optional[int] = ..., content: _Optional[bytes] = ..., partial: _Optional[bool] = ...) -> None: ...
+    __slots__ = ("block",)
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    block: bytes
+    def __init__(self, block: _Optional[bytes] = ...) -> None: ...
 
 class WaitRequest(_message.Message):
     __slots__ = ("container_id",)

@@ -7,12 +7,13 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
-from atoll import errors
+from atoll import crilog, errors
+from atoll.api import atoll_control_v1_pb2 as control_pb
 from atoll.api import atoll_processes_v1_pb2 as processes_pb
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import branches as branching
-from atoll.client import foreign, request, wire
+from atoll.client import control, foreign, request, wire
 from atoll.client.background import BackgroundProcess, ProcessStatus
 from atoll.client.branches import CommitOptions, DiffEntry, Identified, Snapshot
 from atoll.client.control import Controlled
@@ -225,9 +226,8 @@ class Container(Controlled):
         answers = self._wire.stream(wire.LOGS, asked)
         try:
             async for answer in answers:
-                for line in answer.lines:
-                    stream = "stderr" if line.stream == own.LogLine.STDERR else "stdout"
-                    yield LogLine(stream=stream, time_ns=line.time, content=line.content, partial=line.partial)
+                for line in crilog.lines(answer.block):
+                    yield line
         finally:
             await answers.aclose()
 
@@ -282,6 +282,21 @@ class Container(Controlled):
             raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 to {STOP_LIMIT_S} seconds")
         asked = cri.StopContainerRequest(container_id=self.id, timeout=round(timeout))
         await self._wire.call(wire.STOP_CONTAINER, asked, timeout_s=timeout + CALL_TIMEOUT_S)
+
+    async def restart(self, timeout: float = STOP_GRACE_S) -> None:
+        """Stop it as `stop` does where it runs, and start it again: the same container, files and log, a new process.
+
+        One that has ended, and one that was never started, is started. Its background processes and execs end. Raises
+        as `start`; after a start that failed it can be restarted again.
+        """
+        if not 0 <= timeout <= STOP_LIMIT_S:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 to {STOP_LIMIT_S} seconds")
+        asked = control_pb.RestartRequest(container_id=self.id, timeout_s=timeout)
+        restarting = self._wire.call(control.RESTART, asked, timeout_s=timeout + START_TIMEOUT_S)
+        try:
+            await run_to_completion(restarting, within=timeout + START_TIMEOUT_S + 5)
+        except errors.AtollError as error:
+            raise command_error(error) from None
 
     async def remove(self) -> None:
         """Kill it where it runs and take it away, its log and its files too. Idempotent."""

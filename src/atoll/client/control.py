@@ -21,6 +21,7 @@ SEND_CHUNK_BYTES = 64 << 10
 _SERVICE = "atoll.control.v1.Control"
 PAUSE = wire.Method(_SERVICE, "Pause", pb.PauseRequest, pb.PauseResponse)
 RESUME = wire.Method(_SERVICE, "Resume", pb.ResumeRequest, pb.ResumeResponse)
+RESTART = wire.Method(_SERVICE, "Restart", pb.RestartRequest, pb.RestartResponse)
 SIGNAL = wire.Method(_SERVICE, "Signal", pb.SignalRequest, pb.SignalResponse)
 PROCESSES = wire.Method(_SERVICE, "Processes", pb.ProcessesRequest, pb.ProcessesResponse)
 CONNECT = wire.Method(_SERVICE, "Connect", pb.ConnectRequest, pb.ConnectResponse)

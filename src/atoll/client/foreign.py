@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from atoll import errors
+from atoll import crilog, errors
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import wire
 from atoll.client.control import Event
@@ -169,23 +169,12 @@ class _Lines:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[LogLine]:
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        lines = (_line(raw) for raw in whole)
-        return [line for line in lines if line is not None and line.time_ns >= self._since_ns]
-
-
-def _line(raw: bytes) -> LogLine | None:
-    parts = raw.split(b" ", 3)
-    if len(parts) != 4 or parts[1] not in (b"stdout", b"stderr"):
-        return None
-    head, _, rest = parts[0].decode("ascii", "replace").partition(".")
-    digits = len(rest) - len(rest.lstrip("0123456789"))
-    try:
-        seconds = int(datetime.fromisoformat(head + rest[digits:]).timestamp())
-    except ValueError:
-        return None
-    time_ns = seconds * 10**9 + int(rest[:digits].ljust(9, "0")[:9] or 0)
-    return LogLine(stream=parts[1].decode(), time_ns=time_ns, content=parts[3], partial=parts[2] == b"P")
+        whole, line_break, rest = data.rpartition(b"\n")
+        if not line_break:
+            self._rest += data
+            return []
+        block, self._rest = self._rest + whole, rest
+        return [line for line in crilog.lines(block) if line.time_ns >= self._since_ns]
 
 
 # --- images and events ---

@@ -14,6 +14,7 @@ from enum import StrEnum
 from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
+from atoll.crilog import LogLine as LogLine  # noqa: PLC0414 - a value of the SDK as the others here
 
 
 class PodState(StrEnum):
@@ -109,24 +110,6 @@ class ExecResult:
     def error_text(self) -> str:
         """Standard error as text; bytes that are not UTF-8 are replaced."""
         return self.stderr.decode(errors="replace")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogLine:
-    """One line of a container's log without its newline; `partial` where the line goes on in the next one."""
-
-    stream: str
-    time_ns: int
-    content: bytes
-    partial: bool = False
-
-    @property
-    def time(self) -> datetime | None:
-        return moment(self.time_ns)
-
-    @property
-    def text(self) -> str:
-        return self.content.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -311,6 +311,7 @@ class SyncContainer(Face[Container]):
     top = _waits(Container.top)
     update = _waits(Container.update)
     stop = _waits(Container.stop)
+    restart = _waits(Container.restart)
     remove = _waits(Container.remove)
 
 

@@ -2,6 +2,7 @@
 
     created_at ──> CREATED ──started_at──> RUNNING ──finished_at──> EXITED
                       └───────────── failed start ─────────────────────┘
+    a restart makes CREATED of EXITED
     UNKNOWN: nobody can tell now; `reason` says why, the other fields hold what was known last
 
 The JSON is the checkpoint that containerd's CRI plugin writes: Go's field names beside `Version`,
@@ -106,6 +107,20 @@ class Status:
         if not self.can_remove:
             raise errors.FailedPrecondition(f"container cannot be removed: it is {self._described()}")
         return dataclasses.replace(self, removing=True)
+
+    def begin_restart(self) -> Status:
+        """The status of one that has ended and is made ready anew, or `FailedPrecondition` that says why not."""
+        if self.state is not State.EXITED or self.starting or self.removing:
+            raise errors.FailedPrecondition(f"container cannot be restarted: it is {self._described()}")
+        return dataclasses.replace(self, starting=True)
+
+    def again(self) -> Status:
+        """The status of one that has ended and is CREATED again; its limits stay."""
+        return Status(created_at=self.created_at, resources=self.resources)
+
+    def not_restarted(self) -> Status:
+        """The status of one whose restart has failed before it was made ready: it can be tried again."""
+        return dataclasses.replace(self, starting=False)
 
     def kept(self) -> Status:
         """The status of a container whose removal has failed: it can be tried again."""

@@ -34,7 +34,8 @@ SlowTransition = Callable[[Status], Awaitable[Status]]
 class StatusStorage:
     """The status of one container. Transactions run one at a time, in the order they were asked for.
 
-    `exited` is set, to the status, once an exit is known and where it is to be durable, durable.
+    `exited` is set, to the status, once an exit is known and where it is to be durable, durable. A container that is
+    restarted gets another one, for its next exit.
     """
 
     def __init__(self, folder: Path, status: Status, blocking: Blocking) -> None:
@@ -110,6 +111,8 @@ class StatusStorage:
     def _announce(self) -> None:
         if self._status.state is State.EXITED:
             self.exited.set(self._status)
+        elif self._status.state is State.CREATED and self.exited.is_set:
+            self.exited = Latch()  # it is being restarted; who waited for the end has been told of it
 
 
 async def _put(blocking: Blocking, folder: Path, status: Status, abandoned: threading.Event | None = None) -> None:

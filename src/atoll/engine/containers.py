@@ -502,9 +502,9 @@ class Containers:
 
     @operation
     async def _remove_busy(self, pod: Pod | None, container: Container, together: Together | None) -> None:
-        await self._ended(pod, container)
+        await self.ended(pod, container)
         if container.status.get().state is State.RUNNING:  # a start that was under way has ended meanwhile
-            await self._ended(pod, container)
+            await self.ended(pod, container)
         await container.status.update(lambda status: status.begin_removal())
         try:
             await self._parts.nri.remove(pod, container)
@@ -521,7 +521,7 @@ class Containers:
         await container.status.forget()
         self._publish(EventType.DELETED, container)
 
-    async def _ended(self, pod: Pod | None, container: Container) -> None:
+    async def ended(self, pod: Pod | None, container: Container) -> None:
         """Kill a container that may run, and wait until what follows its exit is done."""
         if container.status.get().can_stop:
             await (self._kill(pod, container) if pod is not None else self._end_without_pod(container))

@@ -29,6 +29,7 @@ from atoll.engine.pods import Pods
 from atoll.engine.pools import Pools
 from atoll.engine.processes import Processes
 from atoll.engine.recovery import Recovery
+from atoll.engine.restarts import Restarts
 from atoll.engine.sandboxes import Sandboxes
 from atoll.engine.unfinished import Unfinished
 from atoll.engine.usage import Usages
@@ -67,6 +68,7 @@ class Engine:
         self.execs = Execs(parts)
         self.files = Files(parts)
         self.processes = Processes(parts, self.pods, self.containers)
+        self.restarts = Restarts(parts, self.containers, self.processes)
         self.leases = PodLeases(parts, self.pods)
         self.pools = Pools(parts, self.pods, self.containers)
         self.branches = Branches(parts, self.pods, self.containers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from atoll.services.process import fed
 READ_BYTES = 64 << 10
 MAX_REMEMBERED = 4096
 COMMAND_BYTES = 4096
+LONGEST_STOP_S = 366 * 24 * 3600.0
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
 
@@ -54,6 +56,14 @@ class ControlService:
         pod, container = self._running(request.container_id)
         await (await tasks_of(pod)).resume(container.id)
         return pb.ResumeResponse()
+
+    async def Restart(self, request: pb.RestartRequest, context: object) -> pb.RestartResponse:
+        if not (math.isfinite(request.timeout_s) and 0 <= request.timeout_s <= LONGEST_STOP_S):
+            raise errors.InvalidArgument(f"timeout {request.timeout_s:g}: must be 0 to {LONGEST_STOP_S:g} s")
+        container = self._engine.containers.get(request.container_id)
+        pod = self._engine.pods.get(container.sandbox_id)
+        await self._engine.restarts.restart(pod, container, request.timeout_s)
+        return pb.RestartResponse()
 
     async def Signal(self, request: pb.SignalRequest, context: object) -> pb.SignalResponse:
         if not 0 < request.signal <= signal.SIGRTMAX:

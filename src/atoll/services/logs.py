@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Self
 
-from atoll import errors
+from atoll import crilog, errors
 from atoll.concurrency import Blocking, Latch
 from atoll.container.status import Status
 from atoll.linux.watch import Watch
@@ -26,47 +24,10 @@ READ_BYTES = 256 << 10
 MAX_TAIL_LINES = 100_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One entry of a CRI log; `partial` where the line goes on in the next entry of its stream."""
-
-    time_ns: int
-    stream: str
-    partial: bool
-    content: bytes
-
-
-def parse(raw: bytes) -> Line | None:
-    """One line of the file without its line break; None for what is no CRI log line."""
-    parts = raw.split(b" ", 3)
-    if len(parts) != 4 or parts[1] not in (b"stdout", b"stderr"):
-        return None
-    try:
-        return Line(
-            time_ns=parse_time(parts[0].decode("ascii")),
-            stream=parts[1].decode("ascii"),
-            partial=parts[2] == b"P",
-            content=parts[3],
-        )
-    except (UnicodeDecodeError, ValueError):
-        return None
-
-
-def parse_time(text: str) -> int:
-    """RFC 3339 with up to nine digits of a second, in ns since the epoch; raises `ValueError`."""
-    head, dot, rest = text.partition(".")
-    if not dot:
-        return int(datetime.fromisoformat(text).timestamp()) * 1_000_000_000
-    digits = len(rest) - len(rest.lstrip("0123456789"))
-    fraction, zone = rest[:digits], rest[digits:]
-    seconds = int(datetime.fromisoformat(head + zone).timestamp())
-    return seconds * 1_000_000_000 + int(fraction.ljust(9, "0")[:9])
-
-
 async def read(
     path: Path, *, follow: bool, tail: int, since_ns: int, ended: Latch[Status], blocking: Blocking
-) -> AsyncGenerator[list[Line]]:
-    """The lines of a log, as many at once as one read gives; with `follow` until it has ended.
+) -> AsyncGenerator[bytes]:
+    """The log by blocks of whole lines, as much at once as one read gives; with `follow` until it has ended.
 
     It has ended once the container has and its log was read to the end.
 
@@ -77,18 +38,18 @@ async def read(
         raise errors.InvalidArgument(f"tail {tail}: at most {MAX_TAIL_LINES} lines")
     with Reader(path, since_ns=since_ns) as reader:
         await blocking.run(reader.start, max(tail, 0))
-        while (lines := await blocking.run(reader.batch)) is not None:
-            if lines:
-                yield lines
+        while (block := await blocking.run(reader.block)) is not None:
+            if block:
+                yield block
         if not follow:
             return
         reader.go_on()
         with Watch(path.parent) as watch:
             while True:
                 over = ended.is_set
-                while (lines := await blocking.run(reader.batch)) is not None:
-                    if lines:
-                        yield lines
+                while (block := await blocking.run(reader.block)) is not None:
+                    if block:
+                        yield block
                 if over:
                     return
                 await _change(watch, ended)
@@ -164,28 +125,26 @@ class Reader:
         """Read what came after `start`, too."""
         self._left = None
 
-    def lines(self) -> Iterator[Line]:
-        """What came since the last call, the rest of a rotated file first."""
-        while (found := self.batch()) is not None:
-            yield from found
+    def block(self) -> bytes | None:
+        """The whole lines of one chunk, empty where none of them is wanted, or None where there is no chunk now.
 
-    def batch(self) -> list[Line] | None:
-        """The lines of one chunk, or None where there is none now; the rest of a rotated file comes first."""
+        The rest of a rotated file comes first.
+        """
         with self._reading():
-            return None if self._is_over else self._batch()
+            return None if self._is_over else self._block()
 
-    def _batch(self) -> list[Line] | None:
+    def _block(self) -> bytes | None:
         while True:
             if self._fd < 0:
                 self._open()
             if self._fd < 0:
                 return None
             if chunk := self._read():
-                return self._split(chunk)
+                return self._wanted(chunk)
             if self._left is not None or not self._rotated():
                 return None
             if chunk := self._read():
-                return self._split(chunk)
+                return self._wanted(chunk)
             self._close()
 
     def _read(self) -> bytes:
@@ -195,15 +154,24 @@ class Reader:
         self._left -= len(chunk)
         return chunk
 
-    def _split(self, chunk: bytes) -> list[Line]:
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if self._since_ns and whole and all(self._is_before(raw) for raw in (whole[0], whole[-1])):
-            return []  # times rise: nothing between the two is wanted
-        lines = (parse(raw) for raw in whole)
-        return [line for line in lines if line is not None and line.time_ns >= self._since_ns]
+    def _wanted(self, chunk: bytes) -> bytes:
+        data = self._rest + chunk
+        end = data.rfind(b"\n") + 1
+        block, self._rest = data[:end], data[end:]
+        return self._since(block) if self._since_ns and block else block
+
+    def _since(self, block: bytes) -> bytes:
+        """Without what is before the time that is asked for; times rise, so from a block behind it on all is wanted."""
+        first, last = block.partition(b"\n")[0], block[:-1].rpartition(b"\n")[2]
+        if self._is_before(first) and self._is_before(last):
+            return b""
+        if crilog.line(first) is not None and not self._is_before(first):
+            self._since_ns = 0
+            return block
+        return b"".join(raw for raw in block.splitlines(keepends=True) if not self._is_before(raw.rstrip(b"\n")))
 
     def _is_before(self, raw: bytes) -> bool:
-        line = parse(raw)
+        line = crilog.line(raw)
         return line is not None and line.time_ns < self._since_ns
 
     def _tail_offset(self, size: int, count: int) -> int:
@@ -223,7 +191,7 @@ class Reader:
                 at -= len(whole.pop()) + 1
             for raw in reversed(whole):
                 at -= len(raw)
-                count -= parse(raw) is not None
+                count -= crilog.line(raw) is not None
                 if not count:
                     return at
                 at -= 1

@@ -150,10 +150,10 @@ class RuntimeService:
             blocking=self._engine.parts.blocking,
         )
         uses = self._engine.parts.uses.using(container.sandbox_id) if request.follow else contextlib.nullcontext()
-        async with contextlib.aclosing(reading) as batches:
+        async with contextlib.aclosing(reading) as blocks:
             with uses:
-                async for lines in batches:
-                    yield pb.LogsResponse(lines=[_line(line) for line in lines])
+                async for block in blocks:
+                    yield pb.LogsResponse(block=block)
 
     async def Wait(self, request: pb.WaitRequest, context: object) -> pb.WaitResponse:
         container = self._engine.containers.get(request.container_id)
@@ -297,15 +297,6 @@ async def _container_exit(container: Container) -> pb.Exit:
         exited_at=status.finished_at,
         reason=status.reason,
         message=status.message,
-    )
-
-
-def _line(line: logs.Line) -> pb.LogLine:
-    return pb.LogLine(
-        stream=pb.LogLine.STDERR if line.stream == "stderr" else pb.LogLine.STDOUT,
-        time=line.time_ns,
-        content=line.content,
-        partial=line.partial,
     )
 
 

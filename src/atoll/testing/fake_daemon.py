@@ -27,6 +27,7 @@ from atoll import errors, rpc
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.concurrency import Latch, TaskOwner
+from atoll.crilog import LogLine
 from atoll.image.reference import Reference
 from atoll.testing import fake_services
 
@@ -104,7 +105,7 @@ class FakeContainer:
     status: cri.ContainerStatus
     pod_id: str
     config: cri.ContainerConfig
-    log: list[own.LogLine] = field(default_factory=list[own.LogLine])
+    log: list[LogLine] = field(default_factory=list[LogLine])
     logged: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
     killed_with: int = KILLED
@@ -241,9 +242,9 @@ class FakeDaemon:
         async with TaskOwner("program") as owner:
             running = owner.spawn(self.run_program(program, streams), name="program")
             while (answer := await streams.output.get()) is not None:
-                stream = own.LogLine.STDOUT if answer.stdout else own.LogLine.STDERR
+                stream = "stdout" if answer.stdout else "stderr"
                 for line in (answer.stdout or answer.stderr).splitlines():
-                    container.log.append(own.LogLine(stream=stream, time=time.time_ns(), content=line))
+                    container.log.append(LogLine(stream=stream, time_ns=time.time_ns(), content=line))
                 async with container.logged:
                     container.logged.notify_all()
             return await running

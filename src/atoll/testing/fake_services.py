@@ -14,6 +14,7 @@ from atoll import errors
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.concurrency import TaskOwner
+from atoll.crilog import LogLine
 from atoll.image.reference import Reference
 
 if TYPE_CHECKING:
@@ -224,9 +225,9 @@ class FakeExtras:
         container = self._daemon.container(request.container_id)
         at = max(0, len(container.log) - request.tail) if request.tail > 0 else 0
         while True:
-            lines = [line for line in container.log[at:] if line.time >= request.since]
+            lines = [line for line in container.log[at:] if line.time_ns >= request.since]
             if lines:
-                yield own.LogsResponse(lines=lines)
+                yield own.LogsResponse(block=b"".join(map(_logged, lines)))
             at = len(container.log)
             if not request.follow or (container.ended.is_set and at == len(container.log)):
                 return
@@ -295,3 +296,10 @@ def _exit(running: asyncio.Task[int], ended_by: own.Exit | None) -> own.Exit:
     if running.cancelled():
         return ended_by or own.Exit(code=KILLED, cause=own.Exit.SIGNALLED)
     return own.Exit(code=running.result(), cause=own.Exit.EXITED)
+
+
+def _logged(line: LogLine) -> bytes:
+    """The line as a file has it."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(line.time_ns // 10**9))
+    tag = "P" if line.partial else "F"
+    return f"{moment}.{line.time_ns % 10**9:09}Z {line.stream} {tag} ".encode() + line.content + b"\n"

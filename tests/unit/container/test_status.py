@@ -75,6 +75,20 @@ def test_starting_and_removing_exclude_each_other() -> None:
         RUNNING.begin_start()
 
 
+def test_what_has_ended_is_made_ready_again_and_nothing_else_is() -> None:
+    limits = ContainerResources(linux=LinuxContainerResources(memory_limit_in_bytes=5))
+    ended = dataclasses.replace(EXITED, resources=limits, reason="Error", message="why")
+    begun = ended.begin_restart()
+    assert begun.state is State.EXITED
+    assert not begun.can_remove
+    assert begun.not_restarted() == ended
+    assert begun.again() == Status(created_at=1, resources=limits)
+    assert begun.again().can_start
+    for status in (CREATED, RUNNING, UNKNOWN, begun, ended.begin_removal()):
+        with pytest.raises(errors.FailedPrecondition, match="cannot be restarted"):
+            status.begin_restart()
+
+
 def test_the_first_exit_told_stands() -> None:
     exited = RUNNING.exited(code=137, at=9, reason="OOMKilled")
     assert (exited.exit_code, exited.finished_at, exited.pid, exited.reason) == (137, 9, 0, "OOMKilled")

@@ -200,6 +200,19 @@ async def test_an_exit_opens_the_latch_once_it_is_durable(storage: StatusStorage
     assert await waiting == await storage.exited.wait() == final
 
 
+async def test_a_container_that_is_restarted_has_its_next_exit_waited_for(storage: StatusStorage) -> None:
+    await storage.update_sync(started)
+    first = await storage.update_sync(lambda status: status.exited(code=3, at=9))
+    before = storage.exited
+    await storage.update(lambda status: status.begin_restart())
+    assert storage.exited is before
+    await storage.update_sync(lambda status: status.again())
+    assert (before.value, storage.exited.is_set) == (first, False)
+    await storage.update_sync(lambda status: status.begin_start().started(pid=8, at=11))
+    last = await storage.update_sync(lambda status: status.exited(code=4, at=12))
+    assert storage.exited.value == last
+
+
 async def test_an_exited_container_is_loaded_with_its_latch_open(
     storage: StatusStorage, tmp_path: Path, blocking: Blocking
 ) -> None:

@@ -13,48 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll import errors
+from atoll import crilog, errors
 from atoll.concurrency import Blocking, Latch
 from atoll.container.status import Status
 from atoll.services import logs
-from atoll.services.logs import Reader, parse, parse_time, read
+from atoll.services.logs import Reader, read
 
 
 def entry(second: int, text: str, *, stream: str = "stdout", tag: str = "F") -> bytes:
     return f"2026-01-01T00:00:{second:02}.000000000Z {stream} {tag} {text}\n".encode()
 
 
-BASE_NS = parse_time("2026-01-01T00:00:00Z")
-
-
-def test_a_line_has_time_stream_tag_and_any_content() -> None:
-    line = parse(b"2026-01-01T00:00:01.5Z stderr P a b  c")
-    assert line is not None
-    assert (line.time_ns - BASE_NS, line.stream, line.partial, line.content) == (
-        1_500_000_000,
-        "stderr",
-        True,
-        b"a b  c",
-    )
-
-
-@pytest.mark.parametrize(
-    "raw", [b"", b"x", b"2026-01-01T00:00:01Z stdin F x", b"yesterday stdout F x", b"\xff stdout F x"]
-)
-def test_what_is_no_entry_is_passed_over(raw: bytes) -> None:
-    assert parse(raw) is None
-
-
-@given(st.binary())
-def test_no_bytes_break_the_parser(raw: bytes) -> None:
-    parse(raw)
-    parse(b"2026-01-01T00:00:01Z stdout F " + raw)
-
-
-@given(st.integers(min_value=0, max_value=999_999_999))
-def test_times_are_exact_to_the_nanosecond(fraction: int) -> None:
-    assert parse_time(f"2026-01-01T00:00:00.{fraction:09}Z") == BASE_NS + fraction
-    assert parse_time(f"2026-01-01T02:00:00.{fraction:09}+02:00") == BASE_NS + fraction
+BASE_NS = crilog.parse_time("2026-01-01T00:00:00Z")
 
 
 @pytest.fixture
@@ -63,11 +33,18 @@ def blocking() -> Iterator[Blocking]:
         yield blocking
 
 
+def contents(reader: Reader) -> list[bytes]:
+    found: list[bytes] = []
+    while (block := reader.block()) is not None:
+        found += [line.content for line in crilog.lines(block)]
+    return found
+
+
 async def collected(path: Path, *, follow: bool = False, tail: int = -1, since_ns: int = 0) -> list[bytes]:
     ended: Latch[Status] = Latch()
     with contextlib.closing(Blocking(1)) as blocking:
         batches = read(path, follow=follow, tail=tail, since_ns=since_ns, ended=ended, blocking=blocking)
-        return [line.content async for lines in batches for line in lines]
+        return [line.content async for block in batches for line in crilog.lines(block)]
 
 
 async def test_all_the_last_and_those_since(tmp_path: Path) -> None:
@@ -93,22 +70,22 @@ def test_a_torn_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
     whole = entry(1, "whole")
     path.write_bytes(whole[:20])
     with Reader(path) as reader:
-        assert list(reader.lines()) == []
+        assert contents(reader) == []
         with path.open("ab") as file:
             file.write(whole[20:])
-        assert [line.content for line in reader.lines()] == [b"whole"]
+        assert contents(reader) == [b"whole"]
 
 
 def test_a_rotated_file_is_read_to_its_end_first(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(entry(1, "one"))
     with Reader(path) as reader:
-        assert [line.content for line in reader.lines()] == [b"one"]
+        assert contents(reader) == [b"one"]
         with path.open("ab") as file:
             file.write(entry(2, "two"))
         path.rename(tmp_path / "log.1")
         path.write_bytes(entry(3, "three"))
-        assert [line.content for line in reader.lines()] == [b"two", b"three"]
+        assert contents(reader) == [b"two", b"three"]
 
 
 async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: Path, blocking: Blocking) -> None:
@@ -117,15 +94,15 @@ async def test_a_follower_gets_what_comes_and_ends_with_the_container(tmp_path: 
     ended: Latch[Status] = Latch()
     batches = read(path, follow=True, tail=-1, since_ns=0, ended=ended, blocking=blocking)
     async with asyncio.timeout(5):
-        found = [line.content for line in await anext(batches)]
+        found = [line.content for line in crilog.lines(await anext(batches))]
         for number in (2, 3):
             with path.open("ab") as file:
                 file.write(entry(number, str(number)))
-            found += [line.content for line in await anext(batches)]
+            found += [line.content for line in crilog.lines(await anext(batches))]
         with path.open("ab") as file:
             file.write(entry(4, "last"))
         ended.set(Status())
-        found += [line.content async for lines in batches for line in lines]
+        found += [line.content async for block in batches for line in crilog.lines(block)]
     assert found == [b"one", b"2", b"3", b"last"]
 
 
@@ -188,5 +165,5 @@ async def test_a_reader_that_is_left_while_a_thread_reads_keeps_no_file_open(tmp
         reader._busy.acquire()  # as a thread that reads
     assert reader._fd >= 0
     reader._busy.release()
-    assert reader.batch() is None
+    assert reader.block() is None
     assert reader._fd == -1
