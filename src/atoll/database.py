@@ -177,6 +177,11 @@ def quarantine(connection: Connection, source: str, key: str, row: sqlite3.Row, 
     keep_aside(connection, source, key, content, reason)
 
 
+def legible_key(value: object) -> str:
+    """A column of an unreadable row as a key of the quarantine: text, whatever is in it."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
 def keep_aside(connection: Connection, source: str, key: str, content: Mapping[str, object], reason: str) -> None:
     """`quarantine` of what is no row, such as a file."""
     connection.execute(
@@ -229,7 +234,7 @@ def _connect(path: Path) -> Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_LIMIT_S)
     try:
         connection.row_factory = sqlite3.Row
-        # a damaged page may hold text that is not UTF-8: its record goes to quarantine, the others are served
+        # a damaged page may hold text that is no UTF-8: whoever wants text finds bytes, its record goes to quarantine
         connection.text_factory = _text
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -241,8 +246,11 @@ def _connect(path: Path) -> Connection:
     return connection
 
 
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _migrate(connection: Connection, path: Path, schemas: tuple[Schema, ...]) -> None:
@@ -349,21 +357,24 @@ class _Worker:
         return group
 
     def _commit(self, group: list[_Change[Any]]) -> None:
-        """Commit all together; where SQLite refuses, each alone, so that one cannot disturb the others."""
+        """Commit all together; where SQLite refuses one of them, each alone, so that one cannot disturb the others."""
         if not group:
             return
         settle: list[Callable[[], None]] = []
+        begun = False
         try:
             self._connection.execute(self._begin)
+            begun = True
             settle.extend([self._apply(change) for change in group])
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._abandon()
-            if len(group) == 1:
-                group[0].future.set_exception(_chained(_refused(self._path, error), error))
-            else:
+            if begun and len(group) > 1:
                 for change in group:
                     self._commit([change])
+                return
+            for change in group:  # what is refused before any of them has run is no one's fault: all are told at once
+                change.future.set_exception(_chained(_refused(self._path, error), error))
             return
         for done in settle:
             done()

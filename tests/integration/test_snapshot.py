@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import stat
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,25 @@ async def emptied(store: Stack) -> None:
     async with asyncio.timeout(10):
         while os.listdir(store.root / "snapshots/.trash"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_a_damaged_record_costs_no_folder_and_no_start(roots: Roots) -> None:
+    """Nobody can tell whose a folder is then: none is swept, and what rests on the record is reported."""
+    async with stack(roots.root) as store:
+        await committed(store, "base", None, {"f": "1"})
+        await committed(store, "whole", None, {"f": "2"})
+        await store.snapshots.prepare("a", "base")
+        folder = store.snapshots.fs("base")
+    with closing(sqlite3.connect(roots.root / "state.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE snapshots SET name = CAST(x'6261ff' AS TEXT) WHERE name = 'base'")
+    async with stack(roots.root) as store:
+        assert (folder / "f").read_text() == "1"
+        assert await store.snapshots.lost() == ()
+        assert not store.snapshots.has("a")
+        with pytest.raises(errors.DataLoss, match="cannot be read"):
+            await store.snapshots.mounts("a")
+        await store.snapshots.prepare("b", "whole")
+        await store.snapshots.remove("a")
 
 
 async def test_recovery_compares_in_both_directions(roots: Roots) -> None:

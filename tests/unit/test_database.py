@@ -297,6 +297,46 @@ async def test_a_locked_file_is_unavailable(path: Path, monkeypatch: pytest.Monk
     await db.close()
 
 
+async def test_changes_that_wait_for_a_lock_are_refused_at_once_and_not_one_by_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_LIMIT_S", 1.0)
+    db = await Database.open(path, (NOTES,))
+    held = Held(db)
+    first = await held.hold()
+    changes = [asyncio.ensure_future(db.write(insert(str(number)))) for number in range(20)]
+    await asyncio.sleep(0)
+    held.go_on()
+    await first
+    await asyncio.gather(*changes)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        begun = asyncio.get_running_loop().time()
+        changes = [asyncio.ensure_future(db.write(insert(f"late {number}"))) for number in range(20)]
+        refused = await asyncio.gather(*changes, return_exceptions=True)
+        took = asyncio.get_running_loop().time() - begun
+    finally:
+        other.close()
+    assert [type(one) for one in refused] == [errors.Unavailable] * 20
+    assert took < 10.0, "two groups at most wait, each once"
+    await db.close()
+
+
+async def test_text_that_is_no_utf8_is_bytes_to_whoever_reads_it(db: Database) -> None:
+    await db.write(lambda c: c.execute("INSERT INTO notes VALUES (CAST(x'61ff' AS TEXT))").close())
+    await db.write(insert("whole"))
+    assert await db.read(texts) == [b"a\xff", "whole"]
+
+    def put_aside(connection: Connection) -> None:
+        row = connection.execute("SELECT * FROM notes ORDER BY rowid").fetchone()
+        quarantine(connection, "notes", database.legible_key(row["text"]), row, "damaged")
+
+    await db.write(put_aside)
+    (kept,) = await db.read(quarantined)
+    assert kept.key == "a\\xff"
+
+
 async def test_a_row_in_quarantine_is_kept_whole(db: Database) -> None:
     def move(connection: Connection) -> None:
         connection.execute("INSERT INTO notes VALUES (CAST(x'ff41' AS TEXT))")
@@ -307,7 +347,7 @@ async def test_a_row_in_quarantine_is_kept_whole(db: Database) -> None:
     (kept,) = await db.read(lambda c: quarantined(c, "notes"))
     assert (kept.source, kept.key, kept.reason) == ("notes", "1", "not text")
     content = await db.read(lambda c: c.execute("SELECT content FROM quarantine").fetchone()["content"])
-    assert content == '{"text": "\\udcffA", "raw": {"base64": "AP8="}}'
+    assert content == '{"text": {"base64": "/0E="}, "raw": {"base64": "AP8="}}'
 
 
 def test_a_migration_that_ends_inside_a_statement_is_our_bug(path: Path) -> None:

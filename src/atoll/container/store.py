@@ -43,6 +43,7 @@ from atoll.database import (
     Schema,
     forget_quarantined,
     keep_aside,
+    legible_key,
     quarantine,
     quarantined,
 )
@@ -386,7 +387,7 @@ def _load(connection: Connection) -> tuple[builtins.list[ContainerRecord], tuple
         try:
             records.append(_decode(row))
         except errors.DataLoss as error:
-            quarantine(connection, "containers", str(row["id"]), row, error.message)
+            quarantine(connection, "containers", legible_key(row["id"]), row, error.message)
             connection.execute("DELETE FROM containers WHERE rowid = ?", (row["rowid"],))
     return records, quarantined(connection, "containers")
 

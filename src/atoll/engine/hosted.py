@@ -33,7 +33,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Latch
-from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
+from atoll.database import Connection, Database, Plan, Quarantined, Schema, legible_key, quarantine, quarantined
 from atoll.engine.paths import NAMESPACE
 from atoll.identifiers import is_identifier
 from atoll.sandbox.controller import (
@@ -280,6 +280,8 @@ def _load(connection: Connection) -> tuple[tuple[HostedRecord, ...], tuple[Quara
         try:
             found.append(_decode({name: row[name] for name in row.keys()}))  # noqa: SIM118  a Row gives values
         except errors.DataLoss as error:
-            quarantine(connection, "hosted", f"{row['namespace']}/{row['key']}", row, error.message)
+            quarantine(
+                connection, "hosted", f"{legible_key(row['namespace'])}/{legible_key(row['key'])}", row, error.message
+            )
             connection.execute("DELETE FROM hosted WHERE rowid = ?", (row["rowid"],))
     return tuple(found), quarantined(connection, "hosted")

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Database, Plan, Schema, quarantine
+from atoll.database import Connection, Database, Plan, Schema, legible_key, quarantine
 from atoll.ledger.ledger import read_boot_id
 from atoll.unreadable import UNREADABLE
 
@@ -224,7 +224,7 @@ def _load(connection: Connection) -> list[Lease]:
         try:
             leases.append(_read(row))
         except UNREADABLE as error:
-            quarantine(connection, "leases", str(row["pod_id"]), row, str(error))
+            quarantine(connection, "leases", legible_key(row["pod_id"]), row, str(error))
             connection.execute("DELETE FROM leases WHERE rowid = ?", (row["rowid"],))
     return leases
 

@@ -29,7 +29,7 @@ import msgspec
 
 from atoll import errors
 from atoll.container.config import ContainerConfig
-from atoll.database import Connection, Database, Plan, Schema, quarantine
+from atoll.database import Connection, Database, Plan, Schema, legible_key, quarantine
 from atoll.sandbox.config import PodConfig
 from atoll.unreadable import UNREADABLE
 
@@ -168,19 +168,25 @@ def _load(connection: Connection) -> tuple[list[PoolRecord], list[MemberRecord]]
             pools.append(_pool(row))
         except (errors.DataLoss, *UNREADABLE) as error:
             log.error("pool %s: its record cannot be read, its members are removed: %s", row["name"], error)
-            quarantine(connection, "pools", str(row["name"]), row, str(error))
+            quarantine(connection, "pools", legible_key(row["name"]), row, str(error))
             connection.execute("DELETE FROM pools WHERE rowid = ?", (row["rowid"],))
-    rows = connection.execute("SELECT * FROM pool_members ORDER BY rowid").fetchall()
-    return pools, [MemberRecord(**{key: row[key] for key in row.keys()}) for row in rows]  # noqa: SIM118  # a Row
+    members: list[MemberRecord] = []
+    for row in connection.execute("SELECT *, rowid FROM pool_members ORDER BY rowid").fetchall():
+        try:
+            members.append(msgspec.convert(dict(row), MemberRecord))
+        except UNREADABLE as error:
+            quarantine(connection, "pool_members", legible_key(row["pod_name"]), row, str(error))
+            connection.execute("DELETE FROM pool_members WHERE rowid = ?", (row["rowid"],))
+    return pools, members
 
 
 def _pool(row: sqlite3.Row) -> PoolRecord:
     return PoolRecord(
         name=msgspec.convert(row["name"], str),
-        size=row["size"],
-        generation=row["generation"],
+        size=msgspec.convert(row["size"], int),
+        generation=msgspec.convert(row["generation"], int),
         spec=msgspec.json.decode(row["spec"], type=PoolSpec),
-        hits=row["hits"],
-        misses=row["misses"],
-        created_ns=row["created_ns"],
+        hits=msgspec.convert(row["hits"], int),
+        misses=msgspec.convert(row["misses"], int),
+        created_ns=msgspec.convert(row["created_ns"], int),
     )

@@ -11,13 +11,14 @@ image_names   one row a reference
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Schema, quarantine
+from atoll.database import Connection, Schema, legible_key, quarantine
 from atoll.image.model import ImageConfig
 from atoll.unreadable import UNREADABLE
 
@@ -66,20 +67,27 @@ def load(connection: Connection) -> tuple[list[Row], list[str]]:
     """Every image, and the IDs of records that cannot be read, which go to quarantine (hence a change)."""
     names: dict[str, list[str]] = {}
     for row in connection.execute("SELECT name, image FROM image_names ORDER BY name"):
-        names.setdefault(row["image"], []).append(row["name"])
+        if isinstance(row["name"], str):  # a damaged one is no name: its image is there by the others, or by its ID
+            names.setdefault(row["image"], []).append(row["name"])
     rows: list[Row] = []
     broken: list[str] = []
-    for row in connection.execute("SELECT * FROM images ORDER BY rowid"):
+    for row in connection.execute("SELECT *, rowid FROM images ORDER BY rowid").fetchall():
         try:
-            stored = msgspec.json.decode(row["document"], type=Stored)
+            stored = _decode(row)
         except UNREADABLE as error:
-            quarantine(connection, "images", row["id"], row, str(error))
-            broken.append(row["id"])
+            quarantine(connection, "images", legible_key(row["id"]), row, str(error))
+            broken.append(legible_key(row["id"]))
+            connection.execute("DELETE FROM images WHERE rowid = ?", (row["rowid"],))
             continue
         rows.append(Row(stored=stored, names=tuple(names.get(row["id"], ())), pinned=bool(row["pinned"])))
-    for image in broken:
-        forget(connection, image)
     return rows, broken
+
+
+def _decode(row: sqlite3.Row) -> Stored:
+    stored = msgspec.json.decode(row["document"], type=Stored)
+    if stored.id != row["id"]:
+        raise msgspec.ValidationError("the document is that of another image")
+    return stored
 
 
 def save(connection: Connection, stored: Stored, names: Iterable[str], *, pinned: bool) -> None:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Quarantined, Schema, quarantine, quarantined
+from atoll.database import Connection, Quarantined, Schema, legible_key, quarantine, quarantined
 from atoll.identifiers import is_identifier
 from atoll.ledger.kind import Entry
 from atoll.unreadable import UNREADABLE
@@ -95,7 +95,7 @@ def load(connection: Connection) -> tuple[list[Entry], tuple[Quarantined, ...]]:
         try:
             entries.append(_decode(row))
         except errors.DataLoss as error:
-            quarantine(connection, "ledger", str(row["seq"]), row, error.message)
+            quarantine(connection, "ledger", legible_key(row["seq"]), row, error.message)
             connection.execute("DELETE FROM ledger WHERE seq = ?", (row["seq"],))
     return entries, quarantined(connection, "ledger")
 

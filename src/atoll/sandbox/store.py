@@ -29,7 +29,7 @@ from typing import TypeVar
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Database, Plan, Quarantined, Schema, quarantine, quarantined
+from atoll.database import Connection, Database, Plan, Quarantined, Schema, legible_key, quarantine, quarantined
 from atoll.identifiers import is_identifier, require_identifier
 from atoll.sandbox import codec
 from atoll.sandbox.controller import Sandbox
@@ -361,6 +361,8 @@ def _load(connection: Connection) -> tuple[builtins.list[tuple[str, str, Sandbox
         try:
             records.append((row["namespace"], row["name"] or "", _decode(row)))
         except errors.DataLoss as error:
-            quarantine(connection, "sandboxes", f"{row['namespace']}/{row['id']}", row, error.message)
+            quarantine(
+                connection, "sandboxes", f"{legible_key(row['namespace'])}/{legible_key(row['id'])}", row, error.message
+            )
             connection.execute("DELETE FROM sandboxes WHERE rowid = ?", (row["rowid"],))
     return records, quarantined(connection, "sandboxes")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import msgspec
 
 from atoll import errors
-from atoll.database import Connection, Schema
+from atoll.database import Connection, Schema, legible_key, quarantine, quarantined
 from atoll.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
@@ -96,23 +96,57 @@ def new(name: str, number: int, kind: Kind, parent: str | None, labels: Mapping[
     )
 
 
-def load(connection: Connection) -> list[Snapshot]:
-    """Every record."""
-    return [
-        Snapshot(
-            name=row["name"],
-            number=row["number"],
-            kind=Kind(row["kind"]),
-            parent=row["parent"],
-            labels=_labels(row["name"], row["labels"]),
-            usage=Usage(bytes=row["bytes"], inodes=row["inodes"]),
-            created_ns=row["created_ns"],
-        )
-        for row in connection.execute("SELECT * FROM snapshots ORDER BY number")
-    ]
+class _Row(msgspec.Struct, kw_only=True):
+    """A row as it should be; what SQLite gives is checked against it, for a damaged page holds anything."""
+
+    name: str
+    number: int
+    kind: Kind
+    parent: str | None
+    bytes: int
+    inodes: int
+    created_ns: int
 
 
-def _labels(name: str, text: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The records; `is_damaged`: some could not be read, so that nobody knows whose a folder is."""
+
+    snapshots: list[Snapshot]
+    is_damaged: bool
+
+
+def load(connection: Connection) -> Loaded:
+    """Every record that can be read.
+
+    A copy of any other goes to quarantine, once; the row stays, for others may rest on it.
+    """
+    snapshots: list[Snapshot] = []
+    told = {one.key for one in quarantined(connection, "snapshots")}
+    rows = connection.execute("SELECT * FROM snapshots ORDER BY number").fetchall()
+    for row in rows:
+        try:
+            snapshots.append(_decode(row))
+        except UNREADABLE as error:
+            if (key := legible_key(row["name"])) not in told:
+                quarantine(connection, "snapshots", key, row, f"snapshot record: cannot be read: {error}")
+    return Loaded(snapshots=snapshots, is_damaged=len(snapshots) < len(rows))
+
+
+def _decode(row: sqlite3.Row) -> Snapshot:
+    found = msgspec.convert(dict(row), _Row)
+    return Snapshot(
+        name=found.name,
+        number=found.number,
+        kind=found.kind,
+        parent=found.parent,
+        labels=_labels(found.name, row["labels"]),
+        usage=Usage(bytes=found.bytes, inodes=found.inodes),
+        created_ns=found.created_ns,
+    )
+
+
+def _labels(name: str, text: str | bytes) -> dict[str, str]:
     """The labels; damaged ones are none, because the snapshot is there all the same and may be in use."""
     try:
         return msgspec.json.decode(text, type=dict[str, str])

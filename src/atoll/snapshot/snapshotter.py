@@ -116,10 +116,13 @@ class Snapshotter:
         self._discarded: list[int] = []
         self.no_users = ""
         """Why snapshots cannot be mounted with the ids of a user namespace here, where they cannot; from `recover`."""
+        self._is_damaged = False
+        """Records could not be read: any folder may be one of theirs, so none is lost."""
 
     async def recover(self) -> Recovery:
         """Read the records, compare them with the disk in both directions, sweep folders without a record."""
-        found = await self._db.read(records.load)
+        loaded = await self._db.write(records.load)
+        found, self._is_damaged = loaded.snapshots, loaded.is_damaged
         present = await self._blocking.run(self._folders)
         self.no_users = await self._blocking.run(idmap.problem, self._disk.folder)
         self._index = {snapshot.name: snapshot for snapshot in found}
@@ -129,7 +132,8 @@ class Snapshotter:
         known = {snapshot.number for snapshot in found}
         self._numbers = itertools.count(max(known | present, default=0) + 1)
         self._missing = {snapshot.name for snapshot in found if snapshot.number not in present}
-        swept = tuple(sorted(present - known))
+        self._missing |= {one.parent for one in found if one.parent is not None and one.parent not in self._index}
+        swept = () if self._is_damaged else tuple(sorted(present - known))
         for number in swept:
             await self._blocking.run(self._disk.discard, number)
         self._empty_trash()
@@ -144,12 +148,16 @@ class Snapshotter:
         return self._disk.numbers()
 
     def _remedy(self, name: str) -> str:
+        if name not in self._index:
+            return "its record cannot be read: mend it in the database, where its copy is in the table `quarantine`"
         if self._index[name].kind == Kind.COMMITTED:
             return "pull its image again"
         return "what was written there is lost; remove its container"
 
     async def lost(self) -> tuple[int, ...]:
         """Folders on the disk that no record names and no operation sees to: a crash or a hand left them."""
+        if self._is_damaged:
+            return ()
         present = await self._blocking.run(self._disk.numbers)
         return tuple(sorted(present - {one.number for one in self._index.values()} - self._unrecorded))
 
@@ -510,7 +518,8 @@ class Snapshotter:
         """`key` and what it rests on, top first."""
         while key is not None:
             yield key
-            key = self._index[key].parent
+            found = self._index.get(key)
+            key = found.parent if found is not None else None
 
     def _check(self, key: str) -> None:
         for name in self._chain(self.stat(key).name):
