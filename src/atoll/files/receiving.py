@@ -1,6 +1,7 @@
 """Frames become a tree below a `Root`: what is there with the same name is replaced, never written through.
 
-A file that is there is unlinked and made anew, or where it cannot be, being a mount, emptied and filled.
+A file that is there is unlinked and made anew, or where it cannot be, being a mount, emptied and filled. The small
+files of a frame are made by a few threads: the kernel takes longer to make a file than all else that is done for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from atoll import errors
 from atoll.files import wire
@@ -17,6 +19,9 @@ from atoll.files.root import Root, explained, reopen, require_real
 
 COPY_BYTES = 8 << 20
 """Of a passed descriptor at a time; behind each the other end is told."""
+MAX_THREADS = 4
+RUN_ITEMS = 32
+"""Small files of one folder that one thread makes in a row."""
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -35,6 +40,9 @@ class Receiver:
         self._folder: tuple[bytes, int] | None = None
         self._times: list[tuple[bytes, int, int]] = []
         self._open: tuple[int, wire.Item] | None = None
+        self._runs: list[tuple[int, list[tuple[str, wire.Item]]]] = []
+        self._left: list[int] = []
+        self._threads: ThreadPoolExecutor | None = None
         self.files = 0
         self.size = 0
         self.last = b""
@@ -43,16 +51,55 @@ class Receiver:
         """Make them. Every descriptor is closed."""
         left = iter(fds)
         try:
-            for item in items:
-                self.last = item.path
-                with explained(os.path.join(self._top, os.fsdecode(item.path))):
-                    self._make(item, next(left) if item.fd else -1)
+            try:
+                for item in items:
+                    self.last = item.path
+                    with explained(os.path.join(self._top, os.fsdecode(item.path))):
+                        if item.kind == wire.FILE and not item.fd and not item.more:
+                            self._enter(item)
+                        else:
+                            self._make(item, next(left) if item.fd else -1)
+            finally:
+                self._make_runs()
         except StopIteration:
             raise errors.InvalidArgument("files: an item came without its descriptor") from None
         finally:
-            for fd in fds:
+            for fd in (*fds, *self._left):
                 os.close(fd)
+            self._left, self._runs = [], []
         self.told()
+
+    def _enter(self, item: wire.Item) -> None:
+        """A small file, made behind the frame's last item: its folder is there."""
+        folder, name = self._place(item.path)
+        if not self._runs or self._runs[-1][0] != folder or len(self._runs[-1][1]) == RUN_ITEMS:
+            self._runs.append((folder, []))
+        self._runs[-1][1].append((name, item))
+
+    def _make_runs(self) -> None:
+        """All of them, whatever becomes of some: then nobody uses the folders any more. Raises the first error."""
+        runs = self._runs
+        failed: list[BaseException] = []
+        if len(runs) == 1:
+            self._make_run(*runs[0])
+        elif runs:
+            self._threads = self._threads or ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))), "files")
+            making = [self._threads.submit(self._make_run, *run) for run in runs]
+            failed = [error for one in making if (error := one.exception()) is not None]
+        for error in failed[:1]:
+            raise error
+        self.files += sum(len(items) for _, items in runs)
+        self.size += sum(len(item.data) for _, items in runs for _, item in items)
+
+    def _make_run(self, folder: int, items: list[tuple[str, wire.Item]]) -> None:
+        for name, item in items:
+            with explained(os.path.join(self._top, os.fsdecode(item.path))):
+                fd = self._file(folder, name, item.mode & self._modes, item.path)
+                try:
+                    _write(fd, item.data)
+                    os.utime(fd, ns=(item.mtime_ns, item.mtime_ns))
+                finally:
+                    os.close(fd)
 
     def data(self, part: wire.Data) -> None:
         """The next part of the file that was begun."""
@@ -80,6 +127,9 @@ class Receiver:
 
     def close(self) -> None:
         """Idempotent."""
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
         if self._open is not None:
             os.close(self._open[0])
             self._open = None
@@ -96,18 +146,16 @@ class Receiver:
         if item.kind == wire.SYMLINK:
             self._replacing(folder, name, lambda: self._make_link(folder, name, item))
             return
+        if item.kind != wire.FILE:
+            raise errors.InvalidArgument(f"files: an item of kind {item.kind}, which is none")
         fd = self._file(folder, name, item.mode & self._modes, item.path)
         try:
             if item.more:
                 self._open, fd = (fd, item), -1
                 return
-            if source >= 0:
-                self._copy(source, fd, item)
-            else:
-                _write(fd, item.data)
-                self.size += len(item.data)
-            self._finish(fd, item)
-            fd = -1
+            self._copy(source, fd, item)
+            whole, fd = fd, -1
+            self._finish(whole, item)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -134,7 +182,7 @@ class Receiver:
         if self._folder is None or self._folder[0] != key:
             fd = self._root.hold(path, os.O_DIRECTORY)
             if self._folder is not None:
-                os.close(self._folder[1])
+                self._left.append(self._folder[1])  # files are made in it yet
             self._folder = key, fd
             require_real(fd, path)
         return self._folder[1]

@@ -178,7 +178,9 @@ class Root:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, mode & 0o777, dir_fd=folder)
         if self.owner is not None:
-            os.fchown(fd, *self.owner)
+            found = os.fstat(fd)
+            if (found.st_uid, found.st_gid) != self.owner:
+                os.fchown(fd, *self.owner)
         if mode & 0o7000:
             os.fchmod(fd, mode)  # behind fchown(2), which clears these bits
         return fd

@@ -23,6 +23,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.ledger.tree import remove_tree
 from atoll.linux.files import sync_folder
+from atoll.linux.spreading import spread
 from atoll.linux.userns import IDMap
 
 DEFAULT_ROOT_MODE = 0o755
@@ -41,6 +42,7 @@ class Disk:
         """Make the folders that hold all others; idempotent."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._trash.mkdir(exist_ok=True, mode=0o700)
+        spread(self.folder)
 
     def settle(self) -> None:
         """Make the names in these folders durable."""

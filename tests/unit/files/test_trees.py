@@ -94,6 +94,27 @@ def test_a_tree_arrives_as_it_was(tree: Path, tmp_path: Path, passes: bool) -> N
     assert (sender.files, sender.size) == (receiver.files, receiver.size)
 
 
+def test_many_small_files_of_many_folders_arrive_though_one_cannot(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "3" / "7").mkdir(parents=True)  # in the way, and no file
+    names = [b"%d/%d" % (folder, number) for folder in range(6) for number in range(100)]
+    items = [wire.Item(b"%d" % folder, wire.FOLDER, 0o755) for folder in range(6)]
+    items += [wire.Item(name, wire.FILE, 0o640, 5, len(name), name) for name in names]
+    root = os.open(target, os.O_PATH)
+    receiver = Receiver(Root(root), "")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(errors.FailedPrecondition, match=r"/3/7: is a directory"):
+        receiver.take(items, [])
+    receiver.close()
+    os.close(root)
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    found = {str(one.relative_to(target)): one.read_bytes() for one in target.rglob("*") if one.is_file()}
+    cut = {f"3/{number}" for number in range(100)}  # a run of one folder ends at what cannot be made
+    assert {name: found[name] for name in found.keys() - cut} == {
+        name.decode(): name for name in names if not name.startswith(b"3/")
+    }
+
+
 def test_a_file_arrives_under_another_name(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"1")
     target = tmp_path / "target"
