@@ -8,12 +8,16 @@ others work on this machine. In CI, where nobody does, `Machine` compares the wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +42,10 @@ MODULE_LINKS = re.compile(r"(ifb[01]|sit0|tunl0|ip6tnl0|gre0|gretap0|erspan0)$")
 """Links that a kernel module makes when it is first used."""
 IPTABLES_TABLE = re.compile(r"table ip6? (filter|nat|mangle|raw|security)\b")
 """The tables of nft that belong to iptables, which lists them itself."""
+
+SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
+NETLINK_NETFILTER, NFT_NEWGEN, NFT_GETGEN, NLM_F_REQUEST = 12, 10 << 8 | 15, 10 << 8 | 16, 1
+PF_KTHREAD = 0x00200000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +80,11 @@ class Footprint:
             pid
             for pid in pids()
             if pid != os.getpid()
+            and not is_of_the_kernel(pid)
             and not awaits_init(pid)
             and (
                 any(mark in read(pid, name) for name in ("environ", "cmdline", "cgroup"))
-                or any(mark in line for line in read(pid, "mountinfo").splitlines() if line.split()[4:5] == [b"/"])
+                or (not has_our_root(pid) and any(mark in line for line in root_mounts(pid)))
             )
         ]
 
@@ -186,6 +195,24 @@ def awaits_init(pid: int) -> bool:
     return read(pid, "stat").rpartition(b") ")[2].startswith(b"Z 1 ")
 
 
+def is_of_the_kernel(pid: int) -> bool:
+    """Whether it is a thread of the kernel, which no test starts."""
+    after_name = read(pid, "stat").rpartition(b") ")[2].split()
+    return bool(after_name and int(after_name[6]) & PF_KTHREAD)
+
+
+def has_our_root(pid: int) -> bool:
+    """Whether its root is this process's: the folder, and so the mount above all of its paths."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/"))
+    return False
+
+
+def root_mounts(pid: int) -> list[bytes]:
+    """The lines of its mount table that are mounted on its root: each costs the kernel a walk, so few are asked for."""
+    return [line for line in read(pid, "mountinfo").splitlines() if line.split()[4:5] == [b"/"]]
+
+
 def command(pid: int) -> str:
     return (read(pid, "cmdline").replace(b"\0", b" ") or read(pid, "stat")).decode(errors="replace").strip()[:200]
 
@@ -236,9 +263,16 @@ def network_namespaces() -> set[str]:
     return found
 
 
-def cgroups() -> Iterator[Path]:
-    for folder, names, _files in os.walk(CGROUPS):
-        yield from (Path(folder, name) for name in names)
+def cgroups(below: Path = CGROUPS) -> Iterator[Path]:
+    """All of them; the link count of a folder tells the kernel's number of those in it, so leaves are not listed."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(below) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                path = Path(entry.path)
+                yield path
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_nlink != 2:
+                        yield from cgroups(path)
 
 
 def shared_entries() -> Iterator[Path]:
@@ -247,8 +281,37 @@ def shared_entries() -> Iterator[Path]:
             yield from folder.iterdir()
 
 
-def firewall() -> set[str]:
+def firewall() -> frozenset[str]:
     """The rules and chains of iptables in both families, and those of nft's other tables, one line each."""
+    generation = firewall_generation()
+    return firewall_of(generation) if generation is not None else firewall_now()
+
+
+def firewall_generation() -> tuple[str, int] | None:
+    """This network namespace and the number of its last change of rules; None where not all of them are nft's."""
+    if not iptables_is_nft():
+        return None
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as asked:
+        asked.settimeout(5)
+        asked.send(struct.pack("=IHHIIBBH", 20, NFT_GETGEN, NLM_F_REQUEST, 1, 0, 0, 0, 0))
+        answer = asked.recv(4096)
+    if int.from_bytes(answer[4:6], sys.byteorder) != NFT_NEWGEN:  # a kernel without nft says so
+        return None
+    return os.readlink("/proc/thread-self/ns/net"), int.from_bytes(answer[24:28])
+
+
+@functools.cache
+def iptables_is_nft() -> bool:
+    paths = [shutil.which(name, path=SBIN) for name in ("iptables-save", "ip6tables-save")]
+    return all(path is None or os.path.realpath(path).endswith("-nft-multi") for path in paths)
+
+
+@functools.lru_cache(maxsize=2)
+def firewall_of(generation: tuple[str, int]) -> frozenset[str]:
+    return firewall_now()
+
+
+def firewall_now() -> frozenset[str]:
     found: set[str] = set()
     for program in ("iptables-save", "ip6tables-save"):
         found.update(line for line in output(program) if line.startswith(("-A ", ":")) and " ACCEPT [" not in line)
@@ -259,12 +322,12 @@ def firewall() -> set[str]:
             found.add(table)
         elif line.strip() not in ("", "}"):
             found.add(f"{table}: {line.strip()}")
-    return {re.sub(r" ?\[\d+:\d+\]$", "", rule) for rule in found if not IPTABLES_TABLE.match(rule)}
+    return frozenset(re.sub(r" ?\[\d+:\d+\]$", "", rule) for rule in found if not IPTABLES_TABLE.match(rule))
 
 
 def output(*arguments: str) -> list[str]:
     """The lines a program prints; none where it is not installed or this kernel lacks what it lists."""
-    path = shutil.which(arguments[0], path="/usr/sbin:/sbin:/usr/bin:/bin")
+    path = shutil.which(arguments[0], path=SBIN)
     if path is None:
         return []
     finished = subprocess.run([path, *arguments[1:]], capture_output=True, text=True, check=False, timeout=30)

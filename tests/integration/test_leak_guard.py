@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,24 @@ def test_orphan_is_found_by_its_environment(mine: Footprint) -> None:
     code = "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(300)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "X": mine.prefix})
     assert [leak.split()[0] for leak in mine.leaks()] == ["process"]
+    assert gone(mine)
+
+
+def test_orphan_is_found_by_its_root(mine: Footprint) -> None:
+    folder = Path("/var/tmp", mine.prefix)
+    folder.mkdir()
+    shutil.copy("/bin/busybox", folder / "sleep")
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    shell = subprocess.Popen(["/bin/busybox", "sh"], stdin=subprocess.PIPE, env={})
+    try:
+        assert shell.stdin is not None
+        shell.stdin.write(f"exec chroot {folder} /sleep 300\n".encode())
+        shell.stdin.close()
+        assert wait_until(lambda: Path(f"/proc/{shell.pid}/cmdline").read_bytes() == b"/sleep\x00300\x00")
+        assert mine.processes() == [shell.pid]
+    finally:
+        shell.kill()
+        shell.wait()
     assert gone(mine)
 
 
