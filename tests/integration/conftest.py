@@ -5,14 +5,17 @@ A test that uses `roots` names its pods, networks and cgroups after `roots.prefi
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
+import atoll
 from atoll.shim.stdio.null import open_null
 from tests.conftest import IN_CI
 from tests.integration.cri_client import CRI, connected
@@ -30,6 +33,16 @@ def own_null() -> None:
     """What a process keeps from the first container stream on that goes nowhere is there before any test looks."""
     if os.geteuid() == 0:
         os.close(open_null(os.O_RDONLY))
+
+
+async def _start_grpc() -> None:
+    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
+
+
+@pytest.fixture(autouse=True, scope="session")
+def grpc_has_its_descriptors() -> None:
+    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
+    asyncio.run(_start_grpc())
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +152,17 @@ def cri(daemon: Daemon, roots: Roots) -> Iterator[CRI]:
         if daemon.is_running():
             for pod in client.list_pods():
                 client.remove_pod(pod.id)
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
+    """The SDK on the running daemon."""
+    async with atoll.connect(daemon.roots.socket, start=False) as client:
+        yield client
+
+
+@pytest.fixture
+async def pod(client: atoll.Client) -> AsyncIterator[atoll.Pod]:
+    """A pod without a network, which goes with the test."""
+    async with await client.run_pod(network="none") as pod:
+        yield pod

@@ -10,8 +10,6 @@ import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 
 import atoll
@@ -27,25 +25,15 @@ IMAGE = "atoll/busybox"
 SLEEP = ["sleep", "1000"]
 
 
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    asyncio.run(_start_grpc())
-
-
 @pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
-        for pod in await client.pods():
-            await client.pod_by_id(pod.id).remove()
-        while snapshots := await client.snapshots():
-            for one in snapshots:
-                if not one.in_use:
-                    await (await client.snapshot(one.id)).remove()
+async def client(client: atoll.Client) -> AsyncIterator[atoll.Client]:
+    yield client
+    for pod in await client.pods():
+        await client.pod_by_id(pod.id).remove()
+    while snapshots := await client.snapshots():
+        for one in snapshots:
+            if not one.in_use:
+                await (await client.snapshot(one.id)).remove()
 
 
 @pytest.fixture

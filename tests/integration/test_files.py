@@ -7,40 +7,16 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
 import atoll
 from atoll import errors
 from atoll.client.files import FileChange, FileChangeKind, FileKind, TransferProgress
-from tests.integration.conftest import Daemon
 
 pytestmark = pytest.mark.shared_daemon
 
 IMAGE = "atoll/busybox"
 BOUND_S = 30.0
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
-
-
-@pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
-
-
-@pytest.fixture
-async def pod(client: atoll.Client) -> AsyncIterator[atoll.Pod]:
-    async with await client.run_pod(network="none") as pod:
-        yield pod
 
 
 @pytest.fixture

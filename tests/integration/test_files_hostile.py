@@ -6,10 +6,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc.aio
 import pytest
 
 import atoll
@@ -24,22 +22,6 @@ pytestmark = pytest.mark.shared_daemon
 IMAGE = "atoll/busybox"
 BOUND_S = 60.0
 FIRST, COUNT = 100_000, 65_536
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
-
-
-@pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
 
 
 async def test_links_that_are_swapped_all_the_time_lead_nowhere(client: atoll.Client, tmp_path: Path) -> None:

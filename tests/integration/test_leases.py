@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 
-import grpc
-import grpc.aio
 import pytest
 
 import atoll
@@ -24,21 +21,6 @@ pytestmark = pytest.mark.shared_daemon
 IMAGE = "atoll/busybox"
 PATIENCE_S = 30.0
 SUBSCRIBE = wire.Method("containerd.services.events.v1.Events", "Subscribe", events.SubscribeRequest, types.Envelope)
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    asyncio.run(_start_grpc())
-
-
-@pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
 
 
 async def gone(client: atoll.Client, pod: atoll.Pod) -> None:

@@ -57,15 +57,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Nothing: pytest has the output."""
 
 
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    asyncio.run(_start_grpc())
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as server:

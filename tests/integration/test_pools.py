@@ -10,8 +10,6 @@ import select
 import signal
 from collections.abc import AsyncIterator, Callable
 
-import grpc
-import grpc.aio
 import pytest
 
 import atoll
@@ -30,23 +28,13 @@ SLEEP = atoll.ContainerOptions(image=IMAGE, command=["sleep", "1000"])
 LONELY = atoll.PodOptions(network="none")
 
 
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    asyncio.run(_start_grpc())
-
-
 @pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
-        for one in await client.pools():
-            await (await client.pool(one.name)).delete()
-        for pod in await client.pods():
-            await client.pod_by_id(pod.id).remove()
+async def client(client: atoll.Client) -> AsyncIterator[atoll.Client]:
+    yield client
+    for one in await client.pools():
+        await (await client.pool(one.name)).delete()
+    for pod in await client.pods():
+        await client.pod_by_id(pod.id).remove()
 
 
 async def until(pool: atoll.Pool, wanted: Callable[[PoolStatus], bool]) -> PoolStatus:

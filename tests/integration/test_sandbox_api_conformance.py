@@ -5,23 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import grpc.aio
 import pytest
 
 from atoll.sandbox.controller import Controller, Sandbox
 from atoll.testing.conformance import CHECKS, check_controller
 from atoll.testing.conformance.remote import Target, remote
 from tests.integration.conftest import Daemon, Roots
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import grpc.aio
 import pytest
 
 from atoll import errors
@@ -39,16 +38,6 @@ from atoll.testing.fake import FakeController
 from tests.integration.conftest import Roots
 
 T = TypeVar("T")
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -22,28 +22,6 @@ pytestmark = pytest.mark.shared_daemon
 IMAGE = "atoll/busybox"
 
 
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
-
-
-@pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[atoll.Client]:
-    async with atoll.connect(daemon.roots.socket, start=False) as client:
-        yield client
-
-
-@pytest.fixture
-async def pod(client: atoll.Client) -> AsyncIterator[atoll.Pod]:
-    async with await client.run_pod(network="none") as pod:
-        yield pod
-
-
 async def test_two_containers_share_the_pods_localhost_and_a_port_is_published(client: atoll.Client) -> None:
     async with await client.run_pod("web", ports={18081: 80}) as pod:
         await pod.run(IMAGE, ["httpd", "-f", "-h", "/etc"], name="server", cpus=0.5, memory="64MiB")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import grpc.aio
 import pytest
 
 import atoll
@@ -16,16 +15,6 @@ from tests.integration.leaks import Footprint
 
 IMAGE = "docker.io/atoll/busybox:latest"
 BOUND_S = 120.0
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
 
 
 @pytest.fixture

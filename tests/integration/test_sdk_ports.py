@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 
-import grpc.aio
 import pytest
 
 import atoll
@@ -18,16 +17,6 @@ pytestmark = pytest.mark.shared_daemon
 IMAGE = "atoll/busybox"
 BOUND_S = 60.0
 ASK = b"GET /hostname HTTP/1.0\r\n\r\n"
-
-
-async def _start_grpc() -> None:
-    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue]  # exported from a compiled module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_has_its_descriptors() -> None:
-    """gRPC makes a pair of sockets for each process that uses it, which no test leaks."""
-    asyncio.run(_start_grpc())
 
 
 @pytest.fixture
