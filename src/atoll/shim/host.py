@@ -25,6 +25,7 @@ import msgspec
 from atoll.concurrency import TaskOwner
 from atoll.linux import syscalls
 from atoll.shim import logfile, server
+from atoll.shim.copies import Copies
 from atoll.shim.fork import SHIM_ENDED, SHIM_TAKEN
 from atoll.shim.pod_holder import Holders
 from atoll.shim.reaper import Reaper
@@ -58,12 +59,15 @@ def raise_descriptor_limit() -> tuple[int, int]:
 
 
 class Host:
-    """The shims of one process. `alone`: one shim is all that it ever serves. Call it in a settled process."""
+    """The shims of one process. `alone`: one shim is all that it ever serves. Call it in a settled process.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, alone: bool) -> None:
+    `copies` are those of the process that it was forked from.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, alone: bool, copies: Copies | None = None) -> None:
         self._loop = loop
         self._alone = alone
-        self._reaper = Reaper(programs_nofile=raise_descriptor_limit())
+        self._reaper = Reaper(programs_nofile=raise_descriptor_limit(), copies=copies or Copies())
         self._holders = Holders(self._reaper)
         self._tasks = TaskOwner("host")
         self._log = logfile.HostLog()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import errors
+from atoll.shim.copies import Copies
 
 EARLY_EXITS_LIMIT = 4096
 KILL_TIMEOUT_S = 5.0
@@ -47,9 +48,13 @@ class Reaper:
     Nobody else in the process may wait for children while it is open.
     """
 
-    def __init__(self, *, programs_nofile: tuple[int, int] | None = None) -> None:
-        """`programs_nofile`: RLIMIT_NOFILE, soft and hard, of the programs it starts; None for this process's own."""
+    def __init__(self, *, programs_nofile: tuple[int, int] | None = None, copies: Copies | None = None) -> None:
+        """`programs_nofile`: RLIMIT_NOFILE, soft and hard, of the programs it starts; None for this process's own.
+
+        `copies`: what is executed in the place of some of them.
+        """
         self._programs_nofile = programs_nofile
+        self._copies = copies
         self._watched: dict[int, asyncio.Future[Exit]] = {}
         # Oldest first; each with the newest window that was open when it came.
         self._early: dict[int, tuple[int, Exit]] = {}
@@ -141,7 +146,7 @@ class Reaper:
         actions.extend((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds)
         with _working_in(cwd), _limited(self._programs_nofile):
             pid = os.posix_spawnp(
-                argv[0],
+                self._copies.path(argv[0]) if self._copies is not None else argv[0],
                 list(argv),
                 dict(os.environ if env is None else env),
                 file_actions=actions,

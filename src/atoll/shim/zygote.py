@@ -13,6 +13,7 @@ import ctypes
 import gc
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -22,7 +23,9 @@ import msgspec
 
 from atoll import errors, faults
 from atoll.linux import syscalls
+from atoll.oci.runtime import ENVIRONMENT
 from atoll.shim import host, logfile, server
+from atoll.shim.copies import PROGRAMS, Copies
 from atoll.shim.fork import Child, HostProcess, Part, fork_shim, listen
 from atoll.shim.request import ZYGOTE_FD, Answer, Fork, Forked, Refused, ShimRequest, receive, send
 from atoll.shim.stdio import relay
@@ -60,6 +63,10 @@ class Shims:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._copies = Copies()
+        for name in PROGRAMS:
+            if (found := shutil.which(name, path=ENVIRONMENT["PATH"])) is not None:
+                self._copies.path(found)
 
     def get_ready(self) -> None:
         host.settle()
@@ -72,11 +79,11 @@ class Shims:
         if question.role == "relay":
             _attend(asked)
             return relay.run(relay.RelayConfig(id=asked.id, socket=asked.socket, namespace=asked.namespace), listener)
-        return host.Host(self._loop, alone=True).run_one(asked, listener)
+        return host.Host(self._loop, alone=True, copies=self._copies).run_one(asked, listener)
 
     def host(self, control: socket.socket, *, alone: bool) -> int:
         assert self._loop is not None
-        return host.Host(self._loop, alone=alone).run(control)
+        return host.Host(self._loop, alone=alone, copies=self._copies).run(control)
 
 
 def _attend(request: ShimRequest) -> None:
