@@ -22,6 +22,7 @@ import pytest
 
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.linux import steps
 from atoll.network.default import bridge_name
 from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI
@@ -229,6 +230,28 @@ def test_a_relay_whose_pod_is_gone(cri: CRI, roots: Roots) -> None:
         for one in started:
             one.kill()
             one.wait()
+
+
+def test_a_holder_of_namespaces_whose_pod_is_gone(cri: CRI, roots: Roots) -> None:
+    """Known by its command line; one of another daemon, and one that its pod's record names, are not touched."""
+    kept = cri.run_pod(cri.pod_config(network=True))
+    held = int(str(cri.pod_info(kept)["pid"]))
+    places = (roots.state / "shims" / LOST, roots.base / "shims" / LOST)
+    pids = [steps.spawn(steps.program((), 2), (), (str(place),)) for place in places]
+    try:
+        (finding,) = cri.fsck()
+        explained(cri, finding, "shim", str(pids[0]), LOST)
+        assert all(one.repaired for one in cri.fsck(repair=True))
+        assert os.waitpid(pids[0], 0)[1] == 9
+        assert os.waitpid(pids[1], os.WNOHANG) == (0, 0)
+        assert cri.fsck() == []
+        assert Path(f"/proc/{held}/ns/net").exists()
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+    cri.remove_pod(kept)
 
 
 def test_after_a_kill_fsck_is_clean_at_once(cri: CRI, daemon: Daemon) -> None:

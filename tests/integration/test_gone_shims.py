@@ -245,3 +245,36 @@ def test_a_stale_socket_is_a_shim_that_is_gone(cri: CRI, daemon: Daemon, roots: 
     cri.remove_pod(pod)
     assert not socket.exists()
     is_clean(cri)
+
+
+@pytest.mark.shared_daemon
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "alive"])
+def test_records_of_a_shim_that_cannot_be_read_keep_nothing(
+    cri: CRI, daemon: Daemon, roots: Roots, is_gone: bool
+) -> None:
+    """Its pod goes all the same: containers are known by their specs and by the OCI runtime's books."""
+    pod = cri.run_pod(cri.pod_config(network=True))
+    containers = [cri.script(pod, "sleep 1000") for _ in range(3)]
+    pid = shim_of(cri, pod)
+    daemon.kill()
+    if is_gone:
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: not read(pid, "cmdline"))
+    for name in (records.TASK, records.EXIT):
+        for container in containers[name == records.EXIT :]:  # one of them lacks one, one both
+            (roots.state / "bundles" / container / name).write_bytes(b'{"id":')
+    for name in (records.SHIM, records.BOOTSTRAP, records.SANDBOX):
+        (roots.state / "shims" / pod / name).write_bytes(b"")
+    daemon.start()
+    if is_gone:
+        eventually(
+            lambda: all(cri.status(one).state == pb.CONTAINER_EXITED for one in containers), "the containers have ended"
+        )
+        assert {cri.status(one).exit_code for one in containers} == {255}
+    else:
+        assert cri.sh(containers[0], "echo well") == "well"
+    begun = time.monotonic()
+    cri.remove_pod(pod)
+    assert time.monotonic() - begun < REMOVED_WITHIN_S
+    assert not any(map(processes_of, containers))
+    is_clean(cri)

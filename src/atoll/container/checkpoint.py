@@ -13,16 +13,18 @@ import os
 import threading
 from pathlib import Path
 
-from atoll.linux.files import sync_folder
+from atoll.linux.files import read_small, sync_folder
 
 FILE = "status"
+LIMIT_BYTES = 16 << 20
+"""More than any checkpoint has."""
 _TEMPORARY = ".status-"
 _serial = itertools.count(1)
 
 
 def read_checkpoint(folder: Path) -> bytes:
-    """The text; `FileNotFoundError` where none was ever written."""
-    return (folder / FILE).read_bytes()
+    """The text; `FileNotFoundError` where none was ever written, another `OSError` for what can be no checkpoint."""
+    return read_small(folder / FILE, LIMIT_BYTES)
 
 
 def write_checkpoint(folder: Path, text: bytes, abandoned: threading.Event | None = None) -> None:
@@ -55,8 +57,8 @@ def _replace(folder: Path, temporary: Path) -> None:
     """Rename, then make the rename durable; where the disk refuses that, put the old text back."""
     target = folder / FILE
     try:
-        before = target.read_bytes()
-    except FileNotFoundError:
+        before = read_checkpoint(folder)
+    except OSError:  # there is none, or none that could be put back
         before = None
     os.rename(temporary, target)
     try:
@@ -88,7 +90,7 @@ def set_aside(folder: Path) -> Path:
     """Move an unreadable checkpoint to a name of its own, `status.unreadable[-n]`, and keep it there."""
     for attempt in itertools.count():
         kept = folder / (f"{FILE}.unreadable" + (f"-{attempt}" if attempt else ""))
-        if not kept.exists():
+        if not os.path.lexists(kept):
             os.rename(folder / FILE, kept)
             sync_folder(folder)
             return kept

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import functools
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -117,9 +117,20 @@ class StatusStorage:
 
 async def _put(blocking: Blocking, folder: Path, status: Status, abandoned: threading.Event | None = None) -> None:
     try:
-        await blocking.run(functools.partial(write_checkpoint, folder, encode_status(status), abandoned))
+        await blocking.run(_write, folder, encode_status(status), abandoned, not status.removing)
     except OSError as error:
         raise _refused(folder, error) from error
+
+
+def _write(folder: Path, text: bytes, abandoned: threading.Event | None, make: bool) -> None:
+    """A hand may have taken the folder: what happens is to be known all the same, but where a removal takes it."""
+    try:
+        write_checkpoint(folder, text, abandoned)
+    except FileNotFoundError:
+        if not make:
+            raise
+        _make_folder(folder)
+        write_checkpoint(folder, text, abandoned)
 
 
 def _refused(folder: Path, error: OSError) -> errors.AtollError:
@@ -185,20 +196,21 @@ def read_status(folder: Path) -> Status:
 
 def _read(folder: Path) -> tuple[Status, Damage | None]:
     text = b""
-    try:
+    with contextlib.suppress(OSError):  # a disk that is read-only now: the next start drops them
         drop_temporaries(folder)
+    try:
         text = read_checkpoint(folder)
         return decode_status(text), None
     except FileNotFoundError:
         return unknown_status(None, f"{folder / FILE}: the checkpoint is missing"), None
     except OSError as error:
-        damage = Damage(reason=f"{folder / FILE}: the checkpoint cannot be read: {error.strerror}")
+        damage = _kept(folder, text, f"the checkpoint cannot be read: {error.strerror}")
     except errors.DataLoss as error:
-        damage = _kept(folder, text, error)
+        damage = _kept(folder, text, error.message)
     return unknown_status(None, damage.reason), damage
 
 
-def _kept(folder: Path, text: bytes, why: errors.DataLoss) -> Damage:
+def _kept(folder: Path, text: bytes, why: str) -> Damage:
     try:
         kept = set_aside(folder).name
     except OSError as error:
@@ -207,7 +219,7 @@ def _kept(folder: Path, text: bytes, why: errors.DataLoss) -> Damage:
 
 
 def _make_folder(folder: Path) -> None:
-    folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)  # the first of a root
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:

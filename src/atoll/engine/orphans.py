@@ -15,6 +15,7 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.concurrency import Blocking
+from atoll.engine import lost_records
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import OCIRuntime
 from atoll.runtime.bundle import Bundle
@@ -29,7 +30,9 @@ RECORD_WITHIN_S = 0.5
 class Orphans:
     """Acts for shims that no longer can."""
 
-    def __init__(self, spawner: Spawner, foreign: Launcher, blocking: Blocking) -> None:
+    def __init__(self, state: Path, spawner: Spawner, foreign: Launcher, blocking: Blocking) -> None:
+        """`state` is the daemon's folder of what a reboot takes."""
+        self._state = state
         self._spawner = spawner
         self._foreign = foreign
         self._blocking = blocking
@@ -41,7 +44,7 @@ class Orphans:
         """
         record = await self._exit_record(bundle)
         if record is None:
-            task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+            task = await self._blocking.run(lost_records.task, bundle, self._state)
             if task is not None and task.pid and _is_of(task):
                 await _gone(task.pid)
                 record = await self._exit_record(bundle)
@@ -54,29 +57,29 @@ class Orphans:
         return ExitStatus(exit_status=record.exit_status, exited_at=at)
 
     async def _exit_record(self, bundle: Path) -> records.ExitRecord | None:
-        return await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
+        return await self._blocking.run(lost_records.ended, bundle)
 
     async def was_oom_killed(self, bundle: Path) -> bool | None:
         """Whether the container's end was the kernel's for lack of memory; None where our shim left no record."""
-        record = await self._blocking.run(records.read, bundle / records.EXIT, records.ExitRecord)
+        record = await self._blocking.run(lost_records.ended, bundle)
         return record.oom_killed if record is not None else None
 
     async def signal(self, bundle: Path, number: int) -> None:
         """Send a signal to the container's init, where it still runs."""
-        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        task = await self._blocking.run(lost_records.task, bundle, self._state)
         if task is not None and task.pid and await self._blocking.run(_is_of, task):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(task.pid, number)
 
     async def kill(self, bundle: Path) -> None:
         """SIGKILL every process of the container, by its cgroups."""
-        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        task = await self._blocking.run(lost_records.task, bundle, self._state)
         if task is not None:
             await self._blocking.run(cgroups.kill, _folders(task))
 
     async def delete(self, bundle: Path) -> None:
         """Clear the container out of its OCI runtime, its processes first; idempotent."""
-        task = await self._blocking.run(records.read, bundle / records.TASK, records.TaskRecord)
+        task = await self._blocking.run(lost_records.task, bundle, self._state)
         if task is None:
             return
         if not task.binary:

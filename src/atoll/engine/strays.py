@@ -1,6 +1,6 @@
 """What a crash, a bug or a hand can leave that no entry of a pod or container stands for; `fsck` looks for it.
 
-    shim      a shim of ours, or a relay's process, whose bundle is gone
+    shim      a shim of ours, a relay's process or the holder of a pod's namespaces whose bundle is gone
     mount     a mount below the daemon's folders, outside of those whose kinds see to their own mounts
     socket    a shim's socket where nobody listens, and no bundle's
     oci       what an OCI runtime still knows of a container whose bundle is gone
@@ -25,27 +25,29 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Blocking
+from atoll.engine.lost_records import CRUN_RECORD, RUNC_RECORD
 from atoll.engine.paths import Paths
 from atoll.ledger.kind import Entry, Found, Kind
 from atoll.linux import mounts, process
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import ENVIRONMENT, OCIRuntime
 from atoll.runtime import ending, hung
+from atoll.shim import records
+from atoll.shim.pod_holder import holders_in
 from atoll.unreadable import UNREADABLE
 
 SHIM = "shim"
 """Its kind."""
 RELAY = "atoll-relay"
-CRUN_RECORD, RUNC_RECORD = "status", "state.json"
-"""What crun and runc write of a container, in a folder of its name."""
 DELETED = " (deleted)"
 
 
 class StrayShimKind(Kind):
     """A shim is known by its socket, whose name its bundle tells; its process may serve others, which go on.
 
-    A relay is known by its working folder, which is its bundle; it keeps it when the bundle is removed. The socket of a
-    shim that was given up is put aside (`runtime.hung`); it goes with the shim, or with its process.
+    A relay is known by its working folder, which is its bundle; it keeps it when the bundle is removed. A holder has
+    its bundle in its command line, and the record there names it. The socket of a shim that was given up is put aside
+    (`runtime.hung`); it goes with the shim, or with its process.
     """
 
     name = SHIM
@@ -59,7 +61,7 @@ class StrayShimKind(Kind):
         self._blocking = blocking
 
     async def scan(self) -> list[Found]:
-        return await self._blocking.run(lambda: [*self._stray_shims(), *self._stray_relays()])
+        return await self._blocking.run(lambda: [*self._stray_shims(), *self._stray_relays(), *self._stray_holders()])
 
     def _stray_shims(self) -> Iterator[Found]:
         # Sockets first: a bundle is there before its socket, and after it.
@@ -82,6 +84,16 @@ class StrayShimKind(Kind):
                 owner = Path(folder.removesuffix(DELETED)).name
                 data = {"start": str(seen.start_ticks), "boot": process.boot_id()}
                 yield Found(kind=self.name, key=name, owner=owner, data=data)
+
+    def _stray_holders(self) -> Iterator[Found]:
+        for who, bundle in holders_in(self._paths.shims):
+            try:
+                record = records.read(bundle / records.SANDBOX, records.SandboxRecord)
+            except errors.DataLoss:
+                continue  # of a pod that is there: whoever frees it frees its holder
+            if record is None or record.holder != who:
+                data = {"start": str(who.start_ticks), "boot": who.boot_id}
+                yield Found(kind=self.name, key=str(who.pid), owner=bundle.name, data=data)
 
     def _identity(self, entry: Entry) -> process.ProcessId:
         pid = int(entry.data.get("pid", "") or entry.key)

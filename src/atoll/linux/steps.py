@@ -61,6 +61,9 @@ RECVFROM, CLONE, CHDIR, SETSID, SETGROUPS, SETRESUID, SETRESGID = 45, 56, 80, 11
 PIVOT_ROOT, PRCTL, MOUNT, UMOUNT2, SETHOSTNAME, SETDOMAINNAME = 155, 157, 165, 166, 170, 171
 UNSHARE, SETNS, CLOSE_RANGE = 272, 308, 436
 
+NAME = "pause"
+"""The first word of a program's command line."""
+
 # At the addresses of no step: every step was made; the next one waits for an answer
 READY = REPORT.pack(0, 0)
 ASKING = REPORT.pack(1, 0)
@@ -110,14 +113,17 @@ def step_at(todo: tuple[Step, ...], address: int) -> Step:
     return todo[(address - _LOAD_ADDRESS - _HEADER_BYTES - _LIST_OFFSET) // _STEP.size]
 
 
-def spawn(content: bytes, kept: tuple[int, ...]) -> int:
-    """Execute a `program`, which has the descriptors `kept` by their numbers and no others; its pid, to be reaped."""
+def spawn(content: bytes, kept: tuple[int, ...], arguments: tuple[str, ...] = ()) -> int:
+    """Execute a `program`, which has the descriptors `kept` by their numbers and no others; its pid, to be reaped.
+
+    It reads no `arguments`: they tell whoever looks at the process (proc(5), /proc/<pid>/cmdline) what it is for.
+    """
     executable = os.memfd_create("atoll-pod", os.MFD_CLOEXEC)
     try:
         os.write(executable, content)
         return os.posix_spawn(
             f"/proc/self/fd/{executable}",
-            ["pause"],
+            [NAME, *arguments],
             {},
             # dup2 onto itself makes the child's copy survive exec (posix_spawn_file_actions_adddup2(3)).
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept],

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 async def end_recorded(record_path: Path, socket: Path, shim_id: str) -> None:
     """End the shim of a record, where it still lives, and wait for its end.
 
-    Raises `DataLoss` for a record that cannot be read, `DeadlineExceeded` where its own process survives, `Unavailable`
-    where a process that it shares with others does not answer.
+    One whose record cannot be read is asked to end. Raises `DeadlineExceeded` where its own process survives,
+    `Unavailable` where a process that it shares with others does not answer.
     """
-    record = records.read(record_path, records.ShimRecord)
+    record = records.last(record_path, records.ShimRecord)
     if record is None or not record.alone:
         await end_shared(socket, shim_id)
     else:

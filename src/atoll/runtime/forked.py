@@ -138,6 +138,8 @@ class AtollLauncher:
         ended: ExitStatus | None = None
         if _has_left(bundle):
             ended = await self._clear(request)
+        else:  # its record is lost, or it never came to one
+            await self._blocking.run(cleanup.kill_holders, bundle)
         self._socket(request).unlink(missing_ok=True)
         await self._blocking.run(request.bundle.delete)
         return ended
@@ -145,7 +147,7 @@ class AtollLauncher:
     def _is_swept(self, request: LaunchRequest) -> bool:
         """Sweep up behind a shim that shared its process and cleared all away itself; False where it is another."""
         bundle = request.bundle.path
-        record = records.read(bundle / records.SHIM, records.ShimRecord)
+        record = records.last(bundle / records.SHIM, records.ShimRecord)
         if record is None or record.alone or _has_left(bundle):
             return False
         self._socket(request).unlink(missing_ok=True)

@@ -27,6 +27,15 @@ def of_process(pid: int) -> tuple[Path, ...]:
     return tuple(folder for folder in _folders(str(pid)) if folder not in own)
 
 
+def of_path(path: str) -> tuple[Path, ...]:
+    """The cgroups of an absolute path, in each hierarchy that has it, but for one that this process is in."""
+    if not path.startswith("/") or len(PurePosixPath(path).parts) < 2 or ".." in PurePosixPath(path).parts:
+        return ()
+    own = set(_folders("self"))
+    found = (mount / path[1:] for mount in _hierarchies().mounts)
+    return tuple(folder for folder in found if folder.is_dir() and folder not in own)
+
+
 def absent_parents(path: str) -> tuple[str, ...]:
     """The cgroups above `path` that are in no hierarchy, the innermost first: an OCI runtime makes them for it."""
     absent: list[str] = []

@@ -20,6 +20,7 @@ from atoll.linux import syscalls
 from atoll.oci.runtime import OCIRuntime
 from atoll.shim import cgroups, pod_files, pod_links, records, runtimes, wire
 from atoll.shim.pod_cgroup import PodCgroup
+from atoll.shim.pod_holder import holders_in
 from atoll.shim.reaper import Reaper
 from atoll.shim.records import ExitRecord, GuestRecord, SandboxRecord, TaskRecord
 from atoll.shim.rootfs import unmount_root
@@ -37,14 +38,14 @@ async def delete(container_id: str, namespace: str, bundle: Path) -> bytes:
     after everything was tried.
     """
     faults: list[str] = []
-    task = records.read(bundle / records.TASK, TaskRecord)
+    task = records.last(bundle / records.TASK, TaskRecord)
     if task is not None:
         await _delete_task(task, bundle, faults)
     _attempt(faults, unmount_root, bundle / "rootfs")
     for guest in _guests(bundle):
         await _delete_guest(guest, bundle, faults)
     _delete_pod(bundle, faults)
-    ended = records.read(bundle / records.EXIT, ExitRecord)
+    ended = records.last(bundle / records.EXIT, ExitRecord)
     if faults:
         raise errors.Internal(f"{container_id}: not removed: {'; '.join(faults)}")
     (bundle / records.TASK).unlink(missing_ok=True)
@@ -70,6 +71,12 @@ def kill_guests(bundle: Path) -> None:
     """SIGKILL every process of the containers of a shim that is gone; what else they have stays. Blocks."""
     for guest in _guests(bundle):
         cgroups.kill(tuple(Path(folder) for folder in guest.task.cgroups))
+
+
+def kill_holders(bundle: Path) -> None:
+    """SIGKILL who holds the namespaces of a pod whose record is lost. Blocks."""
+    for holder, _ in holders_in(bundle):
+        processes.send_signal(holder, signal.SIGKILL)
 
 
 def _guests(bundle: Path) -> list[GuestRecord]:
@@ -105,8 +112,9 @@ async def _delete_task(task: TaskRecord, bundle: Path, faults: list[str]) -> Non
 
 
 def _delete_pod(bundle: Path, faults: list[str]) -> None:
-    pod = records.read(bundle / records.SANDBOX, SandboxRecord)
+    pod = records.last(bundle / records.SANDBOX, SandboxRecord)
     if pod is None:
+        kill_holders(bundle)
         return
     if pod.holder is not None:
         processes.send_signal(pod.holder, signal.SIGKILL)

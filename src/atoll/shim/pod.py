@@ -151,7 +151,9 @@ class Pod:
         if request.rootfs:
             mount_root(request.rootfs, request.bundle / "rootfs")
         faults.reached("shim pod/holder")
-        self._holder = await self._shim.holders.start(spaces, hostname=request.config.hostname, sysctls=self._sysctls)
+        self._holder = await self._shim.holders.start(
+            spaces, hostname=request.config.hostname, sysctls=self._sysctls, bundle=request.bundle
+        )
         faults.reached("shim pod/holder:done")
         self._write_record()
         self._holder.keep()

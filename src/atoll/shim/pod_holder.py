@@ -15,7 +15,7 @@ there, and ends where that process has closed its end, by itself or by its death
 
 One without a pid namespace ends with the shim that started it: then nothing is left of the pod but
 its containers, whose namespaces live on with them. The first process of a pid namespace stays, for its
-end would be theirs; who frees the pod finds it in the pod's record.
+end would be theirs; who frees the pod finds it in the pod's record, or by its command line where that is lost.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from atoll import errors
@@ -40,6 +41,7 @@ from atoll.linux.userns import IDMap, are_same, ask_for_maps, maps_of, owner, wr
 from atoll.shim.pod_namespaces import PodNamespaces
 from atoll.shim.pod_sysctls import DOMAINNAME, file_of
 from atoll.shim.reaper import Exit, Reaper
+from atoll.shim.records import content
 
 USER = 65535
 START_TIMEOUT_S = 10.0
@@ -212,8 +214,10 @@ class Holders:
             os.close(self._root)
             self._root = None
 
-    async def start(self, namespaces: PodNamespaces, *, hostname: str, sysctls: Mapping[str, str]) -> Holder:
-        """Make the namespaces of a pod and their holder, or nothing.
+    async def start(
+        self, namespaces: PodNamespaces, *, hostname: str, sysctls: Mapping[str, str], bundle: Path | None = None
+    ) -> Holder:
+        """Make the namespaces of a pod and their holder, or nothing; `bundle` is what it is found by (`holders_in`).
 
         Raises `InvalidArgument` for a sysctl that the kernel refuses, `OSError` naming the network namespace,
         `Internal` for the rest.
@@ -223,7 +227,7 @@ class Holders:
         with contextlib.ExitStack() as opened:
             netns = _open(namespaces.netns, opened) if namespaces.netns else None
             userns = _owner(namespaces.netns, netns, opened) if namespaces.users is not None and netns else None
-            holder = await self._begin(namespaces, hostname, sysctls, netns, userns)
+            holder = await self._begin(namespaces, hostname, sysctls, netns, userns, bundle=bundle)
         if namespaces.users is not None and not are_same(maps_of(holder.pid), namespaces.users):
             holder.kill()
             raise errors.InvalidArgument(f"network namespace {namespaces.netns}: its owner has other ids than the pod")
@@ -246,6 +250,8 @@ class Holders:
         sysctls: Mapping[str, str],
         netns: int | None,
         userns: int | None = None,
+        *,
+        bundle: Path | None = None,
     ) -> Holder:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -255,11 +261,30 @@ class Holders:
                     leash, root = its.fileno(), self._root
                     todo = steps(namespaces, hostname, sysctls, netns=netns, root=root, leash=leash, userns=userns)
                     kept = tuple(fd for fd in (leash, netns, root, userns) if fd is not None)
-                    pid = calls.spawn(calls.program(todo, leash), kept)
+                    mark = (str(bundle),) if bundle is not None else ()
+                    pid = calls.spawn(calls.program(todo, leash), kept, mark)
                 return await _ready(self._reaper, todo, pid, ours, namespaces.users)
         except BaseException:
             ours.close()
             raise
+
+
+def holders_in(folder: Path) -> list[tuple[ProcessId, Path]]:
+    """The holders whose bundle is `folder` or below, each with its bundle; by their command lines. Blocks."""
+    found: list[tuple[ProcessId, Path]] = []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            words = content(f"/proc/{name}/cmdline").split(b"\0")
+        except OSError:
+            continue
+        if len(words) < 2 or words[0] != calls.NAME.encode():
+            continue
+        bundle = Path(os.fsdecode(words[1]))
+        if (bundle == folder or folder in bundle.parents) and (who := identify(int(name))) is not None:
+            found.append((who, bundle))
+    return found
 
 
 def _open(path: str, opened: contextlib.ExitStack) -> int:

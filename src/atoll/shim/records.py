@@ -14,6 +14,7 @@ volatile (a reboot ends the processes too), so nothing is synced.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,7 @@ from atoll.linux.process import ProcessId
 from atoll.unreadable import UNREADABLE
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 SHIM = "shim.json"
 BOOTSTRAP = "bootstrap.json"
@@ -142,6 +144,15 @@ def read(path: Path, kind: type[T]) -> T | None:
         return None
     except (OSError, *UNREADABLE) as error:
         raise errors.DataLoss(f"{path}: cannot be read: {error}") from error
+
+
+def last(path: Path, kind: type[T]) -> T | None:
+    """`read` for whoever clears all away: one that cannot be read is told, and is none."""
+    try:
+        return read(path, kind)
+    except errors.DataLoss as error:
+        log.warning("what it says is done without: %s", error)
+        return None
 
 
 def exit_path(bundle: Path, exec_id: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import shutil
 import stat
 import threading
@@ -85,8 +86,10 @@ async def test_a_transition_that_raises_changes_nothing(storage: StatusStorage) 
 async def test_a_disk_that_refuses_changes_nothing(storage: StatusStorage) -> None:
     aside = storage.path.parent.with_name("aside")
     storage.path.parent.rename(aside)
+    storage.path.parent.write_text("in the way")
     with pytest.raises(errors.Unavailable, match="not written"):
         await storage.update_sync(started)
+    storage.path.parent.unlink()
     aside.rename(storage.path.parent)
     assert storage.get() == on_disk(storage) == CREATED
     assert (await storage.update_sync(started)).state is State.RUNNING
@@ -238,16 +241,40 @@ async def test_a_missing_checkpoint_is_an_unknown_status(tmp_path: Path, blockin
     assert "missing" in status.message
 
 
-@pytest.mark.parametrize("kind", ["folder", "link"])
-async def test_what_is_no_checkpoint_at_all_is_an_unknown_status(
+@pytest.mark.parametrize("kind", ["folder", "link", "endless", "fifo", "gigabytes"])
+async def test_what_is_no_checkpoint_at_all_is_kept_aside_and_written_anew(
     storage: StatusStorage, tmp_path: Path, blocking: Blocking, kind: str
 ) -> None:
     storage.path.unlink()
-    if kind == "folder":
-        storage.path.mkdir()
-    else:
-        storage.path.symlink_to(storage.path)
-    assert (await load_status(tmp_path, "c1", blocking)).get().state is State.UNKNOWN
+    match kind:
+        case "folder":
+            (storage.path / "sub").mkdir(parents=True)
+        case "link":
+            storage.path.symlink_to(storage.path)
+        case "endless":
+            storage.path.symlink_to("/dev/zero")
+        case "fifo":
+            os.mkfifo(storage.path)
+        case _:
+            storage.path.touch()
+            os.truncate(storage.path, 3 << 30)
+    again = await load_status(tmp_path, "c1", blocking)
+    assert again.get().state is State.UNKNOWN
+    assert os.path.lexists(storage.path.with_name("status.unreadable"))
+    assert "status.unreadable" in again.get().message
+    await again.update_sync(lambda status: status.exited(code=255, at=9))
+    assert on_disk(again).finished_at == 9
+
+
+async def test_a_folder_that_a_hand_took_is_made_anew_but_not_beside_a_removal(storage: StatusStorage) -> None:
+    shutil.rmtree(storage.path.parent)
+    await storage.update_sync(started)
+    assert on_disk(storage) == storage.get() == started(CREATED)
+    shutil.rmtree(storage.path.parent)
+    await storage.update(lambda status: dataclasses.replace(status, removing=True))
+    with pytest.raises(errors.Unavailable):
+        await storage.update_sync(lambda status: status.exited(code=0, at=9))
+    assert not storage.path.parent.exists()
 
 
 def test_after_a_crash_in_the_middle_the_old_text_stands(tmp_path: Path) -> None:
