@@ -120,6 +120,7 @@ ALWAYS = (
     Cell("images", "remove image/record:done", Blow.DAEMON),
     Cell("hosted", "hosted start/commit", Blow.DAEMON),
     Cell("restart", "free/unfinished", Blow.DAEMON),
+    Cell("restart", "recover/pod", Blow.ERROR),
 )
 """Of every sample: those that found something once, or that cross most of the code."""
 

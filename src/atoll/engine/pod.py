@@ -40,9 +40,9 @@ class Pod:
     state: State = State.UNKNOWN
     reason: str = ""
     damage: str = ""
-    is_unasked: bool = False
-    """An earlier daemon's, whose sandboxer can be asked and has not answered yet."""
     """What of its record cannot be read; such a pod is served as UNKNOWN until it is removed."""
+    is_unasked: bool = False
+    """An earlier daemon's, whose sandboxer can be asked and has not answered yet: it may not know the pod yet."""
     instance: ControllerInstance | None = None
     attachment: Attachment | None = None
     netns_path: str = ""

@@ -394,8 +394,10 @@ class Pods:
         while True:
             try:
                 return await self.controller(pod).wait(pod.id)
-            except errors.NotFound:
-                return _end(UNKNOWN_EXIT_STATUS)
+            except errors.NotFound as error:
+                if not pod.is_unasked:
+                    return _end(UNKNOWN_EXIT_STATUS)
+                log.info("pod %s: is watched when its sandboxer has been asked: %s", pod.id[:13], error)
             except errors.AtollError as error:
                 log.warning("pod %s: cannot be watched now: %s", pod.id[:13], error)
             await asyncio.sleep(pause)
