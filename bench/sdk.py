@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import atoll
-from bench import ladder
+from bench import ladder, timing
 from bench.daemons import Atoll
 from bench.places import Places
 from bench.podman import Podman
@@ -44,7 +44,7 @@ async def _measure(own: Atoll, peer: Podman, folder: Path, options: argparse.Nam
     times: Times = {}
     async with atoll.connect(own.places.socket, start=False) as client:
         for number in range(-options.warm_up, options.n):
-            await _round(client, peer, times if number >= 0 else {})
+            await _round(client, peer, times if number >= 0 else {}, is_even=number % 2 == 0)
         await _pool(client, times, options.n)
         for _ in range(3):
             await _upload(client, peer, times, SMALL.format(files=options.files), small)
@@ -80,14 +80,16 @@ async def _box(client: atoll.Client, command: Sequence[str]) -> AsyncIterator[at
         yield await pod.run("atoll/busybox", command)
 
 
-async def _round(client: atoll.Client, peer: Podman, times: Times) -> None:
-    """A container's start and an exec in it, of each."""
+async def _round(client: atoll.Client, peer: Podman, times: Times, *, is_even: bool) -> None:
+    """A container's start and an exec in it, of each; every other round in the other order."""
     made: list[tuple[atoll.Pod, atoll.Container]] = []
     theirs: list[str] = []
 
     async def start() -> None:
-        pod = await client.run_pod(network="none")
-        made.append((pod, await pod.run("atoll/busybox", SLEEP)))
+        pod = await client.run(
+            atoll.ContainerOptions(image="atoll/busybox", command=SLEEP), pod=atoll.PodOptions(network="none")
+        )
+        made.append((pod, pod.container))
 
     async def start_theirs() -> None:
         theirs.append(await asyncio.to_thread(peer.run, SLEEP))
@@ -102,11 +104,13 @@ async def _round(client: atoll.Client, peer: Podman, times: Times) -> None:
         if result != (0, b"hello\n"):
             raise RuntimeError(f"podman: an exec answered {result}")
 
+    starts = [(PEER, start_theirs), (OWN, start)]
+    execs = [(OWN, execute), (PEER, execute_theirs)]
     try:
-        await _timed(times, COLD, PEER, start_theirs())
-        await _timed(times, COLD, OWN, start())
-        await _timed(times, EXEC, OWN, execute())
-        await _timed(times, EXEC, PEER, execute_theirs())
+        for row, turns in ((COLD, starts), (EXEC, execs)):
+            for name, work in turns if is_even else turns[::-1]:
+                await asyncio.sleep(timing.BREATH_S)
+                await _timed(times, row, name, work())
     finally:
         for pod, _ in made:
             await pod.remove()

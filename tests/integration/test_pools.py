@@ -69,6 +69,41 @@ async def test_hits_misses_refill_and_the_story_of_each(client: atoll.Client) ->
     assert (status.hits, status.misses, status.hit_rate, status.ready) == (1, 1, 0.5, 0)
 
 
+async def test_nothing_is_handed_out_before_it_is_ready(client: atoll.Client) -> None:
+    slow = atoll.ContainerOptions(image=IMAGE, command=["sh", "-c", "sleep 0.5; touch /up; exec sleep 1000"])
+    is_up = ["test", "-e", "/up"]
+    pool = await client.pool("slow", slow, size=2, pod=LONELY, ready=is_up)
+    cold = await pool.take()
+    assert cold.start.rung is atoll.Rung.COLD
+    assert await cold.container.files.exists("/up")
+    await until(pool, lambda status: status.ready == 2)
+    hits = await wait_all([pool.take() for _ in range(2)])
+    assert [one.start.rung for one in hits] == [atoll.Rung.POOL] * 2
+    assert all([await one.container.files.exists("/up") for one in hits])
+    same = await client.pool("slow", slow, size=2, pod=LONELY, ready=is_up)
+    assert (await same.status()).generation == 1
+    await client.pool("slow", slow, pod=LONELY, ready=["sh", "-c", "echo not yet >&2; exit 3"], ready_within=0.5)
+    status = await until(pool, lambda status: "not yet" in status.error)
+    assert (status.generation, status.ready) == (2, 0)
+    with pytest.raises(errors.DeadlineExceeded, match=r"within 0\.5 s.*ended with 3: not yet"):
+        await pool.take()
+
+
+async def test_one_call_starts_a_pod_with_its_container(client: atoll.Client) -> None:
+    async with await client.run(SLEEP, pod=atoll.PodOptions(name="one", network="none"), idle=300) as pod:
+        assert (pod.name, pod.start.rung, (await pod.lease.status()).idle_s) == ("one", atoll.Rung.COLD, 300)
+        assert {"run", "create", "start"} <= {phase.operation for phase in pod.start.phases}
+        assert (await pod.container.exec(["hostname"])).text == "one\n"
+        assert [one.id for one in await pod.containers()] == [pod.container.id]
+        with pytest.raises(errors.AlreadyExists, match="one"):
+            await client.run(SLEEP, pod=atoll.PodOptions(name="one", network="none"))
+    for command in (["/none"], ["sh", "-c", "exit 1"]):
+        wrong = atoll.ContainerOptions(image=IMAGE, command=command)
+        with pytest.raises(errors.AtollError):
+            await client.run(wrong, pod=LONELY, ready=["true"])
+    assert await client.pods() == ()
+
+
 async def test_many_at_once_never_get_the_same_pod(client: atoll.Client) -> None:
     pool = await client.pool("many", SLEEP, size=3, pod=LONELY)
     await until(pool, lambda status: status.ready == 3)

@@ -26,37 +26,39 @@ from atoll.api import atoll_v1_pb2 as atoll_dot_api_dot_atoll__v1__pb2
 from atoll.api import cri_runtime_v1_pb2 as atoll_dot_api_dot_cri__runtime__v1__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61toll/api/atoll_pools_v1.proto\x12\x0e\x61toll.pools.v1\x1a\x18\x61toll/api/atoll_v1.proto\x1a\x1e\x61toll/api/cri_runtime_v1.proto\"z\n\x04Spec\x12)\n\x03pod\x18\x01 \x01(\x0b\x32\x1c.runtime.v1.PodSandboxConfig\x12.\n\tcontainer\x18\x02 \x01(\x0b\x32\x1b.runtime.v1.ContainerConfig\x12\x17\n\x0fruntime_handler\x18\x03 \x01(\t\"\xbb\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\"\n\x04spec\x18\x04 \x01(\x0b\x32\x14.atoll.pools.v1.Spec\x12\r\n\x05ready\x18\x05 \x01(\r\x12\x0f\n\x07\x62ooting\x18\x06 \x01(\r\x12\x0c\n\x04hits\x18\x07 \x01(\x04\x12\x0e\n\x06misses\x18\x08 \x01(\x04\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\ncreated_at\x18\n \x01(\x03\"Z\n\nPutRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.atoll.pools.v1.Spec\x12\x11\n\x04size\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_size\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\r\n\x0bListRequest\"3\n\x0cListResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.atoll.pools.v1.Pool\"+\n\rResizeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"=\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\"\xe6\x01\n\x0f\x41\x63quireResponse\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\x12\x10\n\x08pod_name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\x32\n\x04rung\x18\x05 \x01(\x0e\x32$.atoll.pools.v1.AcquireResponse.Rung\x12\x12\n\nduration_s\x18\x06 \x01(\x01\x12\x1f\n\x06phases\x18\x07 \x03(\x0b\x32\x0f.atoll.v1.Phase\"\x1a\n\x04Rung\x12\x08\n\x04POOL\x10\x00\x12\x08\n\x04\x43OLD\x10\x01\x32\x90\x03\n\x05Pools\x12\x37\n\x03Put\x12\x1a.atoll.pools.v1.PutRequest\x1a\x14.atoll.pools.v1.Pool\x12\x37\n\x03Get\x12\x1a.atoll.pools.v1.GetRequest\x1a\x14.atoll.pools.v1.Pool\x12\x41\n\x04List\x12\x1b.atoll.pools.v1.ListRequest\x1a\x1c.atoll.pools.v1.ListResponse\x12=\n\x06Resize\x12\x1d.atoll.pools.v1.ResizeRequest\x1a\x14.atoll.pools.v1.Pool\x12G\n\x06\x44\x65lete\x12\x1d.atoll.pools.v1.DeleteRequest\x1a\x1e.atoll.pools.v1.DeleteResponse\x12J\n\x07\x41\x63quire\x12\x1e.atoll.pools.v1.AcquireRequest\x1a\x1f.atoll.pools.v1.AcquireResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61toll/api/atoll_pools_v1.proto\x12\x0e\x61toll.pools.v1\x1a\x18\x61toll/api/atoll_v1.proto\x1a\x1e\x61toll/api/cri_runtime_v1.proto\"\xa1\x01\n\x04Spec\x12)\n\x03pod\x18\x01 \x01(\x0b\x32\x1c.runtime.v1.PodSandboxConfig\x12.\n\tcontainer\x18\x02 \x01(\x0b\x32\x1b.runtime.v1.ContainerConfig\x12\x17\n\x0fruntime_handler\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x03(\t\x12\x16\n\x0eready_within_s\x18\x05 \x01(\x01\"\xbb\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\"\n\x04spec\x18\x04 \x01(\x0b\x32\x14.atoll.pools.v1.Spec\x12\r\n\x05ready\x18\x05 \x01(\r\x12\x0f\n\x07\x62ooting\x18\x06 \x01(\r\x12\x0c\n\x04hits\x18\x07 \x01(\x04\x12\x0e\n\x06misses\x18\x08 \x01(\x04\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\ncreated_at\x18\n \x01(\x03\"Z\n\nPutRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.atoll.pools.v1.Spec\x12\x11\n\x04size\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_size\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\r\n\x0bListRequest\"3\n\x0cListResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.atoll.pools.v1.Pool\"+\n\rResizeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\"\x1d\n\rDeleteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"=\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\"2\n\x0cStartRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.atoll.pools.v1.Spec\"\xe6\x01\n\x0f\x41\x63quireResponse\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\x12\x10\n\x08pod_name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\x32\n\x04rung\x18\x05 \x01(\x0e\x32$.atoll.pools.v1.AcquireResponse.Rung\x12\x12\n\nduration_s\x18\x06 \x01(\x01\x12\x1f\n\x06phases\x18\x07 \x03(\x0b\x32\x0f.atoll.v1.Phase\"\x1a\n\x04Rung\x12\x08\n\x04POOL\x10\x00\x12\x08\n\x04\x43OLD\x10\x01\x32\xd8\x03\n\x05Pools\x12\x37\n\x03Put\x12\x1a.atoll.pools.v1.PutRequest\x1a\x14.atoll.pools.v1.Pool\x12\x37\n\x03Get\x12\x1a.atoll.pools.v1.GetRequest\x1a\x14.atoll.pools.v1.Pool\x12\x41\n\x04List\x12\x1b.atoll.pools.v1.ListRequest\x1a\x1c.atoll.pools.v1.ListResponse\x12=\n\x06Resize\x12\x1d.atoll.pools.v1.ResizeRequest\x1a\x14.atoll.pools.v1.Pool\x12G\n\x06\x44\x65lete\x12\x1d.atoll.pools.v1.DeleteRequest\x1a\x1e.atoll.pools.v1.DeleteResponse\x12J\n\x07\x41\x63quire\x12\x1e.atoll.pools.v1.AcquireRequest\x1a\x1f.atoll.pools.v1.AcquireResponse\x12\x46\n\x05Start\x12\x1c.atoll.pools.v1.StartRequest\x1a\x1f.atoll.pools.v1.AcquireResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atoll.api.atoll_pools_v1_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPEC']._serialized_start=108
-  _globals['_SPEC']._serialized_end=230
-  _globals['_POOL']._serialized_start=233
-  _globals['_POOL']._serialized_end=420
-  _globals['_PUTREQUEST']._serialized_start=422
-  _globals['_PUTREQUEST']._serialized_end=512
-  _globals['_GETREQUEST']._serialized_start=514
-  _globals['_GETREQUEST']._serialized_end=540
-  _globals['_LISTREQUEST']._serialized_start=542
-  _globals['_LISTREQUEST']._serialized_end=555
-  _globals['_LISTRESPONSE']._serialized_start=557
-  _globals['_LISTRESPONSE']._serialized_end=608
-  _globals['_RESIZEREQUEST']._serialized_start=610
-  _globals['_RESIZEREQUEST']._serialized_end=653
-  _globals['_DELETEREQUEST']._serialized_start=655
-  _globals['_DELETEREQUEST']._serialized_end=684
-  _globals['_DELETERESPONSE']._serialized_start=686
-  _globals['_DELETERESPONSE']._serialized_end=702
-  _globals['_ACQUIREREQUEST']._serialized_start=704
-  _globals['_ACQUIREREQUEST']._serialized_end=765
-  _globals['_ACQUIRERESPONSE']._serialized_start=768
-  _globals['_ACQUIRERESPONSE']._serialized_end=998
-  _globals['_ACQUIRERESPONSE_RUNG']._serialized_start=972
-  _globals['_ACQUIRERESPONSE_RUNG']._serialized_end=998
-  _globals['_POOLS']._serialized_start=1001
-  _globals['_POOLS']._serialized_end=1401
+  _globals['_SPEC']._serialized_start=109
+  _globals['_SPEC']._serialized_end=270
+  _globals['_POOL']._serialized_start=273
+  _globals['_POOL']._serialized_end=460
+  _globals['_PUTREQUEST']._serialized_start=462
+  _globals['_PUTREQUEST']._serialized_end=552
+  _globals['_GETREQUEST']._serialized_start=554
+  _globals['_GETREQUEST']._serialized_end=580
+  _globals['_LISTREQUEST']._serialized_start=582
+  _globals['_LISTREQUEST']._serialized_end=595
+  _globals['_LISTRESPONSE']._serialized_start=597
+  _globals['_LISTRESPONSE']._serialized_end=648
+  _globals['_RESIZEREQUEST']._serialized_start=650
+  _globals['_RESIZEREQUEST']._serialized_end=693
+  _globals['_DELETEREQUEST']._serialized_start=695
+  _globals['_DELETEREQUEST']._serialized_end=724
+  _globals['_DELETERESPONSE']._serialized_start=726
+  _globals['_DELETERESPONSE']._serialized_end=742
+  _globals['_ACQUIREREQUEST']._serialized_start=744
+  _globals['_ACQUIREREQUEST']._serialized_end=805
+  _globals['_STARTREQUEST']._serialized_start=807
+  _globals['_STARTREQUEST']._serialized_end=857
+  _globals['_ACQUIRERESPONSE']._serialized_start=860
+  _globals['_ACQUIRERESPONSE']._serialized_end=1090
+  _globals['_ACQUIRERESPONSE_RUNG']._serialized_start=1064
+  _globals['_ACQUIRERESPONSE_RUNG']._serialized_end=1090
+  _globals['_POOLS']._serialized_start=1093
+  _globals['_POOLS']._serialized_end=1565
 # @@protoc_insertion_point(module_scope)

@@ -10,14 +10,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Spec(_message.Message):
-    __slots__ = ("pod", "container", "runtime_handler")
+    __slots__ = ("pod", "container", "runtime_handler", "ready", "ready_within_s")
     POD_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_HANDLER_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    READY_WITHIN_S_FIELD_NUMBER: _ClassVar[int]
     pod: _cri_runtime_v1_pb2.PodSandboxConfig
     container: _cri_runtime_v1_pb2.ContainerConfig
     runtime_handler: str
-    def __init__(self, pod: _Optional[_Union[_cri_runtime_v1_pb2.PodSandboxConfig, _Mapping]] = ..., container: _Optional[_Union[_cri_runtime_v1_pb2.ContainerConfig, _Mapping]] = ..., runtime_handler: _Optional[str] = ...) -> None: ...
+    ready: _containers.RepeatedScalarFieldContainer[str]
+    ready_within_s: float
+    def __init__(self, pod: _Optional[_Union[_cri_runtime_v1_pb2.PodSandboxConfig, _Mapping]] = ..., container: _Optional[_Union[_cri_runtime_v1_pb2.ContainerConfig, _Mapping]] = ..., runtime_handler: _Optional[str] = ..., ready: _Optional[_Iterable[str]] = ..., ready_within_s: _Optional[float] = ...) -> None: ...
 
 class Pool(_message.Message):
     __slots__ = ("name", "size", "generation", "spec", "ready", "booting", "hits", "misses", "error", "created_at")
@@ -96,6 +100,12 @@ class AcquireRequest(_message.Message):
     ttl_s: float
     idle_s: float
     def __init__(self, name: _Optional[str] = ..., ttl_s: _Optional[float] = ..., idle_s: _Optional[float] = ...) -> None: ...
+
+class StartRequest(_message.Message):
+    __slots__ = ("spec",)
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    spec: Spec
+    def __init__(self, spec: _Optional[_Union[Spec, _Mapping]] = ...) -> None: ...
 
 class AcquireResponse(_message.Message):
     __slots__ = ("pod_id", "pod_name", "container_id", "container_name", "rung", "duration_s", "phases")

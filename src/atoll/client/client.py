@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -36,7 +37,7 @@ from atoll.client.model import (
 )
 from atoll.client.places import config_path, socket_path
 from atoll.client.pod import Pod, Pull
-from atoll.client.pools import Pool, PoolStatus
+from atoll.client.pools import Pool, PooledPod, PoolStatus
 from atoll.client.registries import Registries
 from atoll.client.why import Why, explain
 
@@ -150,6 +151,33 @@ class Client:
 
         return await made_or_undone(make(), Pod.remove, within=RUN_TIMEOUT_S + 5)
 
+    async def run(
+        self,
+        spec: request.ContainerOptions,
+        *,
+        pod: request.PodOptions | None = None,
+        runtime: str = "",
+        ttl: float | None = None,
+        idle: float | None = None,
+        pull: Pull = "missing",
+        ready: Sequence[str] = (),
+        ready_within: float = pooling.READY_WITHIN_S,
+    ) -> PooledPod:
+        """Run a pod with one container of `spec` in one call: `run_pod` and `Pod.run` by fewer messages.
+
+        The container, which runs when this returns, is `container` of the answer, and `start` says what the start
+        took. With a command `ready` it returns once that has ended with 0 in the container, `DeadlineExceeded` where it
+        has not `ready_within` seconds later. Raises what those raise; where anything fails, or the caller is
+        cancelled, nothing is left.
+        """
+        wanted = pod or request.PodOptions()
+        pod_config = request.pod_config(
+            dataclasses.replace(wanted, annotations={**wanted.annotations, **leasing.asking(ttl, idle)})
+        )
+        whole = pooling.whole_spec(pod_config, request.container_config(spec), runtime)
+        pooling.Ready(command=ready, within_s=ready_within).write(whole)
+        return await pooling.start(self._wire, whole, pull)
+
     async def leases(self) -> tuple[LeaseStatus, ...]:
         """Every lease of a pod, those that ran out last too."""
         return await leasing.leases(self._wire)
@@ -210,15 +238,23 @@ class Client:
         pod: request.PodOptions | None = None,
         runtime: str = "",
         pull: Pull = "missing",
+        ready: Sequence[str] = (),
+        ready_within: float = pooling.READY_WITHIN_S,
     ) -> Pool:
         """The pool of that name, in which the daemon keeps `size` pods ready, each with a container of `spec` running.
 
         With a spec it is made, or changed: members of the new spec take the place of the others. Without one it is the
         pool that is there, `NotFound` where none is, and a `size` changes its size. `pod` says what its pods are.
+
+        With a command `ready` nothing is handed out before that has ended with 0 in the container, where it is run
+        until then; what is not ready within `ready_within` seconds is removed, and `PoolStatus.error` says why.
         """
         if spec is not None:
             made = pod or request.PodOptions()
-            return await pooling.put(self._wire, name, spec, size=size, pod=made, runtime=runtime, pull=pull)
+            is_ready = pooling.Ready(command=ready, within_s=ready_within)
+            return await pooling.put(
+                self._wire, name, spec, size=size, pod=made, runtime=runtime, pull=pull, ready=is_ready
+            )
         found = Pool(self._wire, name)
         await (found.status() if size is None else found.resize(size))
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +13,7 @@ from atoll import errors
 from atoll.api import atoll_pools_v1_pb2 as pb
 from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import request, wire
-from atoll.client.container import Container
+from atoll.client.container import Container, command_error
 from atoll.client.images import Images
 from atoll.client.leases import CALL_TIMEOUT_S, seconds
 from atoll.client.making import made_or_undone
@@ -26,6 +26,7 @@ IDLE_S = 60.0
 RENEWALS = 3
 """How often a lease is renewed in its idle time while `acquire` holds the pod."""
 MAX_SIZE = 1024
+READY_WITHIN_S, LONGEST_READY_S = 60.0, 180.0
 
 _SERVICE = "atoll.pools.v1.Pools"
 PUT = wire.Method(_SERVICE, "Put", pb.PutRequest, pb.Pool)
@@ -34,6 +35,7 @@ LIST = wire.Method(_SERVICE, "List", pb.ListRequest, pb.ListResponse)
 RESIZE = wire.Method(_SERVICE, "Resize", pb.ResizeRequest, pb.Pool)
 DELETE = wire.Method(_SERVICE, "Delete", pb.DeleteRequest, pb.DeleteResponse)
 ACQUIRE = wire.Method(_SERVICE, "Acquire", pb.AcquireRequest, pb.AcquireResponse)
+START = wire.Method(_SERVICE, "Start", pb.StartRequest, pb.AcquireResponse)
 
 
 class Rung(enum.StrEnum):
@@ -87,8 +89,25 @@ class PoolStatus:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """When a container is ready: once `command` has ended with 0 in it; at once where there is none."""
+
+    command: Sequence[str] = ()
+    within_s: float = READY_WITHIN_S
+
+    def write(self, spec: pb.Spec) -> None:
+        """Into a spec; raises `InvalidArgument`."""
+        if not 0 < self.within_s <= LONGEST_READY_S:
+            raise errors.InvalidArgument(
+                f"ready_within {self.within_s:g}: must be more than 0 and at most {LONGEST_READY_S:g} seconds"
+            )
+        spec.ready[:] = request.words(self.command, "ready")
+        spec.ready_within_s = self.within_s
+
+
 class PooledPod(Pod):
-    """A pod out of a pool, with the container that runs in it and how it was started."""
+    """A pod of a pool or of `Client.run`, with the container that runs in it and how it was started."""
 
     def __init__(self, connection: wire.Wire, answer: pb.AcquireResponse) -> None:
         super().__init__(connection, answer.pod_id, answer.pod_name, None)
@@ -174,11 +193,13 @@ async def put(
     pod: request.PodOptions,
     runtime: str,
     pull: Pull,
+    ready: Ready,
 ) -> Pool:
     """Make or change a pool, with its image fetched where it is missing."""
     if pull not in ("missing", "always", "never"):
         raise errors.InvalidArgument(f"pull {pull!r}: must be missing, always or never")
     asked = pb.PutRequest(name=name, spec=_spec(name, spec, pod, runtime))
+    ready.write(asked.spec)
     if size is not None:
         asked.size = checked_size(size)
     images = Images(connection)
@@ -186,6 +207,30 @@ async def put(
         await images.pull(spec.image)
     await connection.call(PUT, asked, timeout_s=CALL_TIMEOUT_S)
     return Pool(connection, name)
+
+
+async def start(connection: wire.Wire, spec: pb.Spec, pull: Pull) -> PooledPod:
+    """One pod with its container running, in one call; its image is fetched where it is missing."""
+    if pull not in ("missing", "always", "never"):
+        raise errors.InvalidArgument(f"pull {pull!r}: must be missing, always or never")
+    reference, images = spec.container.image.image, Images(connection)
+
+    async def make() -> PooledPod:
+        try:
+            answer = await connection.call(START, pb.StartRequest(spec=spec), timeout_s=CREATE_TIMEOUT_S)
+        except errors.AtollError as error:
+            raise command_error(error) from None
+        return PooledPod(connection, answer)
+
+    if pull == "always":
+        await images.pull(reference)
+    try:
+        return await made_or_undone(make(), PooledPod.remove, within=CREATE_TIMEOUT_S + 5)
+    except errors.NotFound:
+        if pull != "missing" or await images.has(reference):
+            raise
+    await images.pull(reference)
+    return await made_or_undone(make(), PooledPod.remove, within=CREATE_TIMEOUT_S + 5)
 
 
 async def every(connection: wire.Wire) -> tuple[PoolStatus, ...]:
@@ -213,6 +258,11 @@ def _spec(name: str, options: request.ContainerOptions, pod: request.PodOptions,
     if not options.name:
         container.metadata.name = "main"
         container.log_path = "main.log"
+    return whole_spec(pod_config, container, runtime)
+
+
+def whole_spec(pod_config: cri.PodSandboxConfig, container: cri.ContainerConfig, runtime: str) -> pb.Spec:
+    """The container in the namespaces of the pod."""
     namespaces: cri.NamespaceOption = pod_config.linux.security_context.namespace_options
     container.linux.security_context.namespace_options.CopyFrom(namespaces)
     return pb.Spec(pod=pod_config, container=container, runtime_handler=runtime)

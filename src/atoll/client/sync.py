@@ -421,7 +421,7 @@ class SyncRegistries(Face[Registries]):
 
 
 class SyncPooledPod(SyncPod):
-    """A pod out of a pool, with the container that runs in it and how it was started."""
+    """A pod of a pool or of `run`, with the container that runs in it and how it was started."""
 
     def __init__(self, portal: Portal, inner: PooledPod) -> None:
         super().__init__(portal, inner)
@@ -467,6 +467,7 @@ class SyncClient(Face[Client]):
 
     info = _waits(Client.info)
     run_pod = _makes(Client.run_pod, SyncPod)
+    run = _makes(Client.run, SyncPooledPod)
     leases = _waits(Client.leases)
     snapshots = _waits(Client.snapshots)
     snapshot = _makes(Client.snapshot, SyncSnapshot)

@@ -70,7 +70,7 @@ class Engine:
         self.processes = Processes(parts, self.pods, self.containers)
         self.restarts = Restarts(parts, self.containers, self.processes)
         self.leases = PodLeases(parts, self.pods)
-        self.pools = Pools(parts, self.pods, self.containers)
+        self.pools = Pools(parts, self.pods, self.containers, self.execs)
         self.branches = Branches(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
         self.checkpoints = Checkpoints(parts)

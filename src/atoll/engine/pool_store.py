@@ -64,11 +64,17 @@ SCHEMA = Schema(
 
 
 class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member is: a pod with one running container. The names in it are replaced by each member's own."""
+    """What a member is: a pod with one running container. The names in it are replaced by each member's own.
+
+    With a command `ready` it is one only once that has ended with 0 in its container, `ready_within_s` after its start
+    at the latest.
+    """
 
     pod: PodConfig
     container: ContainerConfig
     handler: str = ""
+    ready: tuple[str, ...] = ()
+    ready_within_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,17 +22,19 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from atoll import errors
-from atoll.concurrency import wait_all
+from atoll.concurrency import SingleFlight, wait_all
 from atoll.container.store import Container
 from atoll.database import Plan
 from atoll.engine.containers import Containers
 from atoll.engine.events import Event, EventType
+from atoll.engine.execs import Execs
 from atoll.engine.lease_store import IDLE, TTL, checked
 from atoll.engine.parts import Parts
 from atoll.engine.phases import Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.pods import Pods
 from atoll.engine.pool import SHORT_LIFE_S, Member, Pool
+from atoll.engine.pool_ready import await_ready
 from atoll.engine.pool_store import GOING, MemberRecord, PoolRecord, PoolSpec, PoolStore
 from atoll.engine.request import pod_name
 from atoll.sandbox.config import PodConfig, PodMetadata
@@ -65,10 +67,11 @@ class Acquired:
 class Pools:
     """The pools of one engine. `load` before anything is served, `recover` once the pods are."""
 
-    def __init__(self, parts: Parts, pods: Pods, containers: Containers) -> None:
+    def __init__(self, parts: Parts, pods: Pods, containers: Containers, execs: Execs) -> None:
         self._parts = parts
         self._pods = pods
         self._containers = containers
+        self._execs = execs
         self._store = PoolStore(parts.db)
         self._pools: dict[str, Pool] = {}
         self._members: dict[str, MemberRecord] = {}
@@ -76,6 +79,7 @@ class Pools:
         self._makers = asyncio.Semaphore(MAKERS)
         self._making = 0
         self._is_recovered = False
+        self._starts: SingleFlight[str, Acquired] = SingleFlight(parts.owner)
         parts.events.tap(self._on_event)
 
     # --- questions, answered from memory ---
@@ -269,10 +273,33 @@ class Pools:
         finally:
             self._fill(pool)
 
+    async def start(self, spec: PoolSpec) -> Acquired:
+        """A pod of `spec` under the name that is in it, with its container running, for no pool.
+
+        It is made to the end where the caller goes away; nothing is left of it on an error.
+        """
+        name = pod_name(spec.pod)
+
+        async def make() -> Acquired:
+            begun = time.monotonic()
+            pod, container = await self._make(spec.pod, spec)
+            return Acquired(pod=pod, container=container, is_hit=False, duration_s=time.monotonic() - begun)
+
+        return await self._starts.run(name, make, name=f"start/{name}")
+
     # --- members ---
 
     async def _make(self, config: PodConfig, spec: PoolSpec) -> tuple[Pod, Container]:
-        """A pod with its container running; nothing is left of it on an error."""
+        """A pod with its container running and ready; nothing is left of it on an error."""
+        pod, container = await self._make_running(config, spec)
+        try:
+            await await_ready(self._execs, pod, container, spec)
+        except errors.AtollError:
+            await self._pods.remove(pod.id)
+            raise
+        return pod, container
+
+    async def _make_running(self, config: PodConfig, spec: PoolSpec) -> tuple[Pod, Container]:
         pod = await self._pods.run(config, spec.handler)
         try:
             container = await self._containers.create(pod, spec.container)
@@ -323,26 +350,55 @@ class Pools:
 
     async def _boot(self, pool: Pool) -> None:
         """Make a member; where that fails it is told in the pool, and nothing is left."""
-        generation = pool.record.generation
-        config = _pod_config(pool.record)
-        record = MemberRecord(pod_name=pod_name(config), pool=pool.record.name, generation=generation)
+        spec, config = pool.record.spec, _pod_config(pool.record)
+        record = MemberRecord(pod_name=pod_name(config), pool=pool.record.name, generation=pool.record.generation)
         try:
             self._members[record.pod_name] = record
             await self._store.enter(record)
-            pod, container = await self._make(config, pool.record.spec)
-            record = replace(record, pod_id=pod.id, container_id=container.id)
+            pod, container = await self._make_running(config, spec)
+        except errors.AtollError as error:
+            self._not_made(pool, record, error)
+            return
+        if not spec.ready:
+            await self._enter(pool, record, pod, container)
+            return
+        # Others are made while this one is waited for.
+        pool.booting += 1
+        self._parts.owner.spawn(
+            self._enter_ready(pool, record, pod, container, spec), name=f"pool/{pool.record.name}/ready/{pod.id}"
+        )
+
+    async def _enter_ready(
+        self, pool: Pool, record: MemberRecord, pod: Pod, container: Container, spec: PoolSpec
+    ) -> None:
+        """It is written down as a member only now: a daemon that dies before leaves one that the next one removes."""
+        try:
+            await await_ready(self._execs, pod, container, spec)
+            await self._enter(pool, record, pod, container)
+        except errors.AtollError as error:
+            self._not_made(pool, record, error)
+        finally:
+            pool.booting -= 1
+            self._fill(pool)
+
+    def _not_made(self, pool: Pool, record: MemberRecord, error: errors.AtollError) -> None:
+        log.warning("pool %s: a member could not be made: %s", pool.record.name, error)
+        pool.failed(str(error))
+        self._remove_behind(record)
+
+    async def _enter(self, pool: Pool, record: MemberRecord, pod: Pod, container: Container) -> None:
+        record = replace(record, pod_id=pod.id, container_id=container.id)
+        try:
             await self._store.enter(record)
         except errors.AtollError as error:
-            log.warning("pool %s: a member could not be made: %s", pool.record.name, error)
-            pool.failed(str(error))
-            self._remove_behind(record)
+            self._not_made(pool, record, error)
             return
         self._members[record.pod_name] = record
         member = Member.take_up(record, pod, container)
         if member is None:
             pool.failed("its container ended at once; its log tells why, without the pool (`atoll run`)")
             self._remove_behind(record)
-        elif generation != pool.record.generation or pool.is_going or len(pool.ready) >= pool.record.size:
+        elif record.generation != pool.record.generation or pool.is_going or len(pool.ready) >= pool.record.size:
             member.pulse.close()
             self._remove_behind(record)
         else:
