@@ -217,7 +217,9 @@ class Arena:
     def arm(self, rules: Sequence[Rule]) -> None:
         """What is to happen from now on, in place of what was."""
         for number, rule in enumerate(rules):
-            (self._faults / "rules" / f"{number:02}").write_bytes(msgspec.json.encode(rule))
+            fresh = self._faults / "rule.new"  # a program may look at any instant: half a rule is none
+            fresh.write_bytes(msgspec.json.encode(rule))
+            fresh.replace(self._faults / "rules" / f"{number:02}")
 
     def disarm(self) -> None:
         """Nothing is to happen from now on."""

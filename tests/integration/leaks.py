@@ -247,7 +247,9 @@ def links() -> dict[str, str]:
     for name in os.listdir("/sys/class/net"):
         master = Path("/sys/class/net", name, "master")
         if master.parent.is_symlink():
-            found[name] = os.path.basename(os.readlink(master)) if master.is_symlink() else ""
+            found[name] = ""
+            with contextlib.suppress(FileNotFoundError):  # attached to nothing, or gone since
+                found[name] = os.path.basename(os.readlink(master))
     return found
 
 
