@@ -13,12 +13,14 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import atoll
 from atoll import errors
 
 IMAGE = "atoll/busybox"
+PORT = 9000
 BOUND_S = 45.0
 """In which every call must have ended: about thirty times what it takes on an idle machine."""
 
@@ -27,6 +29,8 @@ BOUND_S = 45.0
 class Scene:
     """What the calls are made on, and where local files are."""
 
+    client: atoll.Client
+    pod: atoll.Pod
     container: atoll.Container
     process: atoll.BackgroundProcess
     folder: Path
@@ -113,6 +117,33 @@ async def status(scene: Scene, begun: Callable[[], None]) -> object:
     return "ended"
 
 
+async def forward(scene: Scene, begun: Callable[[], None]) -> object:
+    async with scene.pod.forward(PORT) as (reader, _):
+        while await reader.read(65536):
+            begun()
+
+
+async def listen(scene: Scene, begun: Callable[[], None]) -> object:
+    """What a client of the port sees: the end of its connection, and then that nothing answers there."""
+    async with scene.pod.listen(PORT) as listener:
+        reader, writer = await asyncio.open_connection(listener.host, listener.port)
+        try:
+            while await reader.read(65536):
+                begun()
+        except OSError as error:
+            raise errors.Unavailable(f"the connection to port {listener.port} broke: {error}") from error
+        finally:
+            writer.close()
+
+
+async def events(scene: Scene, begun: Callable[[], None]) -> object:
+    return await _drained(scene.client.events(since=datetime.fromtimestamp(0, UTC)), begun)
+
+
+async def stats_stream(scene: Scene, begun: Callable[[], None]) -> object:
+    return await _drained(scene.client.stats_stream(interval=0.2), begun)
+
+
 LASTING: tuple[Call, ...] = (
     exec_,
     exec_stream,
@@ -126,9 +157,14 @@ LASTING: tuple[Call, ...] = (
     upload,
     download,
     status,
+    forward,
+    listen,
+    events,
+    stats_stream,
 )
-GOES_ON = {"shim": frozenset({"upload", "download"}), "container": frozenset({"upload", "download"})}
-"""What is right to go on: the files of a container that has ended are still there."""
+_OTHERS = frozenset({"upload", "download", "events", "stats_stream"})
+GOES_ON = {"shim": _OTHERS, "container": _OTHERS}
+"""What is right to go on: the files of a container that has ended are still there, and the daemon tells of others."""
 
 
 async def _under_way(group: asyncio.TaskGroup, call: Call, scene: Scene) -> asyncio.Task[errors.AtollError | None]:
@@ -166,7 +202,10 @@ async def play(state: Path, socket: Path, victim: str, daemon: int, folder: Path
         script = "trap '' TERM; while :; do echo tick; date > /tmp/tick; sleep 0.05; done"
         container = await pod.run(IMAGE, ["sh", "-c", script])
         process = await container.spawn(["sh", "-c", "while :; do echo tick; sleep 0.05; done"])
-        scene = Scene(container=container, process=process, folder=folder)
+        await container.spawn(["nc", "-ll", "-p", str(PORT), "-e", "yes"])
+        until = f"until nc 127.0.0.1 {PORT} </dev/null | head -c 1 | grep -q y; do sleep 0.05; done 2>/dev/null"
+        await container.exec(["sh", "-c", until], timeout=BOUND_S)
+        scene = Scene(client=client, pod=pod, container=container, process=process, folder=folder)
         async with asyncio.TaskGroup() as group:
             tasks = {one.__name__: await _under_way(group, one, scene) for one in LASTING}
             tasks["stop"] = group.create_task(_outcome(stop(scene, lambda: None)))

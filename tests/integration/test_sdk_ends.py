@@ -16,7 +16,8 @@ from tests.integration.sdk_ends import BOUND_S, GOES_ON
 pytestmark = pytest.mark.shared_daemon
 
 EVENTS = {"wait", "stop", "exec_", "exec_stream", "exec_that_talks", "attach", "logs", "follow", "wait_for_process"}
-MAY_SUCCEED = {"daemon": set[str](), "shim": {*EVENTS, "status"}, "container": {*EVENTS, "status"}}
+PORTS = {"forward", "listen"}
+MAY_SUCCEED = {"daemon": PORTS, "shim": {*EVENTS, *PORTS, "status"}, "container": {*EVENTS, *PORTS, "status"}}
 """Which may end as if nothing were wrong: what they wait for has happened."""
 KINDS = {"Unavailable", "Aborted", "NotFound", "FailedPrecondition", "Unknown"}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -89,3 +91,28 @@ async def test_statistics_are_a_stream(pod: atoll.Pod, daemon: Daemon) -> None:
         await stream.aclose()
     assert [[one.name for one in sample] for sample in samples] == [["web"]] * 3
     assert all(sample[0].memory_bytes > 0 for sample in samples)
+
+
+async def test_events_go_on_behind_a_cursor_and_what_is_lost_is_told(client: atoll.Client, daemon: Daemon) -> None:
+    begun = datetime.now(UTC)
+    async with await client.run_pod("told", network="none"):
+        first = [one async for one in client.events(since=begun, follow=False)]
+        assert [(one.type, one.pod_name) for one in first] == [("created", "told"), ("started", "told")]
+    rest = [one async for one in client.events(after=first[0].cursor, follow=False)]
+    assert [one.type for one in rest] == ["started", "stopped", "deleted"]
+    assert rest[0] == first[1]
+    assert [one async for one in client.events(after=rest[-1].cursor, follow=False)] == []
+    async with contextlib.aclosing(client.events(after=rest[1].cursor)) as told, asyncio.timeout(BOUND_S):
+        assert await anext(told) == rest[2]
+        async with await client.run_pod("next", network="none"):
+            assert (await anext(told)).pod_name == "next"
+    long_ago = [one async for one in client.events(since=begun - timedelta(days=1), follow=False)]
+    assert long_ago[0].type == "lost"
+    assert long_ago[0].at <= begun
+    of_another = [one async for one in client.events(after="01234567-3", follow=False)]
+    assert [one.type for one in of_another[:1]] == ["lost"]
+    assert [one async for one in client.events(after=of_another[0].cursor, follow=False)] == of_another[1:]
+    with pytest.raises(errors.InvalidArgument, match="cursor"):
+        await anext(client.events(after="nonsense"))
+    with pytest.raises(errors.InvalidArgument, match="not both"):
+        await anext(client.events(after=rest[0].cursor, since=begun))

@@ -111,25 +111,29 @@ class ConnectResponse(_message.Message):
     def __init__(self, connected: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class EventsRequest(_message.Message):
-    __slots__ = ("since", "follow")
+    __slots__ = ("since", "follow", "after")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     since: int
     follow: bool
-    def __init__(self, since: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+    after: str
+    def __init__(self, since: _Optional[int] = ..., follow: _Optional[bool] = ..., after: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("type", "pod_id", "pod_name", "container_id", "container_name", "at")
+    __slots__ = ("type", "pod_id", "pod_name", "container_id", "container_name", "at", "cursor")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     POD_ID_FIELD_NUMBER: _ClassVar[int]
     POD_NAME_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_NAME_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
     type: str
     pod_id: str
     pod_name: str
     container_id: str
     container_name: str
     at: int
-    def __init__(self, type: _Optional[str] = ..., pod_id: _Optional[str] = ..., pod_name: _Optional[str] = ..., container_id: _Optional[str] = ..., container_name: _Optional[str] = ..., at: _Optional[int] = ...) -> None: ...
+    cursor: str
+    def __init__(self, type: _Optional[str] = ..., pod_id: _Optional[str] = ..., pod_name: _Optional[str] = ..., container_id: _Optional[str] = ..., container_name: _Optional[str] = ..., at: _Optional[int] = ..., cursor: _Optional[str] = ...) -> None: ...

@@ -189,6 +189,9 @@ async def _tell_events(told: AsyncGenerator[Event], until_ns: int | None, wanted
     async for event in told:
         if until_ns is not None and event.at.timestamp() * 1e9 > until_ns:
             return
+        if event.type == "lost":
+            print(f"atoll: what happened before {event.at:%Y-%m-%d %H:%M:%S} UTC is not remembered", file=sys.stderr)
+            continue
         if not wanted.fits(event):
             continue
         if as_json:

@@ -315,14 +315,20 @@ class Client:
             due = max(due + interval, loop.time())
             await asyncio.sleep(due - loop.time())
 
-    async def events(self, *, since: datetime | None = None, follow: bool = True) -> AsyncGenerator[Event]:
+    async def events(
+        self, *, since: datetime | None = None, after: str = "", follow: bool = True
+    ) -> AsyncGenerator[Event]:
         """What happens to pods and containers from now on; with `since` what is remembered from then on first.
 
-        Without `follow` it ends with what is remembered.
+        With `after`, an event's `cursor`, what is behind that event first: nothing is missed or told twice. Where the
+        daemon does not remember all of it, as it was started again or 4,096 events have come since, the first one is of
+        type `lost`. Without `follow` it ends with what is remembered.
         """
-        if self._wire.peer and (since is not None or not follow):
+        if self._wire.peer and (since is not None or after or not follow):
             raise foreign.lacks(self._wire, "events of the past")
-        events = control.events(self._wire, since=since, follow=follow)
+        if since is not None and after:
+            raise errors.InvalidArgument("events: name a time or a cursor, not both")
+        events = control.events(self._wire, since=since, after=after, follow=follow)
         async with contextlib.aclosing(foreign.events(self._wire) if self._wire.peer else events) as told:
             async for event in told:
                 yield event

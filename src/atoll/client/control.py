@@ -78,7 +78,11 @@ class PodUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened to a pod, or to one of its containers: created, started, stopped or deleted."""
+    """Something happened to a pod, or to one of its containers: created, started, stopped or deleted.
+
+    `cursor` is where `Client.events(after=...)` goes on behind it. Of type `lost` nothing happened: what did before
+    `at` is not remembered, so list what there is.
+    """
 
     type: str
     pod_id: str
@@ -86,6 +90,7 @@ class Event:
     container_id: str
     container_name: str
     at: datetime
+    cursor: str = ""
 
 
 class Controlled:
@@ -213,9 +218,12 @@ def _limit(memory: cri.MemoryUsage) -> int:
     return memory.available_bytes.value + memory.working_set_bytes.value
 
 
-async def events(connection: wire.Wire, *, since: datetime | None = None, follow: bool = True) -> AsyncGenerator[Event]:
-    """What happens from now on, and with `since` what the daemon remembers from then on first."""
-    asked = pb.EventsRequest(since=int(since.timestamp() * 1e9) if since is not None else 0, follow=follow)
+async def events(
+    connection: wire.Wire, *, since: datetime | None = None, after: str = "", follow: bool = True
+) -> AsyncGenerator[Event]:
+    """What happens from now on, and first what the daemon remembers from `since` on, or behind the cursor `after`."""
+    since_ns = int(since.timestamp() * 1e9) if since is not None else 0
+    asked = pb.EventsRequest(since=max(since_ns, 1) if since is not None else 0, after=after, follow=follow)
     answers = connection.stream(EVENTS, asked)
     try:
         async for one in answers:
@@ -226,6 +234,7 @@ async def events(connection: wire.Wire, *, since: datetime | None = None, follow
                 container_id=one.container_id,
                 container_name=one.container_name,
                 at=datetime.fromtimestamp(one.at / 1e9, UTC),
+                cursor=one.cursor,
             )
     finally:
         await answers.aclose()

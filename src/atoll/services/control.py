@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import secrets
 import signal
 import socket
 import time
@@ -19,7 +20,7 @@ from atoll.container.status import State
 from atoll.container.store import Container
 from atoll.engine import dialing
 from atoll.engine.engine import Engine
-from atoll.engine.events import Event
+from atoll.engine.events import Bus, Event
 from atoll.engine.lines import tasks_of
 from atoll.engine.pod import Pod
 from atoll.linux import process
@@ -35,9 +36,14 @@ _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 class ControlService:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._remembered: deque[pb.Event] = deque(maxlen=MAX_REMEMBERED)
+        self._remembered: deque[pb.Event] = deque()
+        self._whole_from_ns = time.time_ns()
+        self._life = secrets.token_hex(4)
+        self._count = 0
+        self._told: Bus[pb.Event] = Bus()
         self._names: dict[str, str] = {}
         engine.parts.events.tap(self._remember)
+        engine.parts.events.on_close(self._told.close)
 
     def _running(self, container_id: str) -> tuple[Pod, Container]:
         container = self._engine.containers.get(container_id)
@@ -102,7 +108,33 @@ class ControlService:
     # --- events ---
 
     def _remember(self, event: Event) -> None:
-        self._remembered.append(self._message(event))
+        self._count += 1
+        message = self._message(event)
+        message.cursor = f"{self._life}-{self._count}"
+        self._remembered.append(message)
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._whole_from_ns = self._remembered.popleft().at + 1
+        self._told.publish(message)
+
+    def _asked(self, request: pb.EventsRequest) -> list[pb.Event]:
+        """What is remembered of what is asked for, behind a mark where it is not all."""
+        remembered = list(self._remembered)
+        if request.after:
+            life, _, number = request.after.partition("-")
+            if not (number.isascii() and number.isdecimal() and len(number) < 20):
+                raise errors.InvalidArgument(f"cursor {request.after[:80]!r}: is none of an event")
+            missed = self._count - int(number) if life == self._life else -1
+            if 0 <= missed <= len(remembered):
+                return remembered[len(remembered) - missed :]
+            return [self._lost(), *remembered]
+        if not request.since:
+            return []
+        told = [one for one in remembered if one.at >= request.since]
+        return told if request.since >= self._whole_from_ns else [self._lost(), *told]
+
+    def _lost(self) -> pb.Event:
+        before = self._count - len(self._remembered)
+        return pb.Event(type="lost", at=self._whole_from_ns, cursor=f"{self._life}-{before}")
 
     def _message(self, event: Event) -> pb.Event:
         pod = self._engine.pods.find(event.pod_id)
@@ -128,14 +160,13 @@ class ControlService:
         return name
 
     async def Events(self, request: pb.EventsRequest, context: object) -> AsyncGenerator[pb.Event]:
-        subscription = self._engine.parts.events.open()
+        subscription = self._told.open()
         try:
-            told = [one for one in self._remembered if request.since and one.at >= request.since]
-            for one in told:
+            for one in self._asked(request):
                 yield one
             if request.follow:
-                async for event in subscription:
-                    yield self._message(event)
+                async for one in subscription:
+                    yield one
         finally:
             subscription.close()
 
