@@ -94,6 +94,11 @@ class Pools:
     def list(self) -> tuple[Pool, ...]:
         return tuple(pool for pool in self._pools.values() if not pool.is_going)
 
+    @property
+    def has_hidden(self) -> bool:
+        """Whether `is_hidden` may be true of any pod."""
+        return bool(self._members)
+
     def is_hidden(self, pod_id: str) -> bool:
         """Whether the pod is a member that nobody has been given yet."""
         pod = self._pods.find(pod_id) if self._members else None

@@ -11,14 +11,13 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 from pathlib import Path
 
 from atoll import errors
 from atoll.linux import syscalls
 
 MAX_DEPTH = 64
-BATCH = 4096
-"""Names read at a time."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -70,9 +69,9 @@ class _Removal:
                 self._top = fd
             is_more = True
             while is_more:
-                names = _names(fd)
-                is_more = len(names) == BATCH
-                for entry, is_folder in names:
+                names, is_more = syscalls.folder_entries(fd)
+                for entry, told in names:
+                    is_folder = _is_folder(entry, fd) if told is None else told
                     self._remove_entry(entry, fd, depth, is_folder=is_folder)
         finally:
             os.close(fd)
@@ -147,6 +146,9 @@ def mount_id(fd: int) -> int:
     raise errors.Unimplemented("this kernel does not tell the mount of an open file: needs Linux 3.15")
 
 
-def _names(fd: int) -> list[tuple[str, bool]]:
-    with os.scandir(fd) as entries:
-        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in itertools.islice(entries, BATCH)]
+def _is_folder(name: str, parent: int) -> bool:
+    """Asked where the file system does not say it with the name; one that is gone is none."""
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
