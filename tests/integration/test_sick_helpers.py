@@ -6,7 +6,9 @@ Registries that keep silent are in `test_image_pull.py`, plugins of NRI in `test
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +21,10 @@ import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
+from atoll.linux.leftover import VARIABLE
 from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, connected, in_parallel
-from tests.integration.leaks import wait_until
+from tests.integration.leaks import pids, read, wait_until
 from tests.integration.sick import MODES, Helpers
 from tests.integration.test_restart import shim_of
 
@@ -209,6 +212,40 @@ def test_skopeo(helpers: Helpers, monkeypatch: pytest.MonkeyPatch) -> None:
 
         asked = {f"inspect-{mode}": partial(pull, mode) for mode in MODES}
         judge(together(asked), "127.0.0.1:9", "skopeo", silent=frozenset())
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo")
+def test_helpers_that_hang_go_with_who_ran_them(helpers: Helpers, monkeypatch: pytest.MonkeyPatch) -> None:
+    helpers.skopeo()
+    mark = f"{VARIABLE}={helpers.roots.base.parent}".encode(), f"{VARIABLE}={helpers.roots.state}".encode()
+
+    def hung() -> list[int]:
+        return [
+            pid
+            for pid in pids()
+            if read(pid, "cmdline") == b"sleep\x00600\x00" and any(one in read(pid, "environ") for one in mark)
+        ]
+
+    with serving(helpers, monkeypatch, f'[runtimes.atoll]\noci_runtime = "{helpers.oci()}"\n') as (daemon, cri):
+        pod = cri.run_pod()
+        container = cri.create(pod, cri.container_config("/bin/true", env={"SICK": "sick-create-hang"}))
+        shim = shim_of(cri, pod)
+        image = pb.ImageSpec(image="127.0.0.1:9/sick-inspect-hang:1")
+        calls = [
+            cri.runtime.future(
+                "StartContainer", pb.StartContainerRequest(container_id=container), pb.StartContainerResponse
+            ),
+            cri.images.future("PullImage", pb.PullImageRequest(image=image), pb.PullImageResponse),
+        ]
+        assert wait_until(lambda: len(hung()) == 2)
+        daemon.kill()
+        os.kill(shim, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(grpc.RpcError):
+                call.result()
+        assert len(hung()) == 2, "nobody ends them until there is a daemon again"
+        daemon.start()
+        assert wait_until(lambda: not hung())
 
 
 @pytest.mark.slow

@@ -97,7 +97,8 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         hosts = Controllers(handlers)
         stack.push_async_callback(hosts.aclose)
         foreign = handlers.foreign_launcher()
-        orphans = Orphans(paths.state, spawner, foreign, blocking)
+        orphans = Orphans(paths, spawner, foreign, blocking)
+        await orphans.end_helpers()
         relays = Relays(zygote, folder=paths.relays, sockets=paths.sockets, namespace=NAMESPACE, blocking=blocking)
         containers = await ContainerStore.open(db, paths.root, blocking)
         max_line = config.max_container_log_line_bytes

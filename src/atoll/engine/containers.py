@@ -464,6 +464,7 @@ class Containers:
     async def end_orphans(self, pod: Pod) -> None:
         """SIGKILL what is left of a pod whose shim is gone: nobody reads its output any more, nor can it be joined."""
         if await lines.is_gone(pod):
+            await self._parts.orphans.end_helpers()
             for container in self.list(pod.id):
                 if container.status.get().can_stop:
                     log.warning("container %s: killed, for its shim is gone", container.id[:13])

@@ -16,6 +16,8 @@ from pathlib import Path
 from atoll import errors
 from atoll.concurrency import Blocking
 from atoll.engine import lost_records
+from atoll.engine.lost_helpers import Helpers
+from atoll.engine.paths import Paths
 from atoll.linux.process import Spawner
 from atoll.oci.runtime import OCIRuntime
 from atoll.runtime.bundle import Bundle
@@ -23,6 +25,8 @@ from atoll.runtime.shim import Launcher, LaunchRequest
 from atoll.sandbox.controller import UNKNOWN_EXIT_STATUS, ExitStatus, Runtime
 from atoll.shim import cgroups, records
 
+HELPERS_PAUSE_S = 0.5
+"""Between two looks for what shims that are gone were running."""
 RECORD_WITHIN_S = 0.5
 """From the end of a container's init to the record of it, where its shim lives."""
 
@@ -30,9 +34,10 @@ RECORD_WITHIN_S = 0.5
 class Orphans:
     """Acts for shims that no longer can."""
 
-    def __init__(self, state: Path, spawner: Spawner, foreign: Launcher, blocking: Blocking) -> None:
-        """`state` is the daemon's folder of what a reboot takes."""
-        self._state = state
+    def __init__(self, paths: Paths, spawner: Spawner, foreign: Launcher, blocking: Blocking) -> None:
+        self._state = paths.state
+        self._helpers = Helpers(paths, blocking)
+        self._helpers_ended_at = 0.0
         self._spawner = spawner
         self._foreign = foreign
         self._blocking = blocking
@@ -76,6 +81,14 @@ class Orphans:
         task = await self._blocking.run(lost_records.task, bundle, self._state)
         if task is not None:
             await self._blocking.run(cgroups.kill, _folders(task))
+        await self.end_helpers()
+
+    async def end_helpers(self) -> None:
+        """End the OCI runtimes that shims which are gone were running; not for each of many containers at a time."""
+        now = asyncio.get_running_loop().time()
+        if now - self._helpers_ended_at > HELPERS_PAUSE_S:
+            self._helpers_ended_at = now
+            await self._helpers.end_all()
 
     async def delete(self, bundle: Path) -> None:
         """Clear the container out of its OCI runtime, its processes first; idempotent."""
@@ -89,6 +102,7 @@ class Orphans:
                 LaunchRequest(id=task.id, namespace=task.namespace, runtime=Runtime(name=""), bundle=named)
             )
             return
+        await self.end_helpers()  # one that hangs may hold the container
         runtime = OCIRuntime(Path(task.binary), Path(task.root), self._spawner, systemd_cgroup=task.systemd_cgroup)
         await self._blocking.run(cgroups.kill, _folders(task))
         if not (Path(task.root) / task.id).exists():

@@ -3,6 +3,7 @@
     shim      a shim of ours, a relay's process or the holder of a pod's namespaces whose bundle is gone
     mount     a mount below the daemon's folders, outside of those whose kinds see to their own mounts
     socket    a shim's socket where nobody listens, and no bundle's
+    helper    a program that hangs, whose shim or daemon is gone (`lost_helpers`)
     oci       what an OCI runtime still knows of a container whose bundle is gone
     address   an address of the default network leased to nobody that is attached
 
@@ -25,6 +26,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import Blocking
+from atoll.engine.lost_helpers import Helpers
 from atoll.engine.lost_records import CRUN_RECORD, RUNC_RECORD
 from atoll.engine.paths import Paths
 from atoll.ledger.kind import Entry, Found, Kind
@@ -318,6 +320,7 @@ def make(
         StrayMountKind(paths, blocking),
         StraySocketKind(paths, namespaces, blocking),
         StrayContainerKind(paths, spawner, blocking),
+        Helpers(paths, blocking),
     )
     return {kind.name: kind for kind in kinds}
 

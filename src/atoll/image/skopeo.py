@@ -32,6 +32,7 @@ from atoll.image.process import Program, running
 from atoll.image.reference import DEFAULT_DOMAIN, Reference
 from atoll.image.registry_errors import complaint, translate
 from atoll.image.workers import Workers
+from atoll.linux import leftover
 from atoll.unreadable import UNREADABLE
 
 _CHUNK = 1 << 20
@@ -145,7 +146,8 @@ class Skopeo:
     def environment(self) -> dict[str, str]:
         """What skopeo gets of our environment, and private folders for what it writes."""
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return {**passed, "HOME": str(self._folder), "TMPDIR": str(self._folder), "XDG_RUNTIME_DIR": str(self._folder)}
+        private = {name: str(self._folder) for name in ("HOME", "TMPDIR", "XDG_RUNTIME_DIR")}
+        return {**passed, **private, **leftover.marked_by(self._folder)}
 
 
 class BlobSource:

@@ -22,7 +22,7 @@ import msgspec
 
 from atoll import errors
 from atoll.concurrency import run_to_completion
-from atoll.linux import flood
+from atoll.linux import flood, leftover
 from atoll.linux.process import Spawner
 from atoll.oci import execfifo, features, spec
 from atoll.oci.failures import last_error, translate
@@ -354,7 +354,7 @@ class OCIRuntime:
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=pass_fds,
-                env=ENVIRONMENT,
+                env={**ENVIRONMENT, **leftover.marked_by(self.root)},
                 timeout_s=timeout_s,
             )
         except OSError as error:
