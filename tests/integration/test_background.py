@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 
@@ -121,3 +122,58 @@ async def test_the_cause_of_an_end_is_told(client: atoll.Client) -> None:
         assert (await container.exec(["sh", "-c", "kill -SYS $$"])).cause is atoll.Cause.SECCOMP
         result = await container.exec(["sh", "-c", "echo so far; sleep 1000 & sleep 1000"], timeout=0.5)
         assert (result.cause, result.text) == (atoll.Cause.TIMEOUT, "so far\n")
+
+
+async def test_input_comes_from_whoever_writes_until_it_is_closed(container: atoll.Container, daemon: Daemon) -> None:
+    async with asyncio.timeout(BOUND_S):
+        process = await container.spawn(["sh", "-c", "read a; echo got $a; wc -c; exit 5"], name="reader", stdin=True)
+        await process.write(b"first\n")
+        async with atoll.connect(daemon.roots.socket, start=False) as other:
+            again = (await other.container(container.id)).process("reader")
+            chunks = again.follow()
+            assert (await anext(chunks)).data == b"got first\n"
+            await chunks.aclose()
+            await again.write(b"x" * 1_000_000)
+            await again.close_stdin()
+        assert ((await process.wait()).code, (await process.output())[0]) == (5, b"got first\n1000000\n")
+        await process.close_stdin()
+        with pytest.raises(errors.FailedPrecondition, match="reader: has ended"):
+            await process.write(b"late")
+        deaf = await container.spawn(["sleep", "1000"], name="deaf")
+        with pytest.raises(errors.FailedPrecondition, match="without stdin"):
+            await deaf.write(b"x")
+        full = await container.spawn(["sh", "-c", "sleep 1000"], name="full", stdin=True)
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(_ended(full.write(b"x" * 2_000_000)))
+            while not writing.done():
+                await full.kill()
+                await asyncio.wait({writing}, timeout=0.1)
+
+
+async def _ended(work: Awaitable[None]) -> None:
+    """Whatever a write into what is killed meanwhile comes to, it comes to an end."""
+    with contextlib.suppress(errors.FailedPrecondition):
+        await work
+
+
+async def test_a_terminal_has_input_a_size_and_one_stream(container: atoll.Container) -> None:
+    async with asyncio.timeout(BOUND_S):
+        script = "stty size; read a; stty size; tty; read b; exit 6"
+        shell = await container.spawn(["sh", "-c", script], stdin=True, tty=True, size=(91, 17))
+        chunks = shell.follow()
+        text = ""
+        while "17 91" not in text:
+            text += (await anext(chunks)).text
+        await shell.resize(55, 22)
+        await shell.write(b"\n")
+        while "/dev/pts/" not in text:
+            text += (await anext(chunks)).text
+        assert "22 55" in text
+        await chunks.aclose()
+        await shell.write(b"\n")
+        assert (await shell.wait()).code == 6
+        status = await shell.status()
+        assert (status.stdin, status.tty, status.stderr) == (True, True, (0, 0))
+        plain = await container.spawn(["sleep", "1000"])
+        with pytest.raises(errors.FailedPrecondition, match="no terminal"):
+            await plain.resize(1, 1)

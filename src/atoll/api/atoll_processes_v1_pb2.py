@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from atoll.api import atoll_v1_pb2 as atoll_dot_api_dot_atoll__v1__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atoll/api/atoll_processes_v1.proto\x12\x12\x61toll.processes.v1\x1a\x18\x61toll/api/atoll_v1.proto\"\x86\x01\n\x0cSpawnRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x0b\n\x03\x65nv\x18\x03 \x03(\t\x12\x13\n\x0bworking_dir\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0c\n\x04name\x18\x07 \x01(\t\"\"\n\x04Kept\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\xcf\x01\n\x07Process\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x12\n\nstarted_at\x18\x05 \x01(\x03\x12\x1c\n\x04\x65xit\x18\x06 \x01(\x0b\x32\x0e.atoll.v1.Exit\x12(\n\x06stdout\x18\x07 \x01(\x0b\x32\x18.atoll.processes.v1.Kept\x12(\n\x06stderr\x18\x08 \x01(\x0b\x32\x18.atoll.processes.v1.Kept\"#\n\x0bListRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\">\n\x0cListResponse\x12.\n\tprocesses\x18\x01 \x03(\x0b\x32\x1b.atoll.processes.v1.Process\"2\n\x0eProcessRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"l\n\rFollowRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bstdout_from\x18\x03 \x01(\x04\x12\x13\n\x0bstderr_from\x18\x04 \x01(\x04\x12\x0f\n\x07no_wait\x18\x05 \x01(\x08\"o\n\x0e\x46ollowResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x1e\n\x04\x65xit\x18\x04 \x01(\x0b\x32\x0e.atoll.v1.ExitH\x00\x42\t\n\x07message\"O\n\rSignalRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06signal\x18\x03 \x01(\r\x12\x0c\n\x04tree\x18\x04 \x01(\x08\"\x10\n\x0eSignalResponse\"\x10\n\x0e\x46orgetResponse2\xa5\x04\n\tProcesses\x12\x46\n\x05Spawn\x12 .atoll.processes.v1.SpawnRequest\x1a\x1b.atoll.processes.v1.Process\x12I\n\x04List\x12\x1f.atoll.processes.v1.ListRequest\x1a .atoll.processes.v1.ListResponse\x12\x46\n\x03Get\x12\".atoll.processes.v1.ProcessRequest\x1a\x1b.atoll.processes.v1.Process\x12Q\n\x06\x46ollow\x12!.atoll.processes.v1.FollowRequest\x1a\".atoll.processes.v1.FollowResponse0\x01\x12G\n\x04Wait\x12\".atoll.processes.v1.ProcessRequest\x1a\x1b.atoll.processes.v1.Process\x12O\n\x06Signal\x12!.atoll.processes.v1.SignalRequest\x1a\".atoll.processes.v1.SignalResponse\x12P\n\x06\x46orget\x12\".atoll.processes.v1.ProcessRequest\x1a\".atoll.processes.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atoll/api/atoll_processes_v1.proto\x12\x12\x61toll.processes.v1\x1a\x18\x61toll/api/atoll_v1.proto\"\xc8\x01\n\x0cSpawnRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12\x0b\n\x03\x65nv\x18\x03 \x03(\t\x12\x13\n\x0bworking_dir\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\r\n\x05stdin\x18\x08 \x01(\x08\x12\x0b\n\x03tty\x18\t \x01(\x08\x12$\n\x04size\x18\n \x01(\x0b\x32\x16.atoll.v1.TerminalSize\"\"\n\x04Kept\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\xeb\x01\n\x07Process\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x12\n\nstarted_at\x18\x05 \x01(\x03\x12\x1c\n\x04\x65xit\x18\x06 \x01(\x0b\x32\x0e.atoll.v1.Exit\x12(\n\x06stdout\x18\x07 \x01(\x0b\x32\x18.atoll.processes.v1.Kept\x12(\n\x06stderr\x18\x08 \x01(\x0b\x32\x18.atoll.processes.v1.Kept\x12\r\n\x05stdin\x18\t \x01(\x08\x12\x0b\n\x03tty\x18\n \x01(\x08\"#\n\x0bListRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\">\n\x0cListResponse\x12.\n\tprocesses\x18\x01 \x03(\x0b\x32\x1b.atoll.processes.v1.Process\"2\n\x0eProcessRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"l\n\rFollowRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0bstdout_from\x18\x03 \x01(\x04\x12\x13\n\x0bstderr_from\x18\x04 \x01(\x04\x12\x0f\n\x07no_wait\x18\x05 \x01(\x08\"o\n\x0e\x46ollowResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12\x1e\n\x04\x65xit\x18\x04 \x01(\x0b\x32\x0e.atoll.v1.ExitH\x00\x42\t\n\x07message\">\n\x0cWriteRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x0f\n\rWriteResponse\"\x14\n\x12\x43loseStdinResponse\"W\n\rResizeRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12$\n\x04size\x18\x03 \x01(\x0b\x32\x16.atoll.v1.TerminalSize\"\x10\n\x0eResizeResponse\"O\n\rSignalRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06signal\x18\x03 \x01(\r\x12\x0c\n\x04tree\x18\x04 \x01(\x08\"\x10\n\x0eSignalResponse\"\x10\n\x0e\x46orgetResponse2\x9e\x06\n\tProcesses\x12\x46\n\x05Spawn\x12 .atoll.processes.v1.SpawnRequest\x1a\x1b.atoll.processes.v1.Process\x12I\n\x04List\x12\x1f.atoll.processes.v1.ListRequest\x1a .atoll.processes.v1.ListResponse\x12\x46\n\x03Get\x12\".atoll.processes.v1.ProcessRequest\x1a\x1b.atoll.processes.v1.Process\x12Q\n\x06\x46ollow\x12!.atoll.processes.v1.FollowRequest\x1a\".atoll.processes.v1.FollowResponse0\x01\x12G\n\x04Wait\x12\".atoll.processes.v1.ProcessRequest\x1a\x1b.atoll.processes.v1.Process\x12O\n\x06Signal\x12!.atoll.processes.v1.SignalRequest\x1a\".atoll.processes.v1.SignalResponse\x12L\n\x05Write\x12 .atoll.processes.v1.WriteRequest\x1a!.atoll.processes.v1.WriteResponse\x12X\n\nCloseStdin\x12\".atoll.processes.v1.ProcessRequest\x1a&.atoll.processes.v1.CloseStdinResponse\x12O\n\x06Resize\x12!.atoll.processes.v1.ResizeRequest\x1a\".atoll.processes.v1.ResizeResponse\x12P\n\x06\x46orget\x12\".atoll.processes.v1.ProcessRequest\x1a\".atoll.processes.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atoll.api.atoll_processes_v
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SPAWNREQUEST']._serialized_start=85
-  _globals['_SPAWNREQUEST']._serialized_end=219
-  _globals['_KEPT']._serialized_start=221
-  _globals['_KEPT']._serialized_end=255
-  _globals['_PROCESS']._serialized_start=258
-  _globals['_PROCESS']._serialized_end=465
-  _globals['_LISTREQUEST']._serialized_start=467
-  _globals['_LISTREQUEST']._serialized_end=502
-  _globals['_LISTRESPONSE']._serialized_start=504
-  _globals['_LISTRESPONSE']._serialized_end=566
-  _globals['_PROCESSREQUEST']._serialized_start=568
-  _globals['_PROCESSREQUEST']._serialized_end=618
-  _globals['_FOLLOWREQUEST']._serialized_start=620
-  _globals['_FOLLOWREQUEST']._serialized_end=728
-  _globals['_FOLLOWRESPONSE']._serialized_start=730
-  _globals['_FOLLOWRESPONSE']._serialized_end=841
-  _globals['_SIGNALREQUEST']._serialized_start=843
-  _globals['_SIGNALREQUEST']._serialized_end=922
-  _globals['_SIGNALRESPONSE']._serialized_start=924
-  _globals['_SIGNALRESPONSE']._serialized_end=940
-  _globals['_FORGETRESPONSE']._serialized_start=942
-  _globals['_FORGETRESPONSE']._serialized_end=958
-  _globals['_PROCESSES']._serialized_start=961
-  _globals['_PROCESSES']._serialized_end=1510
+  _globals['_SPAWNREQUEST']._serialized_end=285
+  _globals['_KEPT']._serialized_start=287
+  _globals['_KEPT']._serialized_end=321
+  _globals['_PROCESS']._serialized_start=324
+  _globals['_PROCESS']._serialized_end=559
+  _globals['_LISTREQUEST']._serialized_start=561
+  _globals['_LISTREQUEST']._serialized_end=596
+  _globals['_LISTRESPONSE']._serialized_start=598
+  _globals['_LISTRESPONSE']._serialized_end=660
+  _globals['_PROCESSREQUEST']._serialized_start=662
+  _globals['_PROCESSREQUEST']._serialized_end=712
+  _globals['_FOLLOWREQUEST']._serialized_start=714
+  _globals['_FOLLOWREQUEST']._serialized_end=822
+  _globals['_FOLLOWRESPONSE']._serialized_start=824
+  _globals['_FOLLOWRESPONSE']._serialized_end=935
+  _globals['_WRITEREQUEST']._serialized_start=937
+  _globals['_WRITEREQUEST']._serialized_end=999
+  _globals['_WRITERESPONSE']._serialized_start=1001
+  _globals['_WRITERESPONSE']._serialized_end=1016
+  _globals['_CLOSESTDINRESPONSE']._serialized_start=1018
+  _globals['_CLOSESTDINRESPONSE']._serialized_end=1038
+  _globals['_RESIZEREQUEST']._serialized_start=1040
+  _globals['_RESIZEREQUEST']._serialized_end=1127
+  _globals['_RESIZERESPONSE']._serialized_start=1129
+  _globals['_RESIZERESPONSE']._serialized_end=1145
+  _globals['_SIGNALREQUEST']._serialized_start=1147
+  _globals['_SIGNALREQUEST']._serialized_end=1226
+  _globals['_SIGNALRESPONSE']._serialized_start=1228
+  _globals['_SIGNALRESPONSE']._serialized_end=1244
+  _globals['_FORGETRESPONSE']._serialized_start=1246
+  _globals['_FORGETRESPONSE']._serialized_end=1262
+  _globals['_PROCESSES']._serialized_start=1265
+  _globals['_PROCESSES']._serialized_end=2063
 # @@protoc_insertion_point(module_scope)

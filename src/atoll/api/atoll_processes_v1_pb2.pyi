@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SpawnRequest(_message.Message):
-    __slots__ = ("container_id", "command", "env", "working_dir", "user", "timeout_s", "name")
+    __slots__ = ("container_id", "command", "env", "working_dir", "user", "timeout_s", "name", "stdin", "tty", "size")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     ENV_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,9 @@ class SpawnRequest(_message.Message):
     USER_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    TTY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     command: _containers.RepeatedScalarFieldContainer[str]
     env: _containers.RepeatedScalarFieldContainer[str]
@@ -23,7 +26,10 @@ class SpawnRequest(_message.Message):
     user: str
     timeout_s: float
     name: str
-    def __init__(self, container_id: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., timeout_s: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
+    stdin: bool
+    tty: bool
+    size: _atoll_v1_pb2.TerminalSize
+    def __init__(self, container_id: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ..., timeout_s: _Optional[float] = ..., name: _Optional[str] = ..., stdin: _Optional[bool] = ..., tty: _Optional[bool] = ..., size: _Optional[_Union[_atoll_v1_pb2.TerminalSize, _Mapping]] = ...) -> None: ...
 
 class Kept(_message.Message):
     __slots__ = ("begin", "end")
@@ -34,7 +40,7 @@ class Kept(_message.Message):
     def __init__(self, begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("id", "container_id", "command", "pid", "started_at", "exit", "stdout", "stderr")
+    __slots__ = ("id", "container_id", "command", "pid", "started_at", "exit", "stdout", "stderr", "stdin", "tty")
     ID_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +49,8 @@ class Process(_message.Message):
     EXIT_FIELD_NUMBER: _ClassVar[int]
     STDOUT_FIELD_NUMBER: _ClassVar[int]
     STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    TTY_FIELD_NUMBER: _ClassVar[int]
     id: str
     container_id: str
     command: _containers.RepeatedScalarFieldContainer[str]
@@ -51,7 +59,9 @@ class Process(_message.Message):
     exit: _atoll_v1_pb2.Exit
     stdout: Kept
     stderr: Kept
-    def __init__(self, id: _Optional[str] = ..., container_id: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., started_at: _Optional[int] = ..., exit: _Optional[_Union[_atoll_v1_pb2.Exit, _Mapping]] = ..., stdout: _Optional[_Union[Kept, _Mapping]] = ..., stderr: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+    stdin: bool
+    tty: bool
+    def __init__(self, id: _Optional[str] = ..., container_id: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., started_at: _Optional[int] = ..., exit: _Optional[_Union[_atoll_v1_pb2.Exit, _Mapping]] = ..., stdout: _Optional[_Union[Kept, _Mapping]] = ..., stderr: _Optional[_Union[Kept, _Mapping]] = ..., stdin: _Optional[bool] = ..., tty: _Optional[bool] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("container_id",)
@@ -98,6 +108,38 @@ class FollowResponse(_message.Message):
     stderr: bytes
     exit: _atoll_v1_pb2.Exit
     def __init__(self, offset: _Optional[int] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exit: _Optional[_Union[_atoll_v1_pb2.Exit, _Mapping]] = ...) -> None: ...
+
+class WriteRequest(_message.Message):
+    __slots__ = ("container_id", "id", "data")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    id: str
+    data: bytes
+    def __init__(self, container_id: _Optional[str] = ..., id: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WriteResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseStdinResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResizeRequest(_message.Message):
+    __slots__ = ("container_id", "id", "size")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    id: str
+    size: _atoll_v1_pb2.TerminalSize
+    def __init__(self, container_id: _Optional[str] = ..., id: _Optional[str] = ..., size: _Optional[_Union[_atoll_v1_pb2.TerminalSize, _Mapping]] = ...) -> None: ...
+
+class ResizeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SignalRequest(_message.Message):
     __slots__ = ("container_id", "id", "signal", "tree")

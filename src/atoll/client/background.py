@@ -14,17 +14,20 @@ from datetime import datetime
 
 from atoll import errors
 from atoll.api import atoll_processes_v1_pb2 as pb
+from atoll.api import atoll_v1_pb2 as own
 from atoll.client import wire
 from atoll.client.model import Exit, moment
 
 CALL_TIMEOUT_S = 120.0
+STDIN_PART_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStatus:
     """A background process at one moment; `exit` is None while it runs.
 
-    `stdout` and `stderr` are the first byte of the stream that is still kept, and how many were written.
+    `stdout` and `stderr` are the first byte of the stream that is still kept, and how many were written; `stdin` is
+    whether it was started to take input, `tty` whether its stdio is a terminal.
     """
 
     id: str
@@ -35,6 +38,8 @@ class ProcessStatus:
     exit: Exit | None
     stdout: tuple[int, int]
     stderr: tuple[int, int]
+    stdin: bool = False
+    tty: bool = False
 
     @property
     def running(self) -> bool:
@@ -51,6 +56,8 @@ class ProcessStatus:
             exit=Exit.read(message.exit) if message.HasField("exit") else None,
             stdout=(message.stdout.begin, message.stdout.end),
             stderr=(message.stderr.begin, message.stderr.end),
+            stdin=message.stdin,
+            tty=message.tty,
         )
 
 
@@ -134,6 +141,28 @@ class BackgroundProcess:
         except errors.DeadlineExceeded:
             raise errors.DeadlineExceeded(f"process {self.id}: still runs after {timeout or 0:g} s") from None
         return Exit.read(answer.exit)
+
+    async def write(self, data: bytes) -> None:
+        """Give it input; returns once its pipe has taken it. `FailedPrecondition` where it takes none, or no more.
+
+        One program may write some of it, and another one go on another day. What it is given and has not read when it
+        ends is lost.
+        """
+        view = memoryview(data)
+        for at in range(0, len(view), STDIN_PART_BYTES):
+            part = view[at : at + STDIN_PART_BYTES].tobytes()
+            asked = pb.WriteRequest(container_id=self.container_id, id=self.id, data=part)
+            await self._wire.call(wire.PROCESS_WRITE, asked, timeout_s=None)
+
+    async def close_stdin(self) -> None:
+        """End its input behind what was written; idempotent."""
+        await self._wire.call(wire.PROCESS_CLOSE, self._asked(), timeout_s=CALL_TIMEOUT_S)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Tell its terminal its size in characters; raises `FailedPrecondition` where it has none."""
+        size = own.TerminalSize(width=width, height=height)
+        asked = pb.ResizeRequest(container_id=self.container_id, id=self.id, size=size)
+        await self._wire.call(wire.PROCESS_RESIZE, asked, timeout_s=CALL_TIMEOUT_S)
 
     async def signal(self, number: int, *, tree: bool = False) -> None:
         """Send it a signal, with `tree` to all that it started too; fine where it has ended."""

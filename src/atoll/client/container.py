@@ -140,7 +140,7 @@ class Container(Controlled):
         call = self._wire.duplex(wire.EXEC, _led_by(own.ExecRequest(start=start), outbox))
         return ExecProcess(outbox, call, own.ExecRequest)
 
-    async def spawn(
+    async def spawn(  # noqa: PLR0913 - one keyword an option
         self,
         command: Sequence[str],
         *,
@@ -149,8 +149,14 @@ class Container(Controlled):
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         user: str = "",
+        stdin: bool = False,
+        tty: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> BackgroundProcess:
-        """Start a process that goes on without us, kept by the daemon; it has no input.
+        """Start a process that goes on without us, kept by the daemon.
+
+        With `stdin` it takes input by `BackgroundProcess.write`, from any client, until `close_stdin`; else it has
+        none. With `tty` its stdio is a terminal, of `size` (width, height): all it writes is in stdout then.
 
         `name` is its ID, one is made up without it; `AlreadyExists` for one in use. After `timeout` seconds its whole
         tree is killed, whoever is there. Raises `CommandFailed` where the command cannot be executed.
@@ -165,7 +171,11 @@ class Container(Controlled):
             user=user,
             timeout_s=timeout or 0.0,
             name=name,
+            stdin=stdin,
+            tty=tty,
         )
+        if size is not None:
+            asked.size.width, asked.size.height = size
         try:
             answer = await self._wire.call(wire.PROCESS_SPAWN, asked, timeout_s=START_TIMEOUT_S)
         except errors.AtollError as error:

@@ -106,6 +106,9 @@ PROCESS_FOLLOW = Method(_PROCESSES, "Follow", processes_pb.FollowRequest, proces
 PROCESS_WAIT = Method(_PROCESSES, "Wait", processes_pb.ProcessRequest, processes_pb.Process)
 PROCESS_SIGNAL = Method(_PROCESSES, "Signal", processes_pb.SignalRequest, processes_pb.SignalResponse)
 PROCESS_FORGET = Method(_PROCESSES, "Forget", processes_pb.ProcessRequest, processes_pb.ForgetResponse)
+PROCESS_WRITE = Method(_PROCESSES, "Write", processes_pb.WriteRequest, processes_pb.WriteResponse)
+PROCESS_CLOSE = Method(_PROCESSES, "CloseStdin", processes_pb.ProcessRequest, processes_pb.CloseStdinResponse)
+PROCESS_RESIZE = Method(_PROCESSES, "Resize", processes_pb.ResizeRequest, processes_pb.ResizeResponse)
 FILES_OPEN = Method("atoll.files.v1.Files", "Open", files_pb.OpenRequest, files_pb.OpenResponse)
 FSCK = Method(_OWN, "Fsck", own.FsckRequest, own.FsckResponse)
 

@@ -2,6 +2,7 @@
 
     <root>/containers/<id>/processes/<name>/process.json   what it is and how it ended; replaced atomically
                                            /stdout, stderr  what it wrote, by its shim (see `spool`)
+                                           /stdin           the pipe of one that takes input, which its shim keeps open
 
 The record is written before the process is started and after its end is known, so that a daemon that was killed finds
 every one again: its shim, which the process belongs to, tells how it ended.
@@ -28,7 +29,7 @@ from atoll import errors
 from atoll.concurrency import SingleFlight, TaskOwner, run_to_completion
 from atoll.container.status import State
 from atoll.container.store import Container
-from atoll.engine import specs
+from atoll.engine import pipe_input, specs
 from atoll.engine.containers import Containers
 from atoll.engine.events import Event, EventType
 from atoll.engine.execs import ExecRequest, exec_process
@@ -74,6 +75,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     deadline_ns: int = 0
     oom_kills: int = 0
+    stdin: bool = False
+    tty: bool = False
     ended: Ended | None = None
 
 
@@ -85,6 +88,7 @@ class Process:
     record: Record
     spool: Spool
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def exec_id(self) -> str:
@@ -164,15 +168,21 @@ class Processes:
             started_at_ns=now,
             deadline_ns=now + int(request.timeout_s * 1e9) if request.timeout_s else 0,
             oom_kills=await self._parts.blocking.run(oom_kills, self._bundle(container.id)),
+            stdin=request.stdin,
+            tty=request.tty,
         )
         process = self._enter(container.id, record)
         try:
             await self._parts.blocking.run(_make, process.spool.folder, record)
             tasks = await tasks_of(pod)
             out, err = (f"file://{process.spool.path(one)}" for one in ("stdout", "stderr"))
-            await tasks.exec(
-                container.id, process.exec_id, spec=oci.encode(spec), stdio=StdioPaths(stdout=out, stderr=err)
+            stdio = StdioPaths(
+                stdin=str(process.spool.folder / pipe_input.STDIN) if request.stdin else "",
+                stdout=out,
+                stderr="" if request.tty else err,
+                terminal=request.tty,
             )
+            await tasks.exec(container.id, process.exec_id, spec=oci.encode(spec), stdio=stdio)
             pid = await tasks.start(container.id, process.exec_id)
             process.record = msgspec.structs.replace(record, pid=pid)
             await self._parts.blocking.run(_write, process.spool.folder, process.record)
@@ -267,6 +277,40 @@ class Processes:
                 cause = "TIMED_OUT"
         return Ended(code=code, cause=cause, at_ns=at_ns)
 
+    # --- its input ---
+
+    async def write(self, process: Process, data: bytes) -> None:
+        """Give it input; returns once its pipe has taken all of it, one caller at a time.
+
+        Raises `FailedPrecondition` where it takes none, or no more.
+        """
+        self._require_input(process)
+        async with process.writing:
+            await pipe_input.write(process.spool.folder, data, process.over)
+
+    async def close_stdin(self, container: Container, process: Process) -> None:
+        """End its input behind what was written. Idempotent, also for one that has ended."""
+        if process.over.is_set() or not process.record.stdin:
+            return
+        async with process.writing:
+            with contextlib.suppress(errors.NotFound, errors.FailedPrecondition):
+                await (await tasks_of(self._pods.get(container.sandbox_id))).close_io(container.id, process.exec_id)
+
+    async def resize(self, container: Container, process: Process, width: int, height: int) -> None:
+        """Set the size of its terminal, in cells; fine where it has ended."""
+        if not process.record.tty:
+            raise errors.FailedPrecondition(f"process {process.record.name}: has no terminal")
+        if not process.over.is_set():
+            tasks = await tasks_of(self._pods.get(container.sandbox_id))
+            with contextlib.suppress(errors.NotFound):
+                await tasks.resize_pty(container.id, exec_id=process.exec_id, width=width, height=height)
+
+    def _require_input(self, process: Process) -> None:
+        if not process.record.stdin:
+            raise errors.FailedPrecondition(f"process {process.record.name}: was started without stdin")
+        if process.over.is_set():
+            raise errors.FailedPrecondition(f"process {process.record.name}: has ended, it takes no input")
+
     # --- what is asked ---
 
     def list(self, container_id: str = "") -> tuple[Process, ...]:
@@ -317,6 +361,8 @@ def _make(folder: Path, record: Record) -> None:
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     _delete(folder)
     folder.mkdir(mode=0o700)
+    if record.stdin:
+        pipe_input.make(folder)
     _write(folder, record)
 
 

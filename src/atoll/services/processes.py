@@ -17,7 +17,9 @@ class ProcessesService:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def _find(self, request: pb.ProcessRequest | pb.FollowRequest | pb.SignalRequest) -> tuple[Container, Process]:
+    def _find(
+        self, request: pb.ProcessRequest | pb.FollowRequest | pb.SignalRequest | pb.WriteRequest | pb.ResizeRequest
+    ) -> tuple[Container, Process]:
         container = self._engine.containers.get(request.container_id)
         return container, self._engine.processes.get(container.id, request.id)
 
@@ -34,6 +36,8 @@ class ProcessesService:
             exit=_exit(record.ended) if record.ended is not None else None,
             stdout=pb.Kept(begin=out[0], end=out[1]),
             stderr=pb.Kept(begin=err[0], end=err[1]),
+            stdin=record.stdin,
+            tty=record.tty,
         )
 
     async def Spawn(self, request: pb.SpawnRequest, context: object) -> pb.Process:
@@ -44,6 +48,10 @@ class ProcessesService:
             working_dir=request.working_dir,
             user=request.user,
             timeout_s=request.timeout_s,
+            stdin=request.stdin,
+            tty=request.tty,
+            width=request.size.width,
+            height=request.size.height,
         )
         pod = self._engine.pods.get(container.sandbox_id)
         return await self._told(await self._engine.processes.spawn(pod, container, wanted, request.name))
@@ -78,6 +86,22 @@ class ProcessesService:
         container, process = self._find(request)
         await self._engine.processes.kill(container, process, request.signal, tree=request.tree)
         return pb.SignalResponse()
+
+    async def Write(self, request: pb.WriteRequest, context: object) -> pb.WriteResponse:
+        container, process = self._find(request)
+        with self._engine.parts.uses.using(container.sandbox_id):
+            await self._engine.processes.write(process, request.data)
+        return pb.WriteResponse()
+
+    async def CloseStdin(self, request: pb.ProcessRequest, context: object) -> pb.CloseStdinResponse:
+        container, process = self._find(request)
+        await self._engine.processes.close_stdin(container, process)
+        return pb.CloseStdinResponse()
+
+    async def Resize(self, request: pb.ResizeRequest, context: object) -> pb.ResizeResponse:
+        container, process = self._find(request)
+        await self._engine.processes.resize(container, process, request.size.width, request.size.height)
+        return pb.ResizeResponse()
 
     async def Forget(self, request: pb.ProcessRequest, context: object) -> pb.ForgetResponse:
         container, process = self._find(request)
