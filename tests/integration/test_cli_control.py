@@ -154,3 +154,39 @@ def test_a_local_port_leads_to_the_pod(daemon: Daemon) -> None:
         assert led.wait(30) == 143
     assert daemon.run("port-forward", "x", "nope").returncode == 125
     daemon.run("rm", "-f", "x")
+
+
+# --- restarts, and ends that the daemon sees to ---
+
+
+def test_a_restart_keeps_files_and_log_and_begins_the_command_anew(daemon: Daemon) -> None:
+    script = "echo life >> /lives; cat /lives; exec sleep 1000"
+    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sh", "-c", script)
+    assert wait_until(lambda: daemon.run("logs", "x").stdout == "life\n")
+    assert daemon.run("restart", "-t", "0", "x").stdout == "x\n"
+    assert wait_until(lambda: daemon.run("logs", "x").stdout == "life\n" * 3)
+    daemon.run("stop", "-t", "0", "x")
+    done = daemon.run("restart", "x", "none-such")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "atoll ps -a" in done.stderr
+    daemon.run("rm", "-f", "x")
+
+
+def test_a_detached_run_with_rm_goes_with_its_end_but_not_with_a_restart(daemon: Daemon) -> None:
+    script = "trap 'exit 3' TERM; touch /up; while :; do sleep 0.05; done"
+    assert daemon.run("run", "-d", "--rm", *NONE, "--name", "x", IMAGE, "sh", "-c", script).returncode == 0
+    assert wait_until(lambda: daemon.run("exec", "x", "test", "-e", "/up").returncode == 0)
+    assert daemon.run("restart", "x").returncode == 0
+    assert daemon.run("exec", "x", "true").returncode == 0, "a restart is no end"
+    assert daemon.run("kill", "x").returncode == 0
+    assert wait_until(lambda: daemon.run("ps", "-aq").stdout == "")
+
+
+def test_a_run_with_a_time_to_live_goes_when_it_is_over(daemon: Daemon) -> None:
+    assert daemon.run("run", "-d", "--ttl", "0.5", *NONE, "--name", "x", IMAGE, "sleep", "1000").returncode == 0
+    assert daemon.run("run", "-d", "--idle", "100", *NONE, "--name", "y", IMAGE, "sleep", "1000").returncode == 0
+    assert wait_until(lambda: daemon.run("inspect", "x").returncode == 125)
+    leases = {one["pod_name"]: one for one in json.loads(daemon.run("lease", "ls", "--json").stdout)}
+    assert leases["y"]["idle_s"] == 100
+    assert "must be 0" in daemon.run("run", "--ttl", "-1", IMAGE).stderr
+    daemon.run("rm", "-f", "y")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -110,6 +112,19 @@ def test_a_stop_by_sigterm_ends_no_container(cri: CRI, daemon: Daemon) -> None:
     assert cri.status(container).state == pb.CONTAINER_RUNNING
     assert cri.wait(container).code == 0
     assert cri.output(container) == b"".join(b"line %d\n" % n for n in range(400))
+
+
+def test_a_run_with_rm_that_ends_while_the_daemon_is_down_is_removed_by_the_next(cri: CRI, daemon: Daemon) -> None:
+    run = ("run", "-d", "--rm", "--network", "none")
+    assert daemon.run(*run, "--name", "x", "atoll/busybox", "sleep", "1000").returncode == 0
+    assert daemon.run(*run, "--name", "stays", "atoll/busybox", "sleep", "1000").returncode == 0
+    pid = json.loads(daemon.run("top", "--json", "x").stdout)[0]["pid"]
+    daemon.kill()
+    os.kill(pid, signal.SIGKILL)
+    daemon.start()
+    assert wait_until(lambda: [one["name"] for one in json.loads(daemon.run("ps", "-a", "--json").stdout)] == ["stays"])
+    daemon.run("rm", "-f", "stays")
+    is_clean(cri)
 
 
 def test_a_created_container_can_be_started_after_a_restart(cri: CRI, daemon: Daemon, roots: Roots) -> None:

@@ -34,7 +34,7 @@ GROUPS = (
     Group(
         "Running containers",
         "atoll.cli.control",
-        "kill pause resume update wait top stats events port-forward cp prune",
+        "kill restart pause resume update wait top stats events port-forward cp prune",
     ),
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),

@@ -28,6 +28,18 @@ def kill(
     ask(socket, lambda client: work.kill(client, names, number, everything=everything))
 
 
+@app.command("restart")
+def restart(
+    names: Names,
+    timeout: Annotated[float, typer.Option("--time", "-t", min=0, help="Seconds until it is killed.")] = 10.0,
+    socket: Socket = None,
+) -> None:
+    """Stop containers and begin their commands anew, with the same files and log; one that has ended is started."""
+    from atoll.cli import controlling as work
+
+    ask(socket, lambda client: work.restart(client, names, timeout))
+
+
 @app.command("pause")
 def pause(names: Names, socket: Socket = None) -> None:
     """Freeze every process of containers."""

@@ -1,4 +1,4 @@
-"""The work of `kill`, `pause`, `resume`, `update`, `wait` and `top`."""
+"""The work of `kill`, `restart`, `pause`, `resume`, `update`, `wait` and `top`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def signal_number(text: str) -> int:
 async def kill(client: Client, names: Sequence[str], number: int, *, everything: bool) -> int:
     async def one(name: str) -> None:
         await (await work.container_of(client, name)).kill(number, everything=everything)
+
+    return await work.each(names, one)
+
+
+async def restart(client: Client, names: Sequence[str], timeout_s: float) -> int:
+    """Stop containers politely where they run, and begin their commands anew; the names are told as they are done."""
+
+    async def one(name: str) -> None:
+        await (await work.container_of(client, name)).restart(timeout_s)
 
     return await work.each(names, one)
 

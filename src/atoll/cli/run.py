@@ -16,9 +16,11 @@ from atoll.cli.outcome import Ended, say
 from atoll.cli.pulling import pull_shown
 from atoll.client import Client, Container, Exit, Pod
 from atoll.client.container import STOP_GRACE_S
+from atoll.client.leases import asking
 from atoll.client.pod import Pull
 from atoll.client.process import AttachedProcess, ExecProcess
 from atoll.client.request import (
+    REMOVE_AT_END,
     ContainerOptions,
     Network,
     PodOptions,
@@ -37,7 +39,7 @@ PATIENCE = 3
 """The how many-th signal kills what did not end at the first ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """The options of `atoll run` beside those of its container."""
 
@@ -50,12 +52,16 @@ class RunOptions:
     detach: bool
     detach_keys: bytes
     keep: bool
+    remove_at_end: bool
+    ttl: float | None
+    idle: float | None
     pull: Pull
     quiet: bool
 
     def check(self) -> None:
         """Raise `InvalidArgument` for what can never work, before a daemon is asked or started."""
         container_config(self.container)
+        asking(self.ttl, self.idle)
         pod_config(PodOptions(name=self.container.name, network=self.network, ports=self.ports, hostname=self.hostname))
         if self.container.tty and not self.detach:
             require_terminal()
@@ -149,6 +155,9 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
             hostname=options.hostname,
             share_pid=options.init,
             labels={KIND: "true", **options.container.labels},
+            annotations={REMOVE_AT_END: "true"} if options.remove_at_end else {},
+            ttl=options.ttl,
+            idle=options.idle,
         )
         undo.push_async_callback(_remove, pod)
         container = await pod.create(replace(options.container, name=name), pull="never")

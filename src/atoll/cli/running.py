@@ -76,7 +76,17 @@ Network = Annotated[NetworkChoice, typer.Option("--network", help="How it is con
 Init = Annotated[bool, typer.Option("--init", help="A first process that reaps, so that the command need not.")]
 Remove = Annotated[
     bool | None,
-    typer.Option("--rm/--keep", help="Remove the pod at the end, or leave it. \\[default: --rm; with -d --keep]"),
+    typer.Option(
+        "--rm/--keep",
+        help="Remove the pod at the end, or leave it; with -d the daemon does. \\[default: --rm; with -d --keep]",
+    ),
+]
+Ttl = Annotated[
+    float | None, typer.Option("--ttl", metavar="SECONDS", help="The daemon removes the pod after so long.")
+]
+Idle = Annotated[
+    float | None,
+    typer.Option("--idle", metavar="SECONDS", help="The same after so long without an exec, attach or followed log."),
 ]
 DETACH_KEYS = "ctrl-p,ctrl-q"
 
@@ -111,15 +121,14 @@ def run(
     runtime: Annotated[str, typer.Option("--runtime", help="A runtime handler of the config file.")] = "",
     pull: Annotated[PullChoice, typer.Option("--pull", help="When to fetch the image.")] = PullChoice.missing,
     remove: Remove = None,
+    ttl: Ttl = None,
+    idle: Idle = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Then tell how long each step took.")] = False,
     detach_keys: DetachKeys = DETACH_KEYS,
     socket: Socket = None,
 ) -> None:
     """Run a container in a pod of its own."""
-    if detach and remove:
-        raise typer.BadParameter("-d with --rm: nobody waits for its end; leave --rm out, and `atoll rm` it later")
-
     from atoll.cli.run import RunOptions, run_and_report
     from atoll.cli.terminal import detach_sequence
     from atoll.client import request
@@ -145,9 +154,21 @@ def run(
         stdin=interactive,
         read_only=read_only,
     )
-    ports, keys = tuple(request.parse_publish(one) for one in publish or ()), detach_sequence(detach_keys)
     options = RunOptions(
-        container, network.value, ports, runtime, hostname, init, detach, keys, remove is False, pull.value, quiet
+        container=container,
+        network=network.value,
+        ports=tuple(request.parse_publish(one) for one in publish or ()),
+        runtime=runtime,
+        hostname=hostname,
+        init=init,
+        detach=detach,
+        detach_keys=detach_sequence(detach_keys),
+        keep=remove is False,
+        remove_at_end=detach and remove is True,
+        ttl=ttl,
+        idle=idle,
+        pull=pull.value,
+        quiet=quiet,
     )
     options.check()
     ask(socket, lambda client: run_and_report(client, options, timings=timings))

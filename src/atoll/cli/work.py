@@ -189,7 +189,6 @@ async def _remove(client: Client, name: str, *, force: bool) -> None:
 
 
 async def each(names: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
-    """Do it for every name, whose errors are told and stop no other; 125 where there was one."""
     """Do it to each name, which is told as it is done; one that fails is told too, and holds up no other."""
     code = 0
     for name in names:

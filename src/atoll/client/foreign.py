@@ -24,6 +24,7 @@ from atoll.api import cri_runtime_v1_pb2 as cri
 from atoll.client import wire
 from atoll.client.control import Event
 from atoll.client.model import Cause, ContainerState, ContainerStatus, ExecResult, Exit, LogLine
+from atoll.client.request import REMOVE_AT_END
 
 CALL_TIMEOUT_S = 120.0
 PULL_TIMEOUT_S = 3600.0
@@ -70,6 +71,8 @@ def prepare_pod(connection: wire.Wire, config: cri.PodSandboxConfig, *, network:
         raise lacks(connection, "pod without a network (network='none')")
     if leased:
         raise lacks(connection, "lease (ttl, idle)")
+    if REMOVE_AT_END in config.annotations:
+        raise lacks(connection, "removal at the end by the daemon (run -d --rm)")
     metadata = config.metadata
     folder = LOGS / f"{metadata.namespace}_{metadata.name}_{metadata.uid}"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from atoll.engine.processes import Processes
 from atoll.engine.recovery import Recovery
 from atoll.engine.restarts import Restarts
 from atoll.engine.sandboxes import Sandboxes
+from atoll.engine.self_removal import SelfRemoval
 from atoll.engine.unfinished import Unfinished
 from atoll.engine.usage import Usages
 from atoll.image.config import Auth
@@ -70,6 +71,7 @@ class Engine:
         self.processes = Processes(parts, self.pods, self.containers)
         self.restarts = Restarts(parts, self.containers, self.processes)
         self.leases = PodLeases(parts, self.pods)
+        self.self_removal = SelfRemoval(parts, self.pods, self.containers, self.restarts)
         self.pools = Pools(parts, self.pods, self.containers, self.execs)
         self.branches = Branches(parts, self.pods, self.containers)
         self.usages = Usages(parts, self.pods, self.containers)
@@ -117,6 +119,7 @@ class Engine:
             await self.branches.recover()
         finally:
             self._recovered.set()
+        self.self_removal.recover()
         await self.unfinished.free_until_done()
         self.parts.images.debts.owe()  # what a crash has kept from being given back
         return recovered
@@ -241,6 +244,7 @@ class Engine:
         await self.parts.nri.aclose()
         await self.pods.settle(SETTLE_TIMEOUT_S)
         self.leases.aclose()
+        self.self_removal.aclose()
         self.pools.aclose()
         await self.pods.aclose()
         self.sandboxes.aclose()

@@ -53,6 +53,11 @@ class Restarts:
             name=f"pod/{pod.id}/restart/{container.id}",
         )
 
+    async def settled(self, container_id: str) -> None:
+        """Wait until no restart of the container is under way, however it ends."""
+        while (restarting := self._running.running(container_id)) is not None:
+            await asyncio.wait({restarting})
+
     @operation
     async def _restart(self, pod: Pod, container: Container, timeout_s: float) -> None:
         await self._containers.stop(pod, container.id, timeout_s)

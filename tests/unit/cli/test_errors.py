@@ -28,7 +28,6 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         (["logs", "--tail", "x", "a"], ["'--tail'", "atoll logs --help"]),
         (["rm"], ["--all"]),
         (["rm", "-a", "x"], ["--all"]),
-        (["run", "-d", "--rm", "x"], ["-d with --rm", "atoll rm"]),
         (["exec", "x"], ["missing argument 'COMMAND'"]),
         (["exec", "x", "--"], ["atoll: missing argument 'COMMAND'"]),
         (["run", "--network", "foo", "x"], ["'--network': 'foo' is not one of"]),
