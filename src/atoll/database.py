@@ -171,6 +171,18 @@ class Database:
             await asyncio.get_running_loop().run_in_executor(None, worker.join)
 
 
+def is_blank(path: Path) -> bool:
+    """Whether there is no database, or one that nothing was ever committed to; False where nobody can tell. Blocks."""
+    try:
+        if not path.exists():
+            return True
+        # Not made where it is missing, and its log counts.
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    except (OSError, sqlite3.Error):  # opening it says what is wrong
+        return False
+
+
 def quarantine(connection: Connection, source: str, key: str, row: sqlite3.Row, reason: str) -> None:
     """Keep the unreadable `row` of the table `source`; the caller deletes it there in the same transaction."""
     content = {name: row[name] for name in row.keys()}  # noqa: SIM118  # iterating a Row gives values

@@ -47,3 +47,29 @@ def test_damaged_checkpoints_are_told_and_everything_else_is_served(cri: CRI, da
         cri.stop(container)
         cri.remove(container)
     assert cri.fsck() == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_a_start_without_its_records_is_refused_and_takes_nothing(
+    cri: CRI, daemon: Daemon, roots: Roots, damage: str
+) -> None:
+    """Else it would sweep the files of what runs as nobody's; with the records back everything is as it was."""
+    pod = cri.run_pod(cri.pod_config())
+    container = cri.script(pod, "echo kept > /file; sleep 1000")
+    daemon.kill()
+    kept = {path: path.read_bytes() for path in roots.root.glob("state.db*")}
+    for path in kept:
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception, match="has no records, yet there are files of 1 containers"):
+            daemon.start()
+    for path, text in kept.items():
+        path.write_bytes(text)
+    (roots.root / "state.db-shm").unlink(missing_ok=True)
+    daemon.start()
+    assert cri.status(container).state == pb.CONTAINER_RUNNING
+    assert cri.sh(container, "read line < /file; echo $line") == "kept"
+    cri.remove_pod(pod)

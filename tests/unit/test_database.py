@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from atoll import database, errors
-from atoll.database import Connection, Database, Plan, Schema, quarantine, quarantined
+from atoll.database import Connection, Database, Plan, Schema, is_blank, quarantine, quarantined
 
 NOTES = Schema(component="notes", migrations=("CREATE TABLE notes (text TEXT PRIMARY KEY);",))
 
@@ -355,3 +355,18 @@ def test_a_migration_that_ends_inside_a_statement_is_our_bug(path: Path) -> None
         asyncio.run(
             Database.open(path, (Schema(component="notes", migrations=("CREATE TABLE a (b TEXT DEFAULT 'x",)),))
         )
+
+
+async def test_a_database_is_blank_until_something_is_committed(path: Path) -> None:
+    assert is_blank(path)
+    assert not path.exists(), "a look makes nothing"
+    path.touch()
+    assert is_blank(path)
+    db = await Database.open(path, (NOTES,))
+    kept = {one: one.read_bytes() for one in path.parent.iterdir() if not one.name.endswith("-shm")}
+    await db.close()
+    for one, text in kept.items():  # as SIGKILL leaves it: all of it is in the log
+        one.write_bytes(text)
+    assert not is_blank(path)
+    path.write_bytes(b"no database" * 100)
+    assert not is_blank(path), "that is for opening it to say"

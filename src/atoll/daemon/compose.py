@@ -14,6 +14,7 @@ from atoll.config import Config
 from atoll.config.changes import Live
 from atoll.container import store as container_store
 from atoll.container.store import ContainerStore
+from atoll.daemon.first import require_records
 from atoll.daemon.handlers import Chosen, Controllers, Handlers
 from atoll.daemon.images import image_settings
 from atoll.database import Database
@@ -75,6 +76,7 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         zygote = await stack.enter_async_context(await Zygote.start(pods_per_shim=config.pods_per_shim))
         owner = await stack.enter_async_context(TaskOwner("daemon"))
         detected = await _runtimes(config, paths, spawner)
+        await blocking.run(require_records, paths)
         db = await Database.open(paths.database, SCHEMAS)
         stack.push_async_callback(db.close)
         snapshotter = Snapshotter(paths.images, db, blocking)

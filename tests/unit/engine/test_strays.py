@@ -64,5 +64,5 @@ def entry_of(request: pytest.FixtureRequest) -> Entry:
 
 def test_every_kind_is_named_by_what_it_is(paths: Paths) -> None:
     found = make(paths, frozenset, PidfdSpawner(), Blocking())
-    assert sorted(found) == ["mount", "oci", "shim", "socket"]
+    assert sorted(found) == ["helper", "mount", "oci", "shim", "socket"]
     assert all(name == one.name for name, one in found.items())
