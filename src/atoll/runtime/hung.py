@@ -67,6 +67,12 @@ def describe(bundle: Path) -> str:
     return f"{name} (process {record.pid}{_condition(_identity(record))})"
 
 
+def is_dead(bundle: Path) -> bool:
+    """Whether its process, by its record, is provably no more: who takes connections then has inherited that."""
+    record = record_of(bundle)
+    return record is not None and not process.is_alive(_identity(record))
+
+
 def _identity(record: records.ShimRecord) -> ProcessId:
     return ProcessId(pid=record.pid, start_ticks=record.start_ticks, boot_id=record.boot_id)
 

@@ -15,9 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from atoll import errors
-from atoll.linux import process
+from atoll.runtime import hung
 from atoll.runtime.shim import Launcher, LaunchRequest, Shim
-from atoll.shim import records
 
 T = TypeVar("T")
 
@@ -74,7 +73,7 @@ class Link:
         try:
             return await self._launcher.reconnect(self._request)
         except errors.DataLoss as error:
-            if not self._is_dead():
+            if not hung.is_dead(self._request.bundle.path):
                 raise  # where it answers cannot be read: it may well live
             raise self._gone(error) from error
         except (errors.NotFound, errors.Unavailable) as error:
@@ -83,18 +82,6 @@ class Link:
     def _gone(self, error: errors.AtollError) -> errors.Unavailable:
         self.is_gone = True
         return errors.Unavailable(f"sandbox {self._request.id}: its shim is gone: {error}")
-
-    def _is_dead(self) -> bool:
-        """Whether the shim's process, by its record, is provably no more."""
-        try:
-            record = records.read(self._request.bundle.path / records.SHIM, records.ShimRecord)
-        except errors.DataLoss:
-            return False
-        if record is None:
-            return False
-        return not process.is_alive(
-            process.ProcessId(pid=record.pid, start_ticks=record.start_ticks, boot_id=record.boot_id)
-        )
 
     async def ask(self, question: Callable[[Shim], Awaitable[T]]) -> T:
         """Ask what may be asked twice: again on a new connection where the first one broke under it."""

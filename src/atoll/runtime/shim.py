@@ -51,12 +51,15 @@ class Shim:
 
     @classmethod
     async def connect(cls, *, id: str, namespace: str, bootstrap: Bootstrap, bundle: Path | None = None) -> Shim:
-        """Connect to where `bootstrap` points; raises `Unavailable` at once where nobody listens.
+        """Connect to where `bootstrap` points; raises `Unavailable` at once where nobody listens or it is gone.
 
-        `bundle` has the record of its process, which an answer that does not come is to name.
+        `bundle` has the record of its process, which an answer that does not come is to name. What a shim has begun may
+        hold its socket after it: that takes connections and never answers.
         """
         if bootstrap.protocol != "ttrpc":
             raise errors.Unimplemented(f"shim {id}: speaks {bootstrap.protocol}, only ttrpc is supported")
+        if bundle is not None and hung.is_dead(bundle):
+            raise errors.Unavailable(hung.describe(bundle))
         client = await Client.connect(bootstrap.address, timeout=CONNECT_TIMEOUT_S)
         if bundle is not None:
             client.whose = functools.partial(hung.describe, bundle)

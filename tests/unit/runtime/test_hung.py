@@ -14,6 +14,8 @@ import pytest
 from atoll import errors
 from atoll.linux import process
 from atoll.runtime import hung
+from atoll.runtime.bootstrap import Bootstrap
+from atoll.runtime.shim import Shim
 from atoll.shim import records
 
 
@@ -65,6 +67,23 @@ def test_one_that_is_gone_is_told_as_that(shims: Path) -> None:
         bundle = record(shims, "one", sleeping.pid)
         sleeping.kill()
     assert hung.describe(bundle).endswith(", which is gone)")
+
+
+async def test_one_that_is_gone_is_not_asked_although_what_it_began_keeps_its_socket(shims: Path) -> None:
+    with subprocess.Popen(["sleep", "100"]) as sleeping:
+        bundle = record(shims, "one", sleeping.pid)
+        path = shims.parent / "one.sock"
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as inherited:
+            inherited.bind(str(path))
+            inherited.listen()
+            where = Bootstrap(version=3, address=f"unix://{path}", protocol="ttrpc")
+            shim = await Shim.connect(id="one", namespace="k8s.io", bootstrap=where, bundle=bundle)
+            await shim.aclose()
+            sleeping.kill()
+            sleeping.wait()
+            with pytest.raises(errors.Unavailable, match="which is gone"):
+                await Shim.connect(id="one", namespace="k8s.io", bootstrap=where, bundle=bundle)
 
 
 @pytest.mark.parametrize("nested", [False, True])
