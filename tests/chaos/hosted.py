@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import grpc
@@ -110,6 +113,23 @@ class HostedPauseLife(HostedLife):
         """Its caller pauses it, and forgets it: the shutdown ends it."""
         self._require()
         self.api.own_call("Pause", self.id)
+
+
+@dataclass(slots=True)
+class HostedKilledLife(HostedPauseLife):
+    """One whose shim is killed while it is paused: its clean-up must let go of what stands still."""
+
+    ABOUT: ClassVar[str] = "a sandbox of the sandbox API: podsandbox, its shim killed while it is paused"
+    AGAIN: ClassVar[tuple[str, ...]] = ()
+    CAUSES: ClassVar[tuple[str, ...]] = ()
+
+    def stop(self) -> None:
+        self._require()
+        self.api.own_call("Pause", self.id)
+        holder = self.api.status(self.id).pid
+        parent = int(Path(f"/proc/{holder}/stat").read_text().rpartition(")")[2].split()[1])
+        assert Path(f"/proc/{parent}/comm").read_text().strip() == "atoll-shim"
+        os.kill(parent, signal.SIGKILL)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from tests.chaos.hosted import HostedFarLife, HostedLife, HostedPauseLife
+from tests.chaos.branches import BranchLife, PoolLife
+from tests.chaos.hosted import HostedFarLife, HostedKilledLife, HostedLife, HostedPauseLife
 from tests.chaos.images import ImageLife
 from tests.chaos.life import Life, PodLife
 from tests.chaos.pods import CheckpointLife, FarLife, ForeignLife, MappedLife, PausedLife
@@ -23,6 +24,9 @@ LIVES: dict[str, type[Life]] = {
     "hosted paused": HostedPauseLife,
     "hosted far": HostedFarLife,
     "checkpointed": CheckpointLife,
+    "branched": BranchLife,
+    "pooled": PoolLife,
+    "hosted killed": HostedKilledLife,
     "restart": RestartLife,
 }
 

@@ -114,7 +114,7 @@ class PodLife(Life):
     ABOUT: ClassVar[str] = "a pod on a network with a container and an exec"
     CAUSES: ClassVar[tuple[str, ...]] = (
         *("run/commit", "create/bundle", "create/record:done", "start/start task", "start/checkpoint"),
-        *("shim pod/holder:done", "shim create/runtime:done", "exec/add:done", "exec/start"),
+        *("shim pod/holder:done", "shim create/runtime:done", "exec/add:done", "exec/start", "exec/delete"),
     )
     HANDLER: ClassVar[str] = ""
 

@@ -52,9 +52,11 @@ class Undoing:
     @contextlib.contextmanager
     def step(self, what: str) -> Generator[None]:
         """One step; its error is kept, not raised."""
+        point = f"sandboxer undo/{what.partition(' of sandbox ')[0]}"
+        faults.reached(point, fails=False)  # what is inside cannot be left out
         try:
-            faults.reached(f"sandboxer undo/{what.partition(' of sandbox ')[0]}")
             yield
+            faults.reached(f"{point}{faults.DONE}")
         except OSError as error:
             self.left.append(f"{what} ({error.filename or ''}: {error.strerror})")
         except errors.AtollError as error:

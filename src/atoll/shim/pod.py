@@ -418,9 +418,11 @@ async def _all_ended(containers: list[Container], timeout_s: float) -> list[Cont
 
 @contextlib.contextmanager
 def _noting(left: list[str], what: str) -> Generator[None]:
+    point = f"shim undo/{what}"
+    faults.reached(point, fails=False)  # what is inside cannot be left out
     try:
-        faults.reached(f"shim undo/{what}")
         yield
+        faults.reached(f"{point}{faults.DONE}")
     except OSError as error:
         left.append(f"{what} {error.filename or ''} ({error.strerror})")
     except errors.AtollError as error:
