@@ -86,16 +86,9 @@ async def compose(config: Config) -> AsyncGenerator[Engine]:
         await _recover_images(snapshotter, images)
         network = Network(_network_settings(config, paths), owner=owner, blocking=blocking)
         handlers = Handlers(
-            config=config,
-            paths=paths,
-            zygote=zygote,
-            runtimes=detected,
-            images=images,
-            snapshotter=snapshotter,
-            host=host,
-            spawner=spawner,
-            blocking=blocking,
-        )
+            config=config, paths=paths, zygote=zygote, runtimes=detected, images=images, snapshotter=snapshotter,
+            host=host, spawner=spawner, blocking=blocking,
+        )  # fmt: skip
         hosts = Controllers(handlers)
         stack.push_async_callback(hosts.aclose)
         foreign = handlers.foreign_launcher()
