@@ -90,9 +90,13 @@ class BranchLife(PodLife):
 
     def _commit(self) -> None:
         self.require_container()
-        request = branches.CommitRequest(container_id=self.container, reference=self._reference)
-        self._service.call("Commit", request, branches.CommitResponse)
-        assert self._reference in [name for image in self.cri.list_images() for name in image.repo_tags]
+        if not self._is_committed():  # another would leave the first one without a name
+            request = branches.CommitRequest(container_id=self.container, reference=self._reference)
+            self._service.call("Commit", request, branches.CommitResponse)
+            assert self._is_committed()
+
+    def _is_committed(self) -> bool:
+        return self._reference in [name for image in self.cri.list_images() for name in image.repo_tags]
 
     @property
     def _reference(self) -> str:

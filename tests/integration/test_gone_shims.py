@@ -20,6 +20,7 @@ from atoll.shim import records
 from tests.integration.conftest import Daemon, Roots
 from tests.integration.cri_client import CRI, eventually
 from tests.integration.leaks import pids, read, wait_until
+from tests.integration.sandbox_client import NOTREADY, SandboxAPI
 from tests.integration.test_restart import init_of, shim_of
 
 REMOVED_WITHIN_S = 15.0
@@ -74,6 +75,28 @@ def test_a_pod_with_a_hung_shim_ends_in_bounded_time_and_its_process_is_killed(
     assert wait_until(lambda: not read(pid, "cmdline")), "it served nobody else and lives on"
     assert f"process {pid}, stopped by a signal" in daemon.log_tail()
     cri.remove_pod(pod)
+    is_clean(cri)
+
+
+@pytest.mark.shared_daemon
+@pytest.mark.parametrize("call", ["stop", "shutdown"])
+def test_a_sandbox_of_a_client_with_a_hung_shim_ends_in_bounded_time(
+    cri: CRI, daemon: Daemon, roots: Roots, call: str
+) -> None:
+    api = SandboxAPI(channel=cri.runtime.channel)
+    made = api.run()
+    pid = shim_record(roots, made).pid
+    with stopped(pid):
+        begun = time.monotonic()
+        if call == "stop":
+            api.stop(made)
+            assert api.status(made).state == NOTREADY
+        else:
+            api.shutdown(made)
+        assert time.monotonic() - begun < REMOVED_WITHIN_S
+    assert wait_until(lambda: not read(pid, "cmdline")), "it served nobody else and lives on"
+    assert f"process {pid}, stopped by a signal" in daemon.log_tail()
+    api.shutdown(made)
     is_clean(cri)
 
 

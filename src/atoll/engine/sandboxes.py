@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from atoll import errors, faults
 from atoll.concurrency import SingleFlight, run_to_completion, wait_all
 from atoll.database import Plan
-from atoll.engine import hosts
+from atoll.engine import hosts, hung
 from atoll.engine.expiry import Expiry
 from atoll.engine.hosted import Hosted, HostedRecord, HostedState, NoEnd, Phase, key_of
 from atoll.engine.hosting import Wanted, is_cri_pod, prepare_files, wanted
@@ -280,7 +280,8 @@ class Sandboxes:
     async def _undone(self, hosted: Hosted, cause: BaseException) -> None:
         """Free everything of a creation or start that failed; raises `CleanupFailed` where something is left."""
         log.info("%s: failed, it is undone: %s", hosted, str(cause) or type(cause).__name__)
-        left = await run_to_completion(self._free(hosted), within=2 * TEARDOWN_TIMEOUT_S)
+        async with hung.watched_hosted(self._parts, hosted, self.controller(hosted)):
+            left = await run_to_completion(self._free(hosted), within=2 * TEARDOWN_TIMEOUT_S)
         if isinstance(cause, CleanupFailed):
             if not left:
                 raise cause.cause from cause  # what its controller could not undo the walk has
@@ -369,8 +370,10 @@ class Sandboxes:
             pass  # behind a creation or a start, beside another stop
         if hosted.is_gone or hosted.state.ended is not None:
             return
-        with hosted.named(), faults.step("hosted stop/sandbox"):
-            await self.controller(hosted).stop(hosted.inner_id, timeout_s)
+        controller = self.controller(hosted)
+        async with hung.watched_hosted(self._parts, hosted, controller):
+            with hosted.named(), faults.step("hosted stop/sandbox"):
+                await controller.stop(hosted.inner_id, timeout_s)
         if hosted.state.phase is not Phase.STARTED:
             await self.settle(hosted, ExitStatus(exit_status=0, exited_at=datetime.now(UTC)))
             return
@@ -391,7 +394,7 @@ class Sandboxes:
         await self._ends.run(("shutdown", hosted.key), lambda: self._shutdown(hosted), name=name)
 
     async def _shutdown(self, hosted: Hosted) -> None:
-        async with hosted.lock:
+        async with hosted.lock, hung.watched_hosted(self._parts, hosted, self.controller(hosted)):
             if hosted.is_ready:
                 # So that its real exit status is told; the walk stops it again, with debts where that fails.
                 try:
