@@ -34,8 +34,10 @@ def test_a_paused_container_stands_still_and_goes_on(daemon: Daemon) -> None:
     assert daemon.run("pause", "x").stdout == "x\n"
     states = {one["state"] for one in json.loads(daemon.run("top", "--json", "x").stdout)}
     assert states == {"D"}
+    assert "(paused)" in daemon.run("ps").stdout
     assert daemon.run("pause", "x").returncode == 125
     assert daemon.run("resume", "x").returncode == 0
+    assert "(paused)" not in daemon.run("ps").stdout
     before = daemon.run("exec", "x", "cat", "/tmp/n").stdout
     assert wait_until(lambda: daemon.run("exec", "x", "cat", "/tmp/n").stdout != before)
     daemon.run("rm", "-f", "x")
@@ -180,6 +182,19 @@ def test_a_detached_run_with_rm_goes_with_its_end_but_not_with_a_restart(daemon:
     assert daemon.run("exec", "x", "true").returncode == 0, "a restart is no end"
     assert daemon.run("kill", "x").returncode == 0
     assert wait_until(lambda: daemon.run("ps", "-aq").stdout == "")
+
+
+def test_a_detached_exec_is_kept_with_what_it_wrote(daemon: Daemon) -> None:
+    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sleep", "1000")
+    kept = daemon.run("exec", "-d", "x", "sh", "-c", "echo out; echo err >&2; exit 4").stdout.strip()
+    assert wait_until(lambda: "exited (4)" in daemon.run("process", "ls", "x").stdout)
+    told = daemon.run("process", "logs", "-f", "x", kept)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "out\n", "err\n")
+    assert "has no terminal" in daemon.run("process", "attach", "x", kept).stderr
+    assert daemon.run("exec", "-d", "x", "none-such").returncode == 127
+    assert daemon.run("process", "rm", "x", kept).returncode == 0
+    assert daemon.run("process", "logs", "x", kept).returncode == 125
+    daemon.run("rm", "-f", "x")
 
 
 def test_a_run_with_a_time_to_live_goes_when_it_is_over(daemon: Daemon) -> None:

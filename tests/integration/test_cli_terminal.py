@@ -125,13 +125,48 @@ def test_other_keys_may_detach_and_none(daemon: Daemon) -> None:
     daemon.run("rm", "-f", "keys")
 
 
-def test_detaching_from_an_exec_leaves_the_container_alone(daemon: Daemon) -> None:
+def test_detaching_from_an_exec_leaves_it_running_and_it_can_be_come_back_to_and_ended(daemon: Daemon) -> None:
     daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sleep", "1000")
+    with terminal(daemon, "exec", "-it", "x", "sh") as shell:
+        shell.until(b"# ")
+        shell.type(b"A=kept; echo re''ady\n")
+        shell.until(b"ready")
+        shell.type(DETACH)
+        shell.until(b"comes back to it")
+        assert shell.ends() == 0
+    [kept] = json.loads(daemon.run("process", "ls", "--json").stdout)
+    assert (kept["command"], kept["exit"], kept["tty"]) == (["sh"], None, True)
+    with terminal(daemon, "process", "attach", "x", kept["id"]) as again:
+        again.type(b"echo $A; stty size\n")
+        again.until(b"kept")
+        again.until(b"24 80")
+        again.resize(100, 30)
+        again.type(b"sleep 0.5; stty size\n")
+        again.until(b"30 100")
+        again.type(b"exit 6\n")
+        assert again.ends() == 6
+    assert "exited (6)" in daemon.run("process", "ls", "x").stdout
+    assert daemon.run("process", "rm", "x", kept["id"]).stdout == f"{kept['id']}\n"
     with terminal(daemon, "exec", "-it", "x", "sh") as shell:
         shell.until(b"# ")
         shell.type(DETACH)
         assert shell.ends() == 0
+    other = daemon.run("process", "ls", "-q").stdout.strip()
+    assert "runs; end it first, or use -f" in daemon.run("process", "rm", "x", other).stderr
+    assert daemon.run("process", "kill", "x", other).returncode == 0
+    assert wait_until(lambda: "exited (137)" in daemon.run("process", "ls").stdout)
     assert running(daemon, "x")
+    daemon.run("rm", "-f", "x")
+
+
+def test_a_terminal_that_hangs_up_ends_its_exec(daemon: Daemon) -> None:
+    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sleep", "1000")
+    with terminal(daemon, "exec", "-it", "x", "sh") as shell:
+        shell.until(b"# ")
+        os.kill(shell.process.pid, signal.SIGHUP)
+        assert shell.ends() == 129
+    assert daemon.run("process", "ls", "-q").stdout == ""
+    assert len(json.loads(daemon.run("top", "--json", "x").stdout)) == 1
     daemon.run("rm", "-f", "x")
 
 

@@ -36,6 +36,7 @@ GROUPS = (
         "atoll.cli.control",
         "kill restart pause resume update wait top stats events port-forward cp prune",
     ),
+    Group("Running containers", "atoll.cli.processes", "process"),
     Group("Time to live", "atoll.cli.leases", "lease"),
     Group("Pools", "atoll.cli.pools", "pool"),
     Group("Branches of files", "atoll.cli.branches", "snapshot fork rollback diff commit"),

@@ -82,6 +82,11 @@ Variables = Annotated[
 User = Annotated[str, typer.Option("--user", "-u", metavar="UID[:GID]", help="Run as.")]
 Workdir = Annotated[str, typer.Option("--workdir", "-w", help="Folder to start in.")]
 
+DETACH_KEYS = "ctrl-p,ctrl-q"
+DetachKeys = Annotated[
+    str, typer.Option("--detach-keys", metavar="KEYS", help="Leave a terminal without ending what runs in it.")
+]
+
 
 def ask(socket: Path | None, work: Callable[[Client], Awaitable[int]]) -> None:
     """Run `work` with a connection and end with its code."""

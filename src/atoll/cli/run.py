@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from atoll import errors
 from atoll.cli import show, terminal
@@ -252,7 +253,17 @@ def require_terminal() -> int:
     return fd
 
 
-async def converse(fd: int, process: AttachedProcess | ExecProcess, *, stdin: bool, detach_keys: bytes) -> bool:
+class Conversed(Protocol):
+    """A process with a terminal, as `converse` speaks to it."""
+
+    @property
+    def stdout(self) -> AsyncIterable[bytes]: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close_stdin(self) -> None: ...
+    async def resize(self, width: int, height: int) -> None: ...
+
+
+async def converse(fd: int, process: Conversed, *, stdin: bool, detach_keys: bytes) -> bool:
     """The user's terminal is the process's; whether until its end, or until the keys that detach."""
     async with TaskOwner("cli/terminal") as owner:
         with terminal.raw(fd), terminal.resizing(owner, process.resize):
@@ -265,7 +276,7 @@ async def converse(fd: int, process: AttachedProcess | ExecProcess, *, stdin: bo
             return True
 
 
-async def _show(process: AttachedProcess | ExecProcess) -> None:
+async def _show(process: Conversed) -> None:
     async for data in process.stdout:
         terminal.write(sys.stdout.fileno(), data)
 
@@ -276,7 +287,7 @@ async def show_both(process: AttachedProcess | ExecProcess) -> None:
         terminal.write(sys.stderr.fileno(), found[1])
 
 
-async def _type(fd: int | None, process: AttachedProcess | ExecProcess, detach_keys: bytes) -> bool:
+async def _type(fd: int | None, process: Conversed, detach_keys: bytes) -> bool:
     """Hand on what is typed; True once the keys that detach were."""
     if fd is None:
         return False
@@ -292,17 +303,12 @@ async def _type(fd: int | None, process: AttachedProcess | ExecProcess, detach_k
     return False
 
 
-async def execute(process: ExecProcess, *, tty: bool, stdin: bool, detach_keys: bytes = b"") -> Exit | None:
-    """Run an exec in the foreground to its end; None where the user detached, which ends it."""
-    async with interruptible() as signals, process:
-        if tty:
-            await process.started()
-            is_over = await converse(require_terminal(), process, stdin=stdin, detach_keys=detach_keys)
-            return await process.wait() if is_over else None
-        async with TaskOwner("cli/stdin") as owner:
-            fd = terminal.stdin_fd()
-            if stdin and fd is not None:
-                owner.spawn(feed(fd, process), name="cli/stdin")
-            with signals.sent_to(process):
-                await show_both(process)
-                return await process.wait()
+async def execute(process: ExecProcess, *, stdin: bool) -> Exit:
+    """Run an exec with pipes in the foreground to its end."""
+    async with interruptible() as signals, process, TaskOwner("cli/stdin") as owner:
+        fd = terminal.stdin_fd()
+        if stdin and fd is not None:
+            owner.spawn(feed(fd, process), name="cli/stdin")
+        with signals.sent_to(process):
+            await show_both(process)
+            return await process.wait()

@@ -10,6 +10,8 @@ import typer
 from atoll.cli import completing, outcome
 from atoll.cli.options import (
     COMMAND_LINE,
+    DETACH_KEYS,
+    DetachKeys,
     Interactive,
     Name,
     NetworkChoice,
@@ -55,9 +57,6 @@ Ulimits = Annotated[
 ]
 CapAdd = Annotated[list[str] | None, typer.Option("--cap-add", metavar="CAPABILITY", help="As in NET_ADMIN, or ALL.")]
 CapDrop = Annotated[list[str] | None, typer.Option("--cap-drop", metavar="CAPABILITY", help="As in CHOWN, or ALL.")]
-DetachKeys = Annotated[
-    str, typer.Option("--detach-keys", metavar="KEYS", help="Leave a terminal without ending what runs in it.")
-]
 ImageName = Annotated[
     str,
     typer.Argument(
@@ -88,7 +87,6 @@ Idle = Annotated[
     float | None,
     typer.Option("--idle", metavar="SECONDS", help="The same after so long without an exec, attach or followed log."),
 ]
-DETACH_KEYS = "ctrl-p,ctrl-q"
 
 
 @app.command("run", context_settings=COMMAND_LINE)
@@ -178,6 +176,9 @@ def run(
 def execute(
     name: Name,
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="With its arguments.")],
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave it to the daemon and print its ID for `atoll process`.")
+    ] = False,
     interactive: Interactive = False,
     tty: Terminal = False,
     env: Variables = None,
@@ -189,8 +190,8 @@ def execute(
     socket: Socket = None,
 ) -> None:
     """Run one more command in a container."""
+    from atoll.cli import keeping, terminal
     from atoll.cli import run as running
-    from atoll.cli import terminal
     from atoll.client.container import command_error
     from atoll.client.model import Cause
     from atoll.errors import AtollError
@@ -198,27 +199,43 @@ def execute(
     words, keys = own_words(command), terminal.detach_sequence(detach_keys)
     if not words:
         raise typer.BadParameter("missing argument 'COMMAND'")
+    variable = {**variables_of_file(env_file), **variables(env)}
 
     async def work(client: Client) -> int:
         container = await client.container(name)
+        if detach:
+            spawned = await container.spawn(
+                words, timeout=timeout, env=variable, cwd=workdir, user=user, tty=tty, stdin=interactive
+            )
+            print(spawned.id)
+            return 0
         if tty:
             running.require_terminal()
-        process = container.exec_stream(
-            words,
-            timeout=timeout,
-            env={**variables_of_file(env_file), **variables(env)},
-            cwd=workdir,
-            user=user,
-            tty=tty,
-            stdin=interactive,
-            size=terminal.size() if tty else None,
-        )
-        try:
-            end = await running.execute(process, tty=tty, stdin=interactive, detach_keys=keys)
-        except AtollError as error:
-            raise command_error(error) from None
-        if end is None:
-            return 0
+            end = await keeping.run(
+                name,
+                container.spawn(
+                    words,
+                    timeout=timeout,
+                    env=variable,
+                    cwd=workdir,
+                    user=user,
+                    tty=True,
+                    stdin=interactive,
+                    size=terminal.size(),
+                ),
+                stdin=interactive,
+                keys=keys,
+            )
+            if end is None:
+                return 0
+        else:
+            process = container.exec_stream(
+                words, timeout=timeout, env=variable, cwd=workdir, user=user, stdin=interactive
+            )
+            try:
+                end = await running.execute(process, stdin=interactive)
+            except AtollError as error:
+                raise command_error(error) from None
         if end.cause is Cause.TIMEOUT:
             outcome.say(f"exec in {name}: was killed, for it took longer than --timeout {timeout:g} s")
         return end.code

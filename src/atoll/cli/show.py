@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ID_LENGTH = 13
 LEAST_WIDTH, LEAST_COLUMNS = 8, 2
+PAUSED = "Paused"
+"""The reason by which a container that runs is told to be paused."""
 PIPE_WIDTH = 4096
 """Columns of a table that is not shown on a terminal: nothing is cut."""
 
@@ -136,7 +138,8 @@ def condition(container: ContainerStatus) -> str:
     """A container's state in words: `up 5m`, `exited (137, OOMKilled) 3s ago`."""
     match container.state:
         case ContainerState.RUNNING:
-            return f"up {age(container.started_at)}".rstrip()
+            paused = " (paused)" if container.reason == PAUSED else ""
+            return f"up {age(container.started_at)}".rstrip() + paused
         case ContainerState.EXITED:
             why = f", {container.reason}" if container.reason not in ("", "Completed", "Error") else ""
             return f"exited ({container.exit_code}{why}) {age(container.finished_at)} ago"

@@ -17,7 +17,6 @@ from atoll.cli import outcome
 from atoll.concurrency import TaskOwner
 
 READ_BYTES = 32 << 10
-DETACH_KEYS = "ctrl-p,ctrl-q"
 
 
 def write(fd: int, data: bytes) -> None:

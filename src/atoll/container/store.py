@@ -128,16 +128,18 @@ class ContainerStats:
 class Container:
     """A container this daemon has: its record, its status, and what only memory knows of it.
 
-    `stop_signalled` turns true with the first polite stop signal, so that it is sent once.
+    `stop_signalled` turns true with the first polite stop signal, so that it is sent once. `is_paused` is whether
+    somebody has paused it: a start of the daemon lets it go on.
     """
 
-    __slots__ = ("record", "stats", "status", "stop_signalled")
+    __slots__ = ("is_paused", "record", "stats", "status", "stop_signalled")
 
     def __init__(self, record: ContainerRecord, status: StatusStorage) -> None:
         self.record = record
         self.status = status
         self.stats: ContainerStats | None = None
         self.stop_signalled = False
+        self.is_paused = False
 
     @property
     def id(self) -> str:

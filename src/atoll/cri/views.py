@@ -14,6 +14,8 @@ from atoll.image.model import Image
 from atoll.oci import spec as oci
 from atoll.sandbox.controller import State
 
+PAUSED = "Paused"
+"""The reason of a container that runs and was paused."""
 CONTAINER_STATES = {
     ContainerState.CREATED: pb.CONTAINER_CREATED,
     ContainerState.RUNNING: pb.CONTAINER_RUNNING,
@@ -105,6 +107,8 @@ def container_status(container: Container, find_image: FindImage) -> pb.Containe
     )
     if state is ContainerState.EXITED and not status.reason:
         view.reason = "Completed" if status.exit_code == 0 else "Error"
+    if state is ContainerState.RUNNING and container.is_paused:
+        view.reason = PAUSED
     if config.metadata is not None:
         to_message(config.metadata, view.metadata)
     if config.image is not None:

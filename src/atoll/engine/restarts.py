@@ -92,3 +92,4 @@ class Restarts:
             )
             raise
         container.stop_signalled = False
+        container.is_paused = False

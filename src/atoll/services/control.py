@@ -56,11 +56,13 @@ class ControlService:
     async def Pause(self, request: pb.PauseRequest, context: object) -> pb.PauseResponse:
         pod, container = self._running(request.container_id)
         await (await tasks_of(pod)).pause(container.id)
+        container.is_paused = True
         return pb.PauseResponse()
 
     async def Resume(self, request: pb.ResumeRequest, context: object) -> pb.ResumeResponse:
         pod, container = self._running(request.container_id)
         await (await tasks_of(pod)).resume(container.id)
+        container.is_paused = False
         return pb.ResumeResponse()
 
     async def Restart(self, request: pb.RestartRequest, context: object) -> pb.RestartResponse:

@@ -33,6 +33,7 @@ def container(state: ContainerState, code: int = 0, reason: str = "") -> Contain
 
 def test_condition() -> None:
     assert show.condition(container(ContainerState.RUNNING)) == "up"
+    assert show.condition(container(ContainerState.RUNNING, reason="Paused")) == "up (paused)"
     assert show.condition(container(ContainerState.EXITED, 137, "OOMKilled")).startswith("exited (137, OOMKilled)")
     assert show.condition(container(ContainerState.EXITED, 1, "Error")).startswith("exited (1)")
     assert show.condition(container(ContainerState.UNKNOWN, reason="shim gone")) == "unknown: shim gone"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from atoll import errors
-from atoll.cli.terminal import DETACH_KEYS, DetachKeys, detach_sequence
+from atoll.cli.options import DETACH_KEYS
+from atoll.cli.terminal import DetachKeys, detach_sequence
 
 SEQUENCE = detach_sequence(DETACH_KEYS)
 
