@@ -11,11 +11,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec
 
 from atoll import errors
 from atoll.files import wire
 from atoll.files.root import Root, explained, reopen, require_real
+
+P = ParamSpec("P")
 
 COPY_BYTES = 8 << 20
 """Of a passed descriptor at a time; behind each the other end is told."""
@@ -84,7 +87,12 @@ class Receiver:
             self._make_run(*runs[0])
         elif runs:
             self._threads = self._threads or ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))), "files")
-            making = [self._threads.submit(self._make_run, *run) for run in runs]
+            making: list[Future[None]] = []
+            for run in runs:
+                try:
+                    making.append(self._threads.submit(self._make_run, *run))
+                except RuntimeError:  # the machine gives no thread: then as many as there are, or none
+                    making.append(_done_now(self._make_run, *run))
             failed = [error for one in making if (error := one.exception()) is not None]
         for error in failed[:1]:
             raise error
@@ -256,6 +264,17 @@ class Receiver:
             left -= done
             self.size += done
             self.told()
+
+
+def _done_now(work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> Future[None]:
+    future: Future[None] = Future()
+    try:
+        work(*args, **kwargs)
+    except (OSError, errors.AtollError) as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    return future
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,20 @@ def test_many_small_files_of_many_folders_arrive_though_one_cannot(tmp_path: Pat
     assert {name: found[name] for name in found.keys() - cut} == {
         name.decode(): name for name in names if not name.startswith(b"3/")
     }
+
+
+def test_a_machine_that_gives_no_thread_makes_the_files_all_the_same(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refused)
+    target = tmp_path / "target"
+    target.mkdir()
+    copied(tree, target, passes=True)
+    (tree / "fifo").unlink()
+    assert look(target) == look(tree)
 
 
 def test_a_file_arrives_under_another_name(tmp_path: Path) -> None:
