@@ -234,6 +234,16 @@ def test_limits_changed_before_the_start_hold_after_it(cri: CRI, pod: str) -> No
         update(cri, container, memory_limit_in_bytes=64 * MIB)
 
 
+def test_limits_that_are_refused_leave_the_old_ones_in_force(cri: CRI, pod: str) -> None:
+    """A quota that the kernel does not count to: an OCI runtime comes to it when the memory limit is in force."""
+    container = cri.script(pod, "sleep 1000")
+    update(cri, container, memory_limit_in_bytes=64 * MIB)
+    with refused((grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN)):
+        update(cri, container, memory_limit_in_bytes=32 * MIB, cpu_shares=600, cpu_quota=1 << 60)
+    assert limit_of(cri, container) == 64 * MIB
+    assert cri.status(container).resources.linux.memory_limit_in_bytes == 64 * MIB
+
+
 def update(cri: CRI, container: str, **limits: int) -> None:
     request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**limits))  # pyright: ignore[reportArgumentType]
     cri.runtime.call("UpdateContainerResources", request, pb.UpdateContainerResourcesResponse)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 import msgspec
@@ -26,6 +29,10 @@ from atoll.sandbox.resources import in_cri_words
 PartT = TypeVar("PartT", bound=oci.Part)
 
 NOTHING = LinuxContainerResources()
+MEMORY_LIFTED = oci.Memory(limit=-1, reservation=-1, swap=-1)
+CPU_LIFTED = oci.CPU(shares=1024, quota=-1, period=100_000)
+"""What the kernel has where nothing was set; no value says so of a cpuset."""
+log = logging.getLogger(__name__)
 
 
 async def update(parts: Parts, pod: Pod, container: Container, asked: LinuxContainerResources) -> None:
@@ -68,20 +75,54 @@ async def _change(
         if score is not None and after.process is not None:
             after = msgspec.structs.replace(after, process=msgspec.structs.replace(after.process, oom_score_adj=score))
         spec = oci.encode(after)
-        if now.state is State.RUNNING:
-            tasks = await tasks_of(pod)
-            with faults.step("update/runtime"):
-                await tasks.update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
-            if score is not None:  # no OCI runtime changes it
-                await parts.blocking.run(process.set_oom_score_adj, await tasks.pids(container.id), score)
-        else:
-            bundle = Bundle(id=container.id, namespace=NAMESPACE, path=parts.paths.bundles / container.id)
-            await parts.blocking.run(bundle.write_spec, spec)
-        with faults.step("update/record"):
-            await parts.containers.update(container.id, spec=spec)
+        async with _put_back(pod, container, undoing(current, limits) if now.state is State.RUNNING else None):
+            if now.state is State.RUNNING:
+                tasks = await tasks_of(pod)
+                with faults.step("update/runtime"):
+                    await tasks.update(container.id, oci.encode(msgspec.structs.replace(limits, devices=())))
+                if score is not None:  # no OCI runtime changes it
+                    await parts.blocking.run(process.set_oom_score_adj, await tasks.pids(container.id), score)
+            else:
+                bundle = Bundle(id=container.id, namespace=NAMESPACE, path=parts.paths.bundles / container.id)
+                await parts.blocking.run(bundle.write_spec, spec)
+            with faults.step("update/record"):
+                await parts.containers.update(container.id, spec=spec)
         return dataclasses.replace(now, resources=ContainerResources(linux=merged))
 
     await container.status.update_around(apply)
+
+
+@contextlib.asynccontextmanager
+async def _put_back(pod: Pod, container: Container, old: oci.Resources | None) -> AsyncGenerator[None]:
+    """An OCI runtime writes one limit after the other: where one is refused those before it are in force."""
+    try:
+        yield
+    except (errors.AtollError, OSError):
+        if old is not None:
+            try:
+                await (await tasks_of(pod)).update(container.id, oci.encode(old))
+            except errors.AtollError as error:
+                log.warning("container %s: has a part of the limits that were refused: %s", container.id[:13], error)
+        raise
+
+
+def undoing(old: oci.Resources, new: oci.Resources) -> oci.Resources:
+    """What takes `new` back: the limits of `old`, and those that only `new` set lifted, where a value does that."""
+    return msgspec.structs.replace(
+        old,
+        devices=(),
+        memory=_laid(_lifted(new.memory, MEMORY_LIFTED), old.memory),
+        cpu=_laid(_lifted(new.cpu, CPU_LIFTED), old.cpu),
+        pids=old.pids or (oci.Pids(limit=-1) if new.pids is not None else None),
+    )
+
+
+def _lifted(new: PartT | None, lifted: PartT) -> PartT | None:
+    """Of `lifted` what `new` sets."""
+    if new is None:
+        return None
+    unset = {name: None for name in new.__struct_fields__ if getattr(lifted, name) and getattr(new, name) is None}
+    return msgspec.structs.replace(lifted, **unset)
 
 
 def _require_updatable(container: Container) -> None:
