@@ -92,6 +92,10 @@ class MountedFolderKind(BlockingKind):
         remove_mounted_tree(self._folder / entry.key)
         return True
 
+    def is_absent(self, entry: Entry) -> bool:
+        """The folder of the volatile state is in memory; its shim has removed a pod's files long before, as a rule."""
+        return not os.path.lexists(self._folder / entry.key)
+
     async def exists(self, entry: Entry) -> bool:
         return await self.blocking.run(os.path.lexists, self._folder / entry.key)
 
@@ -191,6 +195,9 @@ class RelayKind(MountedFolderKind):
     def __init__(self, relays: Relays, folder: Path, blocking: Blocking) -> None:
         super().__init__(RELAY, folder, blocking)
         self._relays = relays
+
+    def is_absent(self, entry: Entry) -> bool:
+        return False  # its process may be there without its folder
 
     def free(self, entry: Entry) -> bool:
         return False

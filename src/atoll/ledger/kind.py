@@ -117,6 +117,10 @@ class BlockingKind(Kind):
     def free(self, entry: Entry) -> bool:
         """Free the resource, in a thread; idempotent. False where that takes more than blocking calls: see `finish`."""
 
+    def is_absent(self, entry: Entry) -> bool:
+        """Whether it is known at once, without waiting for a disk, that nothing is there: no thread is asked then."""
+        return False
+
     async def finish(self, entry: Entry) -> None:
         """Free what `free` did not."""
 

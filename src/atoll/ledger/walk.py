@@ -86,7 +86,12 @@ class Walk:
         """Release entries that go together."""
         rest: list[Entry] = []
         for entry in group:
-            (self.released if self._is_gone(entry) else rest).append(entry)
+            if self._is_gone(entry):
+                self.released.append(entry)
+            elif self._is_absent(entry):
+                self._note(entry, _passed(entry))
+            else:
+                rest.append(entry)
         while rest:
             done = await self._free(rest)
             if done < len(rest):  # of a kind that is awaited, or more than a thread could do
@@ -95,6 +100,10 @@ class Walk:
                 self._note(entry, await self._within(_released(kind, entry), kind.limit_s, entry))
                 done += 1
             rest = rest[done:]
+
+    def _is_absent(self, entry: Entry) -> bool:
+        kind = self._kinds[entry.kind]
+        return isinstance(kind, BlockingKind) and kind.is_absent(entry)
 
     async def _free(self, group: list[Entry]) -> int:
         """Free entries in one thread, as far as that goes; the number of those that have had their turn."""
@@ -148,6 +157,16 @@ class _Freeing:
             except Exception as error:  # noqa: BLE001  # settled into the outcome: the walk goes on
                 outcome = error
             self.outcomes.append(outcome)
+
+
+def _passed(entry: Entry) -> BaseException | None:
+    """The points of a release where there is nothing to do."""
+    try:
+        faults.reached(f"release/{entry.kind}")
+        faults.reached(f"release/{entry.kind}{faults.DONE}")
+    except errors.AtollError as error:
+        return error
+    return None
 
 
 async def _released(kind: Kind, entry: Entry) -> None:

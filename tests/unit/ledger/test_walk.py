@@ -24,9 +24,13 @@ class File(BlockingKind):
         super().__init__(blocking)
         self.name = name
         self.stubborn = False
+        self.absent = False
         self.hangs: threading.Event | None = None
         self._folder = folder
         self._log = log
+
+    def is_absent(self, entry: Entry) -> bool:
+        return self.absent
 
     def free(self, entry: Entry) -> bool:
         self._log.append((f"{self.name} {entry.key}", threading.get_ident()))
@@ -107,6 +111,16 @@ async def test_what_a_thread_cannot_finish_is_awaited_in_its_turn(tmp_path: Path
     assert await run.ledger.release_all("pod", within=5) == []
     done = [name for name in files.names() if not name.startswith("struck")]
     assert done == ["c c1", "b b1", "b b1", "finish b1", "a a1"]
+    await run.end()
+
+
+async def test_what_is_absent_asks_no_thread(tmp_path: Path, blocking: Blocking) -> None:
+    files = Files(tmp_path, blocking)
+    files.kinds["b"].absent = True
+    run = await files.run()
+    assert await run.ledger.release_all("pod", within=5) == []
+    assert [name for name in files.names() if not name.startswith("struck")] == ["c c1", "a a1"]
+    assert "struck b1" in files.names()
     await run.end()
 
 
