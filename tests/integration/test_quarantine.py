@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import grpc
 import pytest
 
 from atoll.api import cri_runtime_v1_pb2 as pb
 from atoll.api.atoll_quarantine_v1_pb2 import RecordQuarantined
 from tests.integration.conftest import Daemon, Roots
-from tests.integration.cri_client import CRI
+from tests.integration.cri_client import CRI, eventually
 from tests.integration.sandbox_client import SandboxAPI
+from tests.integration.test_restart import init_of
 
 pytestmark = pytest.mark.shared_daemon
 
@@ -72,4 +76,25 @@ def test_a_start_without_its_records_is_refused_and_takes_nothing(
     daemon.start()
     assert cri.status(container).state == pb.CONTAINER_RUNNING
     assert cri.sh(container, "read line < /file; echo $line") == "kept"
+    cri.remove_pod(pod)
+
+
+def test_a_checkpoint_that_says_it_has_ended_beside_a_process_that_runs(cri: CRI, daemon: Daemon, roots: Roots) -> None:
+    """Nobody can tell which is right; the end of the process settles it, asked for or not."""
+    pod = cri.run_pod(cri.pod_config())
+    containers = [cri.script(pod, "while [ ! -e /go ]; do sleep 0.1; done; exit 9") for _ in range(2)]
+    daemon.kill()
+    for container in containers:
+        path = roots.root / "containers" / container / "status"
+        status = json.loads(path.read_bytes())
+        path.write_text(json.dumps(status | {"FinishedAt": status["StartedAt"] + 1, "ExitCode": 3}))
+    daemon.start()
+    for container in containers:
+        eventually(lambda one=container: "its checkpoint says exited" in cri.status(one).message, "it is unknown")
+        assert cri.status(container).state == pb.CONTAINER_UNKNOWN
+    cri.stop(containers[0])
+    (Path("/proc") / str(init_of(containers[1])) / "root" / "go").touch()
+    for container in containers:
+        eventually(lambda one=container: cri.status(one).state == pb.CONTAINER_EXITED, "its end is known")
+        assert cri.status(container).exit_code == 3, "the end that was told stands"
     cri.remove_pod(pod)

@@ -13,7 +13,8 @@ import os
 import threading
 from pathlib import Path
 
-from atoll.linux.files import read_small, sync_folder
+from atoll.linux.files import sync_folder
+from atoll.linux.plain import read_small
 
 FILE = "status"
 LIMIT_BYTES = 16 << 20

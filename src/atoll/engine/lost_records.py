@@ -17,6 +17,7 @@ import msgspec
 
 from atoll import errors
 from atoll.engine.paths import NAMESPACE
+from atoll.linux.plain import read_small
 from atoll.oci.runtime import ENVIRONMENT
 from atoll.runtime.binary import BINARY_FILE
 from atoll.shim import cgroups, records
@@ -25,6 +26,7 @@ from atoll.unreadable import UNREADABLE
 log = logging.getLogger(__name__)
 
 SPEC = "config.json"
+SPEC_LIMIT_BYTES = 16 << 20
 CRUN_RECORD, RUNC_RECORD = "status", "state.json"
 """What crun and runc write of a container, in a folder of its name."""
 
@@ -83,7 +85,7 @@ def _record(name: str, *, binary: str, root: str, pid: int, folders: tuple[str, 
 def _folders(bundle: Path) -> tuple[str, ...]:
     """The cgroups that the runtime spec names; none where that is damaged too, or names a slice of systemd's."""
     try:
-        path = msgspec.json.decode((bundle / SPEC).read_bytes(), type=_Spec).linux.cgroups_path
+        path = msgspec.json.decode(read_small(bundle / SPEC, SPEC_LIMIT_BYTES), type=_Spec).linux.cgroups_path
     except (OSError, *UNREADABLE):
         return ()
     return tuple(map(str, cgroups.of_path(path)))
@@ -101,7 +103,7 @@ def _books(state: Path, name: str) -> Iterator[tuple[Path, str, type[_Crun | _Ru
 
 def _pid(path: Path, kind: type[_Crun | _Runc]) -> int:
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=kind)
+        found = msgspec.json.decode(read_small(path, SPEC_LIMIT_BYTES), type=kind)
     except (OSError, *UNREADABLE):
         return 0
     return found.pid if isinstance(found, _Crun) else found.init_process_pid

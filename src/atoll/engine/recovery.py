@@ -284,6 +284,8 @@ async def _recover_container(parts: Parts, containers: Containers, pod: Pod, con
         await container.status.update(Status.answered)
     else:
         await container.status.update(lambda _: found.status)
+        if task.phase is TaskPhase.RUNNING:  # beside a checkpoint that says it has ended: its real end is to be known
+            containers.watch(pod, container)
 
 
 async def _go_on(tasks: TaskClient, container: Container) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -31,22 +29,6 @@ def replacing(target: Path, *, mode: int = 0o600) -> Generator[IO[bytes]]:
             os.unlink(name)
         raise
     sync_folder(target.parent)
-
-
-def read_small(path: Path, limit: int) -> bytes:
-    """The bytes of a plain file; waits for nobody, whatever is there under that name.
-
-    Raises `OSError`: EINVAL for what is no plain file, EFBIG for more than `limit` bytes.
-    """
-    # A fifo opens at once without a writer only so (fifo(7)); of a plain file the flag says nothing.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise OSError(errno.EFBIG, f"has more than {limit} bytes", str(path))
-    return text
 
 
 def sync_folder(folder: Path) -> None:

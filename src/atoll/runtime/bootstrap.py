@@ -13,10 +13,13 @@ from google.protobuf.message import DecodeError
 
 from atoll import errors
 from atoll.api import containerd_runtime_bootstrap_v1_pb2 as wire
+from atoll.linux.plain import read_small
 from atoll.unreadable import UNREADABLE
 
 FILE = "bootstrap.json"
 OLD_FILE = "address"
+LIMIT_BYTES = 1 << 20
+"""More than any of the two has."""
 MIN_VERSION, MAX_VERSION = 2, 3
 ADDRESS_LIMIT = 4096
 
@@ -67,7 +70,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
         """
         path = bundle / FILE
         try:
-            result = msgspec.json.decode(path.read_bytes(), type=cls)
+            result = msgspec.json.decode(read_small(path, LIMIT_BYTES), type=cls)
         except FileNotFoundError:
             return _from_old_file(bundle)
         except (OSError, *UNREADABLE) as error:
@@ -87,7 +90,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
 def _from_old_file(bundle: Path) -> Bootstrap:
     path = bundle / OLD_FILE
     try:
-        return _from_text(path.read_bytes())
+        return _from_text(read_small(path, LIMIT_BYTES))
     except FileNotFoundError:
         raise errors.NotFound(f"{bundle / FILE}: is not there") from None
     except (OSError, errors.Unknown) as error:

@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from atoll import errors
+from atoll.linux.plain import read_small
 from atoll.linux.process import ProcessId
 from atoll.unreadable import UNREADABLE
 
@@ -34,6 +35,8 @@ TASK = "task.json"
 EXIT = "exit.json"
 EXECS = "execs"
 SANDBOX = "sandbox.json"
+LIMIT_BYTES = 1 << 20
+"""More than any record has."""
 TASKS = "tasks"
 """In a shim's bundle: a record for each of its tasks whose own bundle is elsewhere, in another daemon's folders."""
 
@@ -139,7 +142,7 @@ def content(path: str) -> bytes:
 def read(path: Path, kind: type[T]) -> T | None:
     """The record at `path`; None where there is none, `DataLoss` where it cannot be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(read_small(path, LIMIT_BYTES), type=kind)
     except FileNotFoundError:
         return None
     except (OSError, *UNREADABLE) as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.linux.files import read_small, replacing
+from atoll.linux.files import replacing
+from atoll.linux.plain import read_small
 
 
 def test_the_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,14 @@ def test_a_failed_write_keeps_the_old_record(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"exit\.json\.new"):
         records.write(path, ExitRecord(id="c", pid=1, exit_status=2, exited_at_ns=1))
     assert records.read(path, ExitRecord) == old
+
+
+def test_what_is_no_plain_file_is_no_record_and_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("fifo", "folder", "endless"):
+        with pytest.raises(errors.DataLoss, match=name):
+            records.read(tmp_path / name, TaskRecord)
+        assert records.last(tmp_path / name, TaskRecord) is None
+    assert records.read(tmp_path / "none", TaskRecord) is None
