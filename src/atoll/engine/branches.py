@@ -176,7 +176,7 @@ class Branches:
                 await parts.db.commit(self._recorded(planned), entered)
         except BaseException:
             if not parts.snapshotter.has_folder(key):
-                await run_to_completion(parts.snapshotter.discard([staged]), within=REMOVE_TIMEOUT_S)
+                await parts.images.debts.undone(parts.snapshotter.discard([staged]), within=REMOVE_TIMEOUT_S)
             raise
         return Taken(snapshot=planned, paused_s=paused_s, copied=copied)
 
