@@ -152,7 +152,10 @@ class Nri:
             runtime=parts.features[pod.handler_name],
             cdi_folders=tuple(Path(folder) for folder in parts.config.cdi.spec_dirs),
         )
-        adjusted = await parts.blocking.run(adjust.apply, spec, made.adjust, place)
+        try:
+            adjusted = await parts.blocking.run(adjust.apply, spec, made.adjust, place)
+        except errors.AtollError as error:
+            raise type(error)(f"{error}; asked for by the plugin {' or '.join(made.plugins)}") from error
         await self._apply(made.updates)
         return adjusted
 

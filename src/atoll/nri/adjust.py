@@ -6,6 +6,7 @@ CDI devices come first, so that what else is asked for holds over what their fil
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from atoll.oci.resources import oom_score_adj
 RESCTRL = Path("/sys/fs/resctrl/schemata")
 NAMESPACES: tuple[str, ...] = get_args(spec.NamespaceType)
 PROPAGATIONS = ("rshared", "rslave")
+MAJORS, MINORS = 1 << 12, 1 << 20
+"""As many as the kernel's dev_t has; include/linux/kdev_t.h."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,8 @@ def _mounts(mounts: tuple[spec.Mount, ...], asked: Iterable[pb.Mount]) -> tuple[
         clean = posixpath.normpath(one.destination)
         if clean in ("/", "//") or "\0" in "".join((one.destination, one.type, one.source, *one.options)):
             raise errors.InvalidArgument(f"nri: mount {one.destination[:200]!r}: is the root, or has a zero byte")
+        if {"bind", "rbind"} & {one.type, *one.options} and not os.path.exists(one.source):
+            raise errors.InvalidArgument(f"nri: mount {clean[:200]!r}: its source {one.source[:200]!r} is not there")
         added[clean] = spec.Mount(destination=clean, type=one.type, source=one.source, options=tuple(one.options))
     kept = [one for one in mounts if one.destination not in gone and one.destination not in added]
     return (*kept, *sorted(added.values(), key=lambda one: one.destination.count("/")))
@@ -208,9 +213,11 @@ def _linux(linux: spec.Linux, asked: pb.ContainerAdjustment, place: Place) -> sp
 
 
 def _device(asked: pb.LinuxDevice) -> spec.Device:
-    is_one = asked.type in ("c", "b", "u", "p") and min(asked.major, asked.minor) >= 0
+    is_one = asked.type in ("c", "b", "u", "p") and 0 <= asked.major < MAJORS and 0 <= asked.minor < MINORS
     if not is_one or not asked.path.startswith("/") or "\0" in asked.path:
-        raise errors.InvalidArgument(f"nri: device {asked.path[:200]!r}, type {asked.type[:20]!r}: is no device")
+        raise errors.InvalidArgument(
+            f"nri: device {asked.path[:200]!r}, {asked.type[:20]!r} {asked.major}:{asked.minor}: is no device"
+        )
     return spec.Device(
         path=asked.path,
         type=asked.type,
@@ -235,8 +242,18 @@ def _namespaces(
         if gone is not None:
             found.pop(known, None)
         else:
+            if one.path and not _is_namespace(one.path):
+                raise errors.InvalidArgument(f"nri: namespace {kind}: {one.path[:200]!r} is the path of none")
             found[known] = spec.Namespace(type=known, path=one.path)
     return tuple(found.values())
+
+
+def _is_namespace(path: str) -> bool:
+    """Whether it leads to a file of nsfs, as every namespace is one."""
+    try:
+        return path.startswith("/") and os.stat(path).st_dev == os.stat("/proc/self/ns/mnt").st_dev
+    except (OSError, ValueError):
+        return False
 
 
 def _propagation(now: str, asked: Iterable[pb.Mount]) -> str:

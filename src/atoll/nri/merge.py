@@ -85,6 +85,8 @@ class Creation:
         self.request = request
         self.adjust = pb.ContainerAdjustment()
         self.updates = Updates(making=request.container.id)
+        self.plugins: list[str] = []
+        """Those that have asked for something."""
 
     @property
     def owners(self) -> Owners:
@@ -93,6 +95,8 @@ class Creation:
     def apply(self, answer: pb.CreateContainerResponse, plugin: str) -> None:
         """Take one plugin's answer; raises `FailedPrecondition` for a conflict with an earlier one."""
         asked, container = answer.adjust, self.request.container
+        if asked.ByteSize():
+            self.plugins.append(plugin)
         self._map(asked.annotations, self.adjust.annotations, container.annotations, pb.Annotations, plugin)
         self._items(asked.mounts, self.adjust.mounts, container.mounts, "destination", pb.Mounts, plugin)
         self._env(asked.env, plugin)

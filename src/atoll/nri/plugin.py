@@ -32,6 +32,8 @@ from atoll.ttrpc.service import CallContext
 from atoll.ttrpc.stream import ClientProtocol
 from atoll.ttrpc.transport import FramedProtocol
 
+SAID_LETTERS = 500
+"""Of what a plugin gives as a reason."""
 log = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT", bound=Message)
@@ -254,7 +256,7 @@ class Plugin:
             await self.close()
             return None
         except errors.AtollError as error:
-            raise errors.FailedPrecondition(f"nri plugin {self}: {method}: {error}") from error
+            raise errors.FailedPrecondition(f"nri plugin {self}: {method}: {in_short(str(error))}") from error
 
     async def _invoke(self, event: int, method: str, request: Message, answer: type[AnswerT]) -> AnswerT:
         """By the event's own method, or by the one method that older plugins have for all that need no answer."""
@@ -280,10 +282,11 @@ class Plugin:
             if isinstance(error, errors.DeadlineExceeded | errors.Unavailable):
                 log.error("nri: plugin %s is closed, it has failed to validate: %s", self, error)
                 await self.close()
-            raise errors.FailedPrecondition(f"nri plugin {self}: cannot validate the adjustment: {error}") from error
+            why = in_short(str(error))
+            raise errors.FailedPrecondition(f"nri plugin {self}: cannot validate the adjustment: {why}") from error
         if answer.reject:
             raise errors.FailedPrecondition(
-                f"nri plugin {self}: rejects the adjustment: {answer.reason or 'it gives no reason'}"
+                f"nri plugin {self}: rejects the adjustment: {in_short(answer.reason) or 'it gives no reason'}"
             )
 
     async def shutdown(self) -> None:
@@ -330,3 +333,9 @@ def split(
         else:
             requests[-1].containers.append(one)
     return requests
+
+
+def in_short(text: str) -> str:
+    """What a plugin says, fit for the text of a status: one line, and not without end."""
+    words = " ".join(text[: 4 * SAID_LETTERS].split())
+    return words if len(words) <= SAID_LETTERS else f"{words[:SAID_LETTERS]}..."

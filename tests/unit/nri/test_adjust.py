@@ -135,12 +135,41 @@ def test_devices_are_made_and_allowed(place: Place) -> None:
     assert adjusted.resources.devices[-1] == spec.DeviceRule(allow=True, type="b", major=8, minor=1, access="rwm")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "there"), [((-5, 0), False), ((1 << 12, 0), False), ((0, 1 << 20), False), ((4095, 9), True)]
+)
+def test_numbers_that_no_device_has_are_refused(place: Place, numbers: tuple[int, int], there: bool) -> None:
+    asked = pb.ContainerAdjustment()
+    asked.linux.devices.add(path="/dev/new", type="c", major=numbers[0], minor=numbers[1])
+    if there:
+        assert linux(apply(SPEC, asked, place)).devices[-1].major == numbers[0]
+    else:
+        with pytest.raises(errors.InvalidArgument, match=f"/dev/new.*{numbers[0]}:{numbers[1]}"):
+            apply(SPEC, asked, place)
+
+
+@pytest.mark.parametrize("path", ["relative", "/proc/self/status", "/not/there"])
+def test_a_namespace_needs_the_path_of_one(place: Place, path: str) -> None:
+    asked = pb.ContainerAdjustment()
+    asked.linux.namespaces.add(type="ipc", path=path)
+    with pytest.raises(errors.InvalidArgument, match=f"namespace ipc: '{path}'"):
+        apply(SPEC, asked, place)
+
+
+def test_a_bind_mount_needs_its_source(place: Place, tmp_path: Path) -> None:
+    asked = pb.ContainerAdjustment(mounts=[pb.Mount(destination="/new", source=str(tmp_path), options=["rbind"])])
+    assert apply(SPEC, asked, place).mounts[-1].source == str(tmp_path)
+    asked.mounts[0].source = f"{tmp_path}/absent"
+    with pytest.raises(errors.InvalidArgument, match=r"mount '/new': its source .*/absent' is not there"):
+        apply(SPEC, asked, place)
+
+
 def test_namespaces_are_replaced_and_removed(place: Place) -> None:
     asked = pb.ContainerAdjustment()
     asked.linux.namespaces.add(type="-pid")
-    asked.linux.namespaces.add(type="ipc", path="/proc/1/ns/ipc")
+    asked.linux.namespaces.add(type="ipc", path="/proc/self/ns/ipc")
     found = linux(apply(SPEC, asked, place)).namespaces
-    assert found == (spec.Namespace(type="mount"), spec.Namespace(type="ipc", path="/proc/1/ns/ipc"))
+    assert found == (spec.Namespace(type="mount"), spec.Namespace(type="ipc", path="/proc/self/ns/ipc"))
 
 
 def test_a_seccomp_policy_takes_the_place_of_the_compiled_one(place: Place) -> None:

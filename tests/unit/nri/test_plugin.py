@@ -11,7 +11,7 @@ import pytest
 from atoll import errors
 from atoll.api import nri_v1alpha1_pb2 as pb
 from atoll.nri import installed
-from atoll.nri.plugin import Identity, Plugin, Timeouts, split
+from atoll.nri.plugin import SAID_LETTERS, Identity, Plugin, Timeouts, in_short, split
 from tests.integration import nri_client as client
 
 
@@ -114,3 +114,10 @@ def test_installed_plugins_are_found_with_their_configuration(tmp_path: Path) ->
     (conf / "30-c.conf").write_bytes(b"\xff")
     found = installed.find(plugins, conf)
     assert [(str(one.identity), one.config) for one in found] == [("10-a", "own"), ("20-b", "by name")]
+
+
+def test_what_a_plugin_says_is_one_line_of_a_bounded_length() -> None:
+    assert in_short("no\n\n  such\tthing\n") == "no such thing"
+    said = in_short("line\n" * 1000)
+    assert (len(said), "\n" in said, said[-3:]) == (SAID_LETTERS + 3, False, "...")
+    assert in_short("\n" * 100_000) == ""
