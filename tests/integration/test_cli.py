@@ -245,6 +245,10 @@ def test_port_in_use_is_told_and_leaves_nothing(daemon: Daemon) -> None:
     done = daemon.run("run", "-d", "--name", "two", "-p", "18083:80", IMAGE, "sleep", "1000")
     assert done.returncode == 125
     assert "18083" in done.stderr
+    for address in ("198.51.100.7", "2001:db8::7"):  # set aside for documents: no host has them
+        done = daemon.run("run", "-d", "--name", "two", "-p", f"[{address}]:18084:80", IMAGE, "sleep", "1000")
+        assert (done.returncode, f"the host has no address {address}" in done.stderr) == (125, True), done.stderr
+    assert len(daemon.run("ps", "-aq").stdout.split()) == 1
     assert daemon.run("rm", "-fa").returncode == 0
 
 

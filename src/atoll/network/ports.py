@@ -86,7 +86,7 @@ class HostPorts:
         """Note `ports` as `owner`'s, all or none; idempotent.
 
         Raises `AlreadyExists` naming the pod that has one, `FailedPrecondition` naming the process that
-        listens on one, or whose pod of another daemon it leads to.
+        listens on one, whose pod of another daemon it leads to, or the address that the host does not have.
         """
         for port in ports:
             for other, holder in self._held[port.protocol, port.host_port]:
@@ -99,6 +99,11 @@ class HostPorts:
         self.note(owner, fresh)  # before the first await: two requests for one port cannot both pass
         try:
             for port in fresh:
+                if port.host_ip not in ANY and not _has_address(port.host_ip):
+                    raise errors.FailedPrecondition(
+                        f"host port {port.host_port}/{port.protocol}: the host has no address {port.host_ip}; name one "
+                        "that `ip address` shows, or leave it out for all"
+                    )
                 if not _can_bind(port) and (user := await asyncio.to_thread(_listener, port)):
                     raise errors.FailedPrecondition(
                         f"host port {port.host_port}/{port.protocol} is in use by {user}; "
@@ -143,6 +148,17 @@ def _overlap(one: PortMapping, other: PortMapping) -> bool:
     return (one.protocol, one.host_port) == (other.protocol, other.host_port) and (
         one.host_ip in ANY or other.host_ip in ANY or one.host_ip == other.host_ip
     )
+
+
+def _has_address(host_ip: str) -> bool:
+    """Whether a socket may be bound to the address (ip(7): EADDRNOTAVAIL for one that is not local)."""
+    family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((host_ip, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _can_bind(port: PortMapping) -> bool:
