@@ -14,6 +14,7 @@ import grpc
 import pytest
 from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]  it ships none
 
+from atoll import crilog
 from atoll.api import atoll_v1_pb2 as own
 from atoll.api import cri_runtime_v1_pb2 as pb
 from tests.integration.cri_client import BUSYBOX, CRI, content, eventually, in_parallel, refused, token
@@ -538,7 +539,7 @@ def test_a_rotated_log_loses_nothing(cri: CRI, pod: str) -> None:
         target=lambda: followed.extend(
             line.content
             for message in cri.own.stream("Logs", own.LogsRequest(container_id=container, follow=True, tail=-1))
-            for line in message.lines
+            for line in crilog.lines(message.block)
         )
     )
     reader.start()
@@ -582,7 +583,7 @@ def test_logs_are_read_from_the_end_since_and_followed(cri: CRI, pod: str) -> No
 
     def read(**wanted: int | bool) -> list[bytes]:
         request = own.LogsRequest(container_id=container, **wanted)  # pyright: ignore[reportArgumentType]
-        return [line.content for message in cri.own.stream("Logs", request) for line in message.lines]
+        return [line.content for message in cri.own.stream("Logs", request) for line in crilog.lines(message.block)]
 
     eventually(lambda: len(read(tail=-1)) == 5, "five lines are there")
     assert read(tail=2) == [b"4", b"5"]
