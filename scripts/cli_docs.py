@@ -38,8 +38,9 @@ Every command with its arguments and options, written by `scripts/cli_docs.py` f
 | 126, 127 | the command cannot be executed, is not there |
 | 130, 141 | Ctrl-C; nobody reads the output any more |
 
-In a terminal (`-it`) Ctrl-P Ctrl-Q leaves `run` and `attach` without ending what runs; `attach` comes back to it.
-`--detach-keys` names other keys. An `exec` ends when it is left.
+In a terminal (`-it`) Ctrl-P Ctrl-Q leaves `run`, `attach` and `exec` without ending what runs; `attach` comes back to a
+container, `process attach` to an exec. `--detach-keys` names other keys. Whatever else ends an `exec` ends
+what it runs.
 """
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 
 from atoll import errors
+from atoll.blocker import Blocker
 from atoll.cli import show
 from atoll.client import Client
-from atoll.client.why import Blocker, Step, Why
+from atoll.client.why import Step, Why
 
 
 async def why(client: Client, name: str, *, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Self
 
 from atoll.api import atoll_why_v1_pb2 as pb
+from atoll.blocker import Blocker
 from atoll.client import wire
 from atoll.client.model import moment
 
@@ -30,19 +31,6 @@ class Step:
     waits_on: str
     error: str
     frames: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocker:
-    """A process outside the pod that works for it; `wait_channel` is where in the kernel it waits."""
-
-    pid: int
-    parent: int
-    role: str
-    command: str
-    state: str
-    wait_channel: str
-    age_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from atoll.blocker import Blocker
 from atoll.engine.engine import Engine
 from atoll.engine.phases import Phase, Story
 from atoll.linux import process
@@ -27,19 +28,6 @@ MAX_FRAMES = 12
 COMMAND_BYTES = 400
 RUNTIMES = frozenset({"crun", "runc", "youki", "runsc", "kata-runtime"})
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocker:
-    """A process that is waited for; `state` and `wait_channel` are the kernel's words, empty where it tells none."""
-
-    pid: int
-    parent: int
-    role: str
-    command: str
-    state: str
-    wait_channel: str
-    age_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
