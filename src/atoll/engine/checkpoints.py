@@ -33,7 +33,9 @@ from atoll.engine.drivers import is_foreign
 from atoll.engine.lines import tasks_of
 from atoll.engine.parts import Parts
 from atoll.engine.pod import Pod
+from atoll.engine.request import names_in_log_folder
 from atoll.linux.files import replacing
+from atoll.linux.plain import open_below
 from atoll.runtime.task import TaskClient
 from atoll.sandbox.controller import TypedAny
 from atoll.snapshot import archive
@@ -82,6 +84,7 @@ class _Files:
 
     folder: Path
     log: str
+    log_below: int
     texts: dict[str, bytes]
 
 
@@ -155,7 +158,12 @@ class Checkpoints:
                 await parts.blocking.run(archive.write, layer, folder / "rootfs-diff.tar")
         finally:
             await run_to_completion(_resume(tasks, container.id), within=RESUME_TIMEOUT_S)
-        files = _Files(folder=folder, log=container.metadata.log_path, texts=self._texts(pod, container))
+        files = _Files(
+            folder=folder,
+            log=container.metadata.log_path,
+            log_below=names_in_log_folder(container),
+            texts=self._texts(pod, container),
+        )
         with faults.step("checkpoint/pack"):
             await parts.blocking.run(_pack, files, target)
 
@@ -254,15 +262,26 @@ def _pack(files: _Files, target: Path) -> None:
         raise errors.FailedPrecondition(f"{target}: cannot be written: {error.strerror}") from error
 
 
+def _add_log(packed: tarfile.TarFile, path: Path, below: int) -> None:
+    """As far as it is a plain file; one that is a link, or below one, is somebody else's."""
+    try:
+        fd = open_below(path, below)
+    except OSError as error:
+        log.warning("%s: is not in the checkpoint: %s", path, error.strerror)
+        return
+    with open(fd, "rb") as file:
+        packed.addfile(packed.gettarinfo(arcname="container.log", fileobj=file), file)
+
+
 def _add_all(packed: tarfile.TarFile, files: _Files) -> None:
     packed.add(files.folder / IMAGE, arcname=IMAGE)
     found = {name: files.folder / WORK / name for name in WORK_FILES}
     found["rootfs-diff.tar"] = files.folder / "rootfs-diff.tar"
-    if files.log:
-        found["container.log"] = Path(files.log)
     for name, path in found.items():
         if path.is_file():
             packed.add(path, arcname=name, recursive=False)
+    if files.log:
+        _add_log(packed, Path(files.log), files.log_below)
     for name, text in files.texts.items():
         path = files.folder / name
         path.write_bytes(text)

@@ -25,6 +25,7 @@ from atoll.container.store import Container, ContainerStore
 from atoll.engine import lines
 from atoll.engine.paths import NAMESPACE
 from atoll.engine.pod import Pod
+from atoll.engine.request import names_in_log_folder
 from atoll.runtime.binary import BINARY_FILE, BinaryLauncher
 from atoll.runtime.relay import Relay, Relays
 from atoll.runtime.shim import Shim
@@ -125,9 +126,7 @@ def wanted_stdio(container: Container, max_line: int) -> StdioPaths:
     config = container.metadata.config
     assert config is not None
     log_path = Path(container.metadata.log_path) if container.metadata.log_path else None
-    # What is below the pod's log folder others may write to; where that has no name the log has a place of its own.
-    below = config.log_path.count("/") + 1 if container.metadata.log_path.endswith(f"/{config.log_path}") else 1
-    output = cri_uri(log_path, max_line=max_line, below=below)
+    output = cri_uri(log_path, max_line=max_line, below=names_in_log_folder(container))
     return StdioPaths(
         stdin=cri_uri(stdin_once=config.stdin_once) if config.stdin else "",
         stdout=output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from atoll import errors
 from atoll.container.config import ContainerConfig
+from atoll.container.store import Container
 from atoll.network.model import AttachRequest, Dns, PortMapping
 from atoll.sandbox.config import PodConfig, Protocol
 
@@ -25,6 +26,16 @@ def require_log_directory(config: PodConfig) -> str:
     if folder and not (trimmed.startswith("/") and _is_clean(trimmed[1:])):
         raise errors.InvalidArgument(f"pod config: log_directory {folder!r}: must be an absolute path without . and ..")
     return trimmed
+
+
+def names_in_log_folder(container: Container) -> int:
+    """How many names at the end of a container's log path are in a folder that others may write to.
+
+    What is below the pod's log folder is; where that has no name the log has a place of its own.
+    """
+    config = container.metadata.config
+    wanted = config.log_path if config is not None else ""
+    return wanted.count("/") + 1 if container.metadata.log_path.endswith(f"/{wanted}") else 1
 
 
 def log_path(pod: PodConfig, config: ContainerConfig, own: str) -> str:

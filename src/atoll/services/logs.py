@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import AsyncGenerator, Generator
@@ -18,6 +19,7 @@ from typing import Self
 from atoll import crilog, errors
 from atoll.concurrency import Blocking, Latch
 from atoll.container.status import Status
+from atoll.linux.plain import open_below
 from atoll.linux.watch import Watch
 
 READ_BYTES = 256 << 10
@@ -25,18 +27,26 @@ MAX_TAIL_LINES = 100_000
 
 
 async def read(
-    path: Path, *, follow: bool, tail: int, since_ns: int, ended: Latch[Status], blocking: Blocking
+    path: Path,
+    *,
+    below: int = 1,
+    follow: bool,
+    tail: int,
+    since_ns: int,
+    ended: Latch[Status],
+    blocking: Blocking,
 ) -> AsyncGenerator[bytes]:
     """The log by blocks of whole lines, as much at once as one read gives; with `follow` until it has ended.
 
     It has ended once the container has and its log was read to the end.
 
     `tail` counts entries from the end, negative or zero for all of them. Without `follow` it ends where the file
-    ended at the call. The disk is waited for in `blocking`, a chunk at a time.
+    ended at the call. `FailedPrecondition` where one of the last `below` names of the path is a link.
+    The disk is waited for in `blocking`, a chunk at a time.
     """
     if tail > MAX_TAIL_LINES:
         raise errors.InvalidArgument(f"tail {tail}: at most {MAX_TAIL_LINES} lines")
-    with Reader(path, since_ns=since_ns) as reader:
+    with Reader(path, below=below, since_ns=since_ns) as reader:
         await blocking.run(reader.start, max(tail, 0))
         while (block := await blocking.run(reader.block)) is not None:
             if block:
@@ -65,13 +75,14 @@ async def _change(watch: Watch, ended: Latch[Status]) -> None:
 
 
 class Reader:
-    """Whole lines of a growing file; follows it over a rotation.
+    """Whole lines of a growing file; follows it over a rotation. The last `below` names of its path are no links.
 
     Leaving it while a thread reads is fine: the thread then closes the file.
     """
 
-    def __init__(self, path: Path, *, since_ns: int = 0) -> None:
+    def __init__(self, path: Path, *, below: int = 1, since_ns: int = 0) -> None:
         self._path = path
+        self._below = below
         self._since_ns = since_ns
         self._fd = -1
         self._rest = b""
@@ -99,8 +110,13 @@ class Reader:
         self._fd, self._rest = -1, b""
 
     def _open(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._fd = open_below(self._path, self._below)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            why = "is a symbolic link, or below one" if error.errno == errno.ELOOP else error.strerror
+            raise errors.FailedPrecondition(f"log file {self._path}: {why}") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Generator[None]:

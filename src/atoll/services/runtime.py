@@ -20,6 +20,7 @@ from atoll.engine.engine import Engine
 from atoll.engine.execs import Exec, ExecRequest
 from atoll.engine.oom import oom_kills
 from atoll.engine.pod import Pod
+from atoll.engine.request import names_in_log_folder
 from atoll.image.config import Auth
 from atoll.image.progress import Progress
 from atoll.ledger.fsck import Finding, Problem
@@ -143,6 +144,7 @@ class RuntimeService:
             )
         reading = logs.read(
             Path(container.metadata.log_path),
+            below=names_in_log_folder(container),
             follow=request.follow,
             tail=request.tail,
             since_ns=request.since,

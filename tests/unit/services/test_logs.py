@@ -76,6 +76,21 @@ def test_a_torn_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
         assert contents(reader) == [b"whole"]
 
 
+def test_links_below_the_folder_of_the_pod_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/log").write_bytes(entry(1, "one"))
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real/linked").symlink_to("log")
+    os.mkfifo(tmp_path / "real/pipe")
+    with Reader(tmp_path / "link/log", below=1) as reader:
+        assert contents(reader) == [b"one"]
+    for path, below in (("link/log", 2), ("real/linked", 1), ("real/linked", 2)):
+        with Reader(tmp_path / path, below=below) as reader, pytest.raises(errors.FailedPrecondition, match="link"):
+            contents(reader)
+    with Reader(tmp_path / "real/pipe") as reader, pytest.raises(errors.FailedPrecondition, match="no plain file"):
+        contents(reader)
+
+
 def test_a_rotated_file_is_read_to_its_end_first(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(entry(1, "one"))
