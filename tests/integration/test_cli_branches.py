@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -22,9 +25,28 @@ def told(daemon: Daemon, *arguments: str) -> str:
     return done.stdout
 
 
+def completed(daemon: Daemon, line: str) -> list[str]:
+    """What a shell offers at the end of a line, by the protocol of bash's completion."""
+    return subprocess.run(
+        [sys.executable, "-m", "atoll.cli.main"],
+        env={
+            **os.environ,
+            "ATOLL_SOCKET": str(daemon.roots.socket),
+            "_ATOLL_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    ).stdout.splitlines()
+
+
 def test_pool_from_its_making_to_its_end(daemon: Daemon) -> None:
     assert told(daemon, "pool", "create", *NONE, "--size", "1", "-e", "A=b", "jobs", IMAGE, "sleep", "1000") == "jobs\n"
     assert wait_until(lambda: json.loads(told(daemon, "pool", "ls", "--json"))[0]["ready"] == 1, within=30)
+    assert completed(daemon, "atoll pool acquire j") == ["jobs"]
     taken = json.loads(told(daemon, "pool", "acquire", "jobs", "--json", "--ttl", "500"))
     assert taken["start"]["rung"] == "pool"
     assert told(daemon, "exec", taken["container"], "sh", "-c", "echo $A") == "b\n"
@@ -41,6 +63,13 @@ def test_branches_from_a_snapshot_to_an_image(daemon: Daemon) -> None:
     told(daemon, "run", "-d", *NONE, "--name", "app", IMAGE, "sleep", "1000")
     told(daemon, "exec", "app", "sh", "-c", "echo good >/state; rm /etc/group; touch '/a\x1b[31mb'")
     assert told(daemon, "snapshot", "create", "app", "clean") == "clean\n"
+    for line, offered in (
+        ("atoll rollback app c", "clean"),
+        ("atoll snapshot rm c", "clean"),
+        ("atoll cp ap", "app:"),
+        ("atoll pull atoll/b", "atoll/busybox"),
+    ):
+        assert offered in completed(daemon, line), line
     assert told(daemon, "diff", "app").splitlines() == ["A /a\\x1b[31mb", "C /etc", "D /etc/group", "A /state"]
     (fork,) = told(daemon, "fork", "clean").split()
     layer = daemon.roots.base / "layer.tar"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli.options import AsJson, Name, Names, Quiet, Socket, ask
+from atoll.cli import completing
+from atoll.cli.options import AsJson, Name, Quiet, Socket, ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,10 +19,32 @@ app = typer.Typer()
 snapshot = typer.Typer(help="Containers' files as they were.", no_args_is_help=True)
 app.add_typer(snapshot, name="snapshot")
 
-ContainerName = Annotated[str, typer.Argument(metavar="CONTAINER", help="A name, an ID or its unique beginning.")]
-SnapshotName = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="A name, an ID or its unique beginning.")]
+ContainerName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONTAINER", help="A name, an ID or its unique beginning.", autocompletion=completing.containers
+    ),
+]
+SnapshotName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SNAPSHOT", help="A name, an ID or its unique beginning.", autocompletion=completing.snapshots
+    ),
+]
+SnapshotNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SNAPSHOT", help="Names, IDs or unique beginnings of IDs.", autocompletion=completing.snapshots
+    ),
+]
 Since = Annotated[
-    str, typer.Option("--since", metavar="SNAPSHOT", help="Compare with a snapshot that it rests on, not its image.")
+    str,
+    typer.Option(
+        "--since",
+        metavar="SNAPSHOT",
+        help="Compare with a snapshot that it rests on, not its image.",
+        autocompletion=completing.snapshots,
+    ),
 ]
 
 
@@ -79,7 +102,7 @@ def ls(as_json: AsJson = False, quiet: Quiet = False, socket: Socket = None) -> 
 
 
 @snapshot.command("rm")
-def rm(names: Names, socket: Socket = None) -> None:
+def rm(names: SnapshotNames, socket: Socket = None) -> None:
     """Remove snapshots that nothing rests on."""
 
     async def remove(client: Client) -> int:

@@ -6,6 +6,7 @@ gives no names. Bash, zsh and fish by typer: `atoll --install-completion`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,38 @@ def images(incomplete: str) -> list[str]:
 def things(incomplete: str) -> list[str]:
     """Containers, pods and images."""
     return _matching(incomplete, _things)
+
+
+def snapshots(incomplete: str) -> list[str]:
+    return _matching(incomplete, _snapshots)
+
+
+def pools(incomplete: str) -> list[str]:
+    return _matching(incomplete, _pools)
+
+
+def processes(incomplete: str) -> list[str]:
+    """IDs of processes beside the main ones, of every container."""
+    return _matching(incomplete, _processes)
+
+
+def sides(incomplete: str) -> list[str]:
+    """`NAME:` of containers, and paths of this machine: a side of a copy."""
+    if ":" in incomplete:
+        return []
+    if incomplete.startswith((".", "/")):
+        return _paths(incomplete)
+    return [f"{name}:" for name in containers(incomplete)] + _paths(incomplete)
+
+
+def _paths(incomplete: str) -> list[str]:
+    folder, name = os.path.split(incomplete)
+    try:
+        with os.scandir(folder or ".") as found:
+            hits = [(one.name, one.is_dir()) for one in found if one.name.startswith(name)]
+    except OSError:
+        return []
+    return sorted(os.path.join(folder, one) + ("/" if is_folder else "") for one, is_folder in hits)
 
 
 def _matching(incomplete: str, names: Names) -> list[str]:
@@ -97,6 +130,30 @@ async def _images(connection: Wire) -> set[str]:
     tags = {tag for one in answer.images for tag in one.repo_tags}
     short = {tag.removeprefix("docker.io/library/").removeprefix("docker.io/").removesuffix(":latest") for tag in tags}
     return tags | short
+
+
+async def _snapshots(connection: Wire) -> set[str]:
+    from atoll.api import atoll_branches_v1_pb2 as pb
+    from atoll.client import branches
+
+    answer = await connection.call(branches.LIST, pb.ListRequest(), timeout_s=WITHIN_S)
+    return {name for one in answer.snapshots for name in (one.name, one.id[:ID_LENGTH])}
+
+
+async def _pools(connection: Wire) -> set[str]:
+    from atoll.api import atoll_pools_v1_pb2 as pb
+    from atoll.client import pools
+
+    answer = await connection.call(pools.LIST, pb.ListRequest(), timeout_s=WITHIN_S)
+    return {one.name for one in answer.pools}
+
+
+async def _processes(connection: Wire) -> set[str]:
+    from atoll.api import atoll_processes_v1_pb2 as pb
+    from atoll.client import wire
+
+    answer = await connection.call(wire.PROCESS_LIST, pb.ListRequest(), timeout_s=WITHIN_S)
+    return {one.id for one in answer.processes}
 
 
 async def _things(connection: Wire) -> set[str]:

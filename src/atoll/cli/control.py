@@ -142,8 +142,18 @@ def port_forward(
 
 @app.command("cp")
 def cp(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path, NAME:PATH, or - for a tar on stdin.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A path, NAME:PATH, or - for a tar on stdout.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A path, NAME:PATH, or - for a tar on stdin.", autocompletion=completing.sides
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A path, NAME:PATH, or - for a tar on stdout.", autocompletion=completing.sides
+        ),
+    ],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     socket: Socket = None,
 ) -> None:

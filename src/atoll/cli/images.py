@@ -61,7 +61,7 @@ def logout(registry: Registry = DOCKER_HUB, socket: Socket = None) -> None:
 
 @app.command("pull")
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="IMAGE")],
+    reference: Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completing.images)],
     username: Username = "",
     password: Password = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atoll.cli import completing
 from atoll.cli.options import COMMAND_LINE, AsJson, NetworkChoice, PullChoice, Quiet, Socket, Variables, ask
 
 if TYPE_CHECKING:
@@ -15,14 +16,14 @@ app = typer.Typer()
 pool = typer.Typer(help="Pools of ready pods, each with its container running.", no_args_is_help=True)
 app.add_typer(pool, name="pool")
 
-PoolName = Annotated[str, typer.Argument(metavar="NAME", help="Of the pool.")]
-PoolNames = Annotated[list[str], typer.Argument(metavar="NAME", help="Of pools.")]
+PoolName = Annotated[str, typer.Argument(metavar="NAME", help="Of the pool.", autocompletion=completing.pools)]
+PoolNames = Annotated[list[str], typer.Argument(metavar="NAME", help="Of pools.", autocompletion=completing.pools)]
 
 
 @pool.command("create", context_settings=COMMAND_LINE)
 def create(
     name: PoolName,
-    image: Annotated[str, typer.Argument(metavar="IMAGE")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completing.images)],
     command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="In place of the image's own.")] = None,
     size: Annotated[int, typer.Option("--size", "-n", min=0, max=1024, help="How many to keep ready.")] = 1,
     env: Variables = None,

@@ -16,8 +16,14 @@ process = typer.Typer(
 )
 app.add_typer(process, name="process")
 
-ProcessId = Annotated[str, typer.Argument(metavar="PROCESS", help="Its ID, as `process ls` has it.")]
-ProcessIds = Annotated[list[str], typer.Argument(metavar="PROCESS", help="IDs, as `process ls` has them.")]
+ProcessId = Annotated[
+    str,
+    typer.Argument(metavar="PROCESS", help="Its ID, as `process ls` has it.", autocompletion=completing.processes),
+]
+ProcessIds = Annotated[
+    list[str],
+    typer.Argument(metavar="PROCESS", help="IDs, as `process ls` has them.", autocompletion=completing.processes),
+]
 
 
 @process.command("ls")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import typer.main
+import typer.utils
 from typer.core import TyperGroup
+from typer.models import ArgumentInfo
 
 from atoll import errors
 from atoll.cli import main, outcome
@@ -87,6 +89,27 @@ def test_every_command_has_help_and_takes_a_socket(capsys: pytest.CaptureFixture
         text = capsys.readouterr().out
         assert name in text
         assert "--socket" in text
+
+
+WITHOUT_NAMES = {"command", "file", "path", "ports", "registry", "size", "address", "binary"}
+"""Arguments that name nothing that is there."""
+NEW = {("create", "name"), ("commit", "reference"), ("tag", "names"), ("push", "target"), ("new", "name")}
+"""By command: names of what it makes."""
+
+
+def test_every_name_is_completed() -> None:
+    lacking: list[tuple[str, str]] = []
+    asked = [app_of()]
+    while asked:
+        app = asked.pop()
+        asked += [one.typer_instance for one in app.registered_groups if one.typer_instance is not None]
+        for command in app.registered_commands:
+            assert command.callback is not None
+            for parameter in typer.utils.get_params_from_function(command.callback).values():
+                is_name = isinstance(parameter.default, ArgumentInfo) and parameter.name not in WITHOUT_NAMES
+                if is_name and parameter.default.autocompletion is None:
+                    lacking.append((command.name or "", parameter.name))
+    assert set(lacking) <= NEW
 
 
 def test_a_command_is_found_by_the_row_of_its_module() -> None:
