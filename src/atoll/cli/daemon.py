@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli import serving
 from atoll.cli.options import AsJson, ConfigFile, LogLevel, Root, Socket, State, ask
 
 app = typer.Typer()
@@ -25,34 +26,16 @@ def serve(
     private: Annotated[bool, typer.Option("--private", hidden=True)] = False,
 ) -> None:
     """Run the daemon."""
-    import msgspec
-
-    from atoll import config as configuration
-    from atoll.daemon.main import serve as serve_daemon
-
-    flags: dict[str, str | float] = folders(root, state)
-    if socket is not None:
-        flags["socket"] = str(socket.absolute())
-    if log_level is not None:
-        flags["log_level"] = log_level.value
-    if idle_exit is not None:
-        flags["idle_exit_s"] = idle_exit
-
-    def read() -> configuration.Config:
-        return configuration.check(msgspec.structs.replace(configuration.load(config), **flags), "atoll serve")
-
-    raise typer.Exit(serve_daemon(read, config_file=configuration.file_of(config), private=private))
-
-
-def folders(root: Path | None, state: Path | None) -> dict[str, str | float]:
-    """`--root` and `--state` as the keys of the config file, with its rule; `InvalidArgument` where it is broken."""
-    from atoll import errors
-
-    given = {key: path for key, path in (("root", root), ("state", state)) if path is not None}
-    for key, path in given.items():
-        if not path.is_absolute():
-            raise errors.InvalidArgument(f"--{key} {path}: must be an absolute path, as in --{key} {path.absolute()}")
-    return {key: str(path) for key, path in given.items()}
+    asked = serving.Asked(
+        root=root,
+        state=state,
+        socket=socket,
+        config=config,
+        log_level=log_level.value if log_level is not None else "",
+        idle_exit_s=idle_exit,
+        private=private,
+    )
+    raise typer.Exit(serving.run(asked))
 
 
 @app.command("fsck")
@@ -97,7 +80,7 @@ def doctor(
     from atoll.cli.doctor import report
 
     chosen = configuration.load(config)
-    flags = folders(root, state)
+    flags = serving.folders(root, state)
     if socket is not None:
         flags["socket"] = str(socket.absolute())
     chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll doctor")

@@ -56,6 +56,12 @@ def _dispatch(arguments: list[str]) -> int:
         from atoll.cli.version import show_version
 
         return show_version(None, as_json=False)
+    if arguments[:1] == ["serve"]:
+        from atoll.cli import serving
+
+        asked = serving.plain(arguments)
+        if asked is not None:
+            return serving.run(asked)
     from atoll.cli.commands import run_app
 
     return run_app(arguments)
