@@ -139,3 +139,7 @@ def test_make_targets_in_documents_exist(path: Path) -> None:
 
 def test_ci_runs_the_documented_test_command() -> None:
     assert re.search(r"^exec make test\b", (REPOSITORY / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_users_get_our_types() -> None:
+    assert (REPOSITORY / "src" / "atoll" / "py.typed").is_file()  # PEP 561

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -287,10 +288,10 @@ class Container(Controlled):
         return await branching.commit(self._wire, self.id, options)
 
     async def stop(self, timeout: float = STOP_GRACE_S) -> None:
-        """Ask it to end, and kill it after `timeout` seconds. Idempotent, also for one that is gone."""
+        """Ask it to end, and kill it after `timeout` whole seconds. Idempotent, also for one that is gone."""
         if not 0 <= timeout <= STOP_LIMIT_S:
             raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 to {STOP_LIMIT_S} seconds")
-        asked = cri.StopContainerRequest(container_id=self.id, timeout=round(timeout))
+        asked = cri.StopContainerRequest(container_id=self.id, timeout=math.ceil(timeout))
         await self._wire.call(wire.STOP_CONTAINER, asked, timeout_s=timeout + CALL_TIMEOUT_S)
 
     async def restart(self, timeout: float = STOP_GRACE_S) -> None:
