@@ -76,7 +76,7 @@ class Terminal:
         return self.process.returncode
 
     @property
-    def has_colour(self) -> bool:
+    def has_style(self) -> bool:
         return _COLOUR.search(self.shown) is not None
 
     @property
