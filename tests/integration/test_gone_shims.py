@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -300,4 +301,18 @@ def test_records_of_a_shim_that_cannot_be_read_keep_nothing(
     cri.remove_pod(pod)
     assert time.monotonic() - begun < REMOVED_WITHIN_S
     assert not any(map(processes_of, containers))
+    is_clean(cri)
+
+
+@pytest.mark.shared_daemon
+def test_the_folder_of_sockets_is_made_anew_where_something_took_it(cri: CRI, roots: Roots) -> None:
+    """As whatever cleans volatile folders up may; a pod that was there goes by its connection."""
+    pod = cri.run_pod()
+    container = cri.script(pod, "sleep 1000")
+    shutil.rmtree(roots.state / "s")
+    assert cri.sh(container, "echo well") == "well"
+    other = cri.run_pod()
+    assert cri.sh(cri.script(other, "sleep 1000"), "echo well") == "well"
+    for one in (pod, other):
+        cri.remove_pod(one)
     is_clean(cri)

@@ -66,6 +66,7 @@ class AtollLauncher:
     async def launch(self, request: LaunchRequest) -> Shim:
         path = self._socket(request)
         _require_room(request.bundle.path)
+        _have_folder(path.parent)
         asked = ShimRequest(
             id=request.id,
             namespace=request.namespace,
@@ -191,6 +192,14 @@ def _require_room(bundle: Path) -> None:
     except OSError as error:
         kind = errors.ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.Unavailable
         raise kind(f"bundle {bundle}: no shim can be started in it: {error.strerror}") from error
+
+
+def _have_folder(folder: Path) -> None:
+    """What cleans volatile folders up may have taken it."""
+    try:
+        folder.mkdir(mode=0o711, exist_ok=True)
+    except OSError as error:
+        raise errors.Unavailable(f"{folder}: cannot be made for the sockets of shims: {error.strerror}") from error
 
 
 def _exit(record: records.ExitRecord | records.SandboxExit | None) -> ExitStatus | None:
