@@ -65,6 +65,9 @@ def test_life_of_a_detached_container(daemon: Daemon) -> None:
     assert told["state"] == "ready"
     assert {phase["operation"] for phase in told["phases"]} >= {"run", "create", "start"}
     assert "CNI" in daemon.run("phases", "web").stdout
+    again = daemon.run("run", "-d", *NONE, "--name", "web", IMAGE, "sleep", "1")
+    assert (again.returncode, again.stderr.partition(";")[0]) == (125, "atoll: name web: is taken by a pod")
+    assert container[:13] in daemon.run("ps", "-q").stdout
     assert daemon.run("rm", "web").returncode == 125
     assert daemon.run("stop", "-t", "0", container[:12]).returncode == 0
     assert "exited (137)" in daemon.run("ps", "-a").stdout

@@ -119,5 +119,8 @@ def test_the_command_says_what_counts_and_what_waits(config: Path, cri: CRI, dae
     config.write_text('pods_per_shim = 7\nlog_level = "debug"\n' + config.read_text())
     done = daemon.run("reload")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["log_level", "pods_per_shim"]
+    assert [line.split(maxsplit=2) for line in done.stdout.splitlines()[1:]] == [
+        ["-", "log_level", "now"],
+        ["-", "pods_per_shim", "at the next start"],
+    ]
     assert daemon.run("reload").stdout.count("pods_per_shim") == 1

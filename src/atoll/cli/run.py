@@ -148,18 +148,7 @@ async def run(client: Client, options: RunOptions, report: Callable[[Pod, Contai
     name = options.container.name or new_name("run")
     async with interruptible() as signals, AsyncExitStack() as undo:
         await _have_image(client, options)
-        pod = await client.run_pod(
-            name,
-            network=options.network,
-            ports=options.ports,
-            runtime=options.runtime,
-            hostname=options.hostname,
-            share_pid=options.init,
-            labels={KIND: "true", **options.container.labels},
-            annotations={REMOVE_AT_END: "true"} if options.remove_at_end else {},
-            ttl=options.ttl,
-            idle=options.idle,
-        )
+        pod = await _pod(client, name, options)
         undo.push_async_callback(_remove, pod)
         container = await pod.create(replace(options.container, name=name), pull="never")
         code, stays = 0, options.detach or options.keep
@@ -192,6 +181,26 @@ async def run_and_report(client: Client, options: RunOptions, *, timings: bool) 
             show.phases(await pod.phases())
 
     return await run(client, options, report)
+
+
+async def _pod(client: Client, name: str, options: RunOptions) -> Pod:
+    try:
+        return await client.run_pod(
+            name,
+            network=options.network,
+            ports=options.ports,
+            runtime=options.runtime,
+            hostname=options.hostname,
+            share_pid=options.init,
+            labels={KIND: "true", **options.container.labels},
+            annotations={REMOVE_AT_END: "true"} if options.remove_at_end else {},
+            ttl=options.ttl,
+            idle=options.idle,
+        )
+    except errors.AlreadyExists:
+        raise errors.AlreadyExists(
+            f"name {name}: is taken by a pod; `atoll rm -f {name}` removes that, or choose another --name"
+        ) from None
 
 
 async def _remove(pod: Pod) -> None:

@@ -289,12 +289,25 @@ async def reload(client: Client, *, as_json: bool) -> int:
     if as_json:
         show.dump(done)
         return 0
-    rows = [*((key, "in force") for key in done.applied), *((key, "at the next start") for key in done.waiting)]
+    rows = [
+        (table, keys, when)
+        for found, when in ((done.applied, "now"), (done.waiting, "at the next start"))
+        for table, keys in by_table(found)
+    ]
     if rows:
-        show.table(("KEY", "NEW VALUE"), rows)
+        show.table(("TABLE", "CHANGED", "IN FORCE"), rows)
     else:
         print(f"{done.file or 'no configuration file'}: nothing new")
     return 0
+
+
+def by_table(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys of the configuration file as one row a table, as `[network]` and `mtu, ready_pool`."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        table, _, name = key.rpartition(" ")
+        found.setdefault(table or "-", []).append(name)
+    return [(table, ", ".join(names)) for table, names in found.items()]
 
 
 async def phases(client: Client, name: str, *, as_json: bool) -> int:

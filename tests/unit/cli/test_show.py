@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from atoll.cli import show
+from atoll.cli.work import by_table
 from atoll.client import ContainerState, ContainerStatus
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
@@ -37,6 +38,12 @@ def test_condition() -> None:
     assert show.condition(container(ContainerState.EXITED, 137, "OOMKilled")).startswith("exited (137, OOMKilled)")
     assert show.condition(container(ContainerState.EXITED, 1, "Error")).startswith("exited (1)")
     assert show.condition(container(ContainerState.UNKNOWN, reason="shim gone")) == "unknown: shim gone"
+
+
+def test_changed_keys_are_one_row_a_table() -> None:
+    registry = '[images.registries."a.b:1"]'
+    keys = ("log_level", "root", f"{registry} plain_http", f"{registry} skip_verify")
+    assert by_table(keys) == [("-", "log_level, root"), (registry, "plain_http, skip_verify")]
 
 
 def test_values_become_json() -> None:
