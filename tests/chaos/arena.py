@@ -140,7 +140,8 @@ class Arena:
         finally:
             os.environ.pop(VARIABLE, None)
             self.daemon.kill()
-            subprocess.run(["umount", str(self.roots.base / WHOLE_PROC)], check=False, capture_output=True)
+            for point in (str(self.roots.base / WHOLE_PROC), BOOT_ID) * self._boots:  # else they stay
+                subprocess.run(["umount", point], check=False, capture_output=True)
             if self._far.process is not None:
                 self._far.end(signal.SIGTERM)
 
@@ -415,7 +416,8 @@ class Arena:
         found += [f"cgroup {path}" for path in footprint.cgroups()]
         found += [f"address {path.name}" for path in (roots.base / "ipam").glob("*/*") if path.name[0].isdigit()]
         for folder in (roots.root, roots.state, roots.base / "c-root", roots.base / "c-state"):
-            found += [f"file {path}" for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
+            for parent, folders, files in os.walk(folder):  # which passes over what goes meanwhile
+                found += [f"file {parent}/{name}" for name in (*folders, *files) if not name.endswith(("-wal", "-shm"))]
         return frozenset(found)
 
 
