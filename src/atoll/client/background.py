@@ -136,6 +136,8 @@ class BackgroundProcess:
 
     async def wait(self, timeout: float | None = None) -> Exit:
         """Wait for its end; at once, always the same, after it. `DeadlineExceeded` after `timeout` seconds."""
+        if timeout is not None and not timeout >= 0:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 or more seconds")
         try:
             answer = await self._wire.call(wire.PROCESS_WAIT, self._asked(), timeout_s=timeout)
         except errors.DeadlineExceeded:

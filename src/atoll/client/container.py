@@ -205,6 +205,8 @@ class Container(Controlled):
 
     async def wait(self, timeout: float | None = None) -> Exit:
         """Wait for the container's end; at once, always the same, after it. `DeadlineExceeded` after `timeout` s."""
+        if timeout is not None and not timeout >= 0:
+            raise errors.InvalidArgument(f"timeout {timeout:g}: must be 0 or more seconds")
         if self._wire.peer:
             return await foreign.wait(self.status, self.name, timeout)
         try:

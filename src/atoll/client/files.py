@@ -282,6 +282,7 @@ class Files:
                 await _followed(running, news, transfers, on_progress)
             finally:
                 if not running.done():
+                    transfers.told = _left
                     with contextlib.suppress(OSError):
                         connection.shutdown(socket.SHUT_RDWR)
                     await asyncio.wait({running})
@@ -356,6 +357,11 @@ async def _why(ending: asyncio.Task[errors.AtollError]) -> errors.AtollError:
     """Why the socket broke: the daemon says, or is gone itself."""
     done, _ = await asyncio.wait({ending}, timeout=OPEN_TIMEOUT_S)
     return ending.result() if done else errors.Unavailable("files: the connection to their process broke")
+
+
+def _left() -> None:
+    """Called between the pieces of a copy whose caller has gone."""
+    raise ConnectionAbortedError
 
 
 async def _followed(

@@ -20,6 +20,7 @@ from atoll.files.root import Root, explained, reopen, require_real
 
 P = ParamSpec("P")
 
+_SHORTER = "it became shorter while it was read; try again"
 COPY_BYTES = 8 << 20
 """Of a passed descriptor at a time; behind each the other end is told."""
 MAX_THREADS = 4
@@ -241,9 +242,22 @@ class Receiver:
             os.close(held)
 
     def _copy(self, source: int, target: int, item: wire.Item) -> None:
+        """The content of a passed descriptor; its holes (lseek(2), SEEK_HOLE) take no room here either."""
         if not stat.S_ISREG(os.fstat(source).st_mode):
             raise errors.InvalidArgument("files: a descriptor of no regular file")
-        left, by_range = item.size, True
+        at = 0
+        while at < item.size:
+            begin = _data_from(source, at, item.size)
+            end = min(os.lseek(source, begin, os.SEEK_HOLE), item.size) if begin < item.size else begin
+            self.size += begin - at
+            os.lseek(source, begin, os.SEEK_SET)
+            os.lseek(target, begin, os.SEEK_SET)
+            self._copy_data(source, target, end - begin)
+            at = end
+        os.ftruncate(target, item.size)
+
+    def _copy_data(self, source: int, target: int, left: int) -> None:
+        by_range = True
         while left:
             done = 0
             if by_range:
@@ -260,10 +274,22 @@ class Receiver:
                 if by_range:  # some file systems say so and mean that they cannot
                     by_range = False
                     continue
-                raise errors.Aborted("it became shorter while it was read; try again")
+                raise errors.Aborted(_SHORTER)
             left -= done
             self.size += done
             self.told()
+
+
+def _data_from(source: int, at: int, size: int) -> int:
+    """Where the next data begins, `size` where none follows."""
+    try:
+        return min(os.lseek(source, at, os.SEEK_DATA), size)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        if os.fstat(source).st_size < size:
+            raise errors.Aborted(_SHORTER) from error
+        return size
 
 
 def _done_now(work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> Future[None]:

@@ -116,6 +116,26 @@ def test_many_small_files_of_many_folders_arrive_though_one_cannot(tmp_path: Pat
     }
 
 
+def test_a_hole_takes_no_room_where_it_arrives(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    size = 64 << 20
+    with (source / "holes").open("wb") as file:
+        for at in (8 << 20, 40 << 20):
+            file.seek(at)
+            file.write(b"data" * 1000)
+        file.truncate(size)
+    (source / "hole").touch()
+    os.truncate(source / "hole", size)
+    _, receiver = copied(source, target, passes=True)
+    assert receiver.size == 2 * size
+    for name in ("holes", "hole"):
+        assert (target / name).stat().st_size == size
+        assert (target / name).stat().st_blocks * 512 <= (source / name).stat().st_blocks * 512 + (1 << 20)
+    assert (target / "holes").read_bytes() == (source / "holes").read_bytes()
+
+
 def test_a_machine_that_gives_no_thread_makes_the_files_all_the_same(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
