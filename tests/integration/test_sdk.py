@@ -59,6 +59,16 @@ async def test_exec_past_its_time_is_killed_and_keeps_its_output(pod: atoll.Pod)
     assert (result.exit_code, result.cause, result.text) == (137, atoll.Cause.TIMEOUT, "so far\n")
 
 
+async def test_what_an_exec_has_left_behind_is_killed_with_it(pod: atoll.Pod) -> None:
+    container = await pod.run(IMAGE, ["sleep", "1000"])
+    script = "(sleep 4713 &); setsid sleep 4713 & echo up; sleep 100"
+    result = await container.exec(["sh", "-c", script], timeout=1)
+    assert (result.cause, result.text) == (atoll.Cause.TIMEOUT, "up\n")
+    async with asyncio.timeout(10):
+        while "sleep 4713" in (await container.exec(["ps"])).text:
+            pass
+
+
 async def test_exec_that_is_let_go_of_ends(pod: atoll.Pod) -> None:
     container = await pod.run(IMAGE, ["sleep", "1000"])
     async with container.exec_stream(["sleep", "4711"]) as process:

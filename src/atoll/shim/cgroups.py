@@ -98,15 +98,20 @@ def kill(folders: tuple[Path, ...]) -> int:
     return len(killed)
 
 
-def kill_tree(folders: tuple[Path, ...], root: int) -> int:
-    """SIGKILL the process `root` and all in the cgroup that it started; how many.
+def kill_tree(folders: tuple[Path, ...], root: int, init: int) -> int:
+    """SIGKILL the process `root` and all in the cgroup that it started; how many. `init` is the container's first one.
 
     Its own are the members of its session, which outlive it, and whoever descends from one of these. Rounds, for
-    those forked meanwhile, as in `kill`.
+    those forked meanwhile, as in `kill`. The session is one that it leads or, as crun has it, that of the program which
+    started it; never the container's own, nor ours.
     """
+    sessions = {root}
+    if (found := process.stat(root)) is not None:
+        first = process.stat(init)
+        sessions |= {found.session} - {0, init, os.getsid(0), first.session if first is not None else 0}
     killed: set[int] = set()
     for _ in range(64):
-        fresh = _tree(folders, root) - killed
+        fresh = _tree(folders, root, sessions) - killed
         if not fresh:
             break
         for pid in fresh:
@@ -116,9 +121,9 @@ def kill_tree(folders: tuple[Path, ...], root: int) -> int:
     return len(killed)
 
 
-def _tree(folders: tuple[Path, ...], root: int) -> set[int]:
+def _tree(folders: tuple[Path, ...], root: int, sessions: set[int]) -> set[int]:
     seen = {found.pid: found for found in map(process.stat, pids(folders)) if found is not None and found.state != "Z"}
-    members = {pid for pid, found in seen.items() if root in (pid, found.session)}
+    members = {pid for pid, found in seen.items() if pid == root or found.session in sessions}
     while more := {pid for pid, found in seen.items() if found.parent in members} - members:
         members |= more
     return members

@@ -402,7 +402,7 @@ class Container:
         if everything and not exec_id:
             cgroups.signal_all(self.cgroups, number)
         elif everything and number == signal.SIGKILL:
-            cgroups.kill_tree(self.cgroups, process.pid)
+            cgroups.kill_tree(self.cgroups, process.pid, self.process("").pid)
         elif not self._signal(process.pid, number):
             raise errors.NotFound(f"{process.name}: process already finished")
         if number == signal.SIGKILL:
