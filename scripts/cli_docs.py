@@ -24,8 +24,8 @@ Every command with its arguments and options, written by `scripts/cli_docs.py` f
 * Where no daemon runs, a private one is started, which ends when idle. `--socket PATH` or the variable `ATOLL_SOCKET`
   names another.
 * `--json` prints JSON for programs. Tables fit the terminal, and are never cut in a pipe; `NO_COLOR` turns colours off.
-* `atoll --install-completion` makes bash, zsh and fish complete commands, options, and the names of pods, containers
-  and images that are there.
+* `atoll --install-completion` makes bash, zsh and fish complete commands, options, and the names of what is there:
+  pods, containers, images, snapshots, pools and processes.
 * Errors are one line on standard error that begins with `atoll:`.
 
 | exit code | when |

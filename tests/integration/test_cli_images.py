@@ -94,7 +94,12 @@ def test_an_archive_goes_through_a_pipe(daemon: Daemon) -> None:
     command = [sys.executable, "-m", "atoll.cli.main"]
     with subprocess.Popen([*command, "save", name], env=environment, stdout=subprocess.PIPE) as saving:
         loading = subprocess.run(
-            [*command, "load", "-"], env=environment, stdin=saving.stdout, capture_output=True, text=True, check=False
+            [*command, "load", "-i", "-"],
+            env=environment,
+            stdin=saving.stdout,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert (loading.returncode, loading.stdout) == (0, f"{name}\n")
     daemon.run("rmi", name)

@@ -108,7 +108,10 @@ def images(as_json: AsJson = False, quiet: Quiet = False, socket: Socket = None)
 
 @app.command("load")
 def load(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A docker or OCI archive, an OCI layout, or -.")],
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A docker or OCI archive, an OCI layout, or -.")
+    ] = None,
+    given: Annotated[Path | None, typer.Option("--input", "-i", metavar="FILE", help="The same, as docker's.")] = None,
     name: Annotated[str, typer.Option("--name", help="For an image that has no name in it.")] = "",
     as_json: AsJson = False,
     socket: Socket = None,
@@ -116,7 +119,10 @@ def load(
     """Import images from a file."""
     from atoll.cli import work
 
-    ask(socket, lambda client: work.load(client, path, name, as_json=as_json))
+    if (path is None) == (given is None):
+        raise typer.BadParameter("name one FILE, or - for standard input")
+    file = path or given or Path("-")
+    ask(socket, lambda client: work.load(client, file, name, as_json=as_json))
 
 
 @app.command("save")
