@@ -310,6 +310,13 @@ def test_doctor_looks_where_it_is_told(roots: Roots) -> None:
     assert not roots.socket.exists(), "it starts none"
 
 
+def test_doctor_looks_at_the_disks_of_the_daemon_that_answers(daemon: Daemon) -> None:
+    checks = {one["name"]: one["found"] for one in json.loads(daemon.run("doctor", "--json").stdout)}
+    assert checks["daemon"] == f"answers at {daemon.roots.socket}"
+    assert checks["disk of the root"].endswith(f" at {daemon.roots.root}")
+    assert checks["disk of the state"].endswith(f" at {daemon.roots.state}")
+
+
 def test_version_is_quick(daemon: Daemon) -> None:
     def took() -> float:
         begun = time.monotonic()

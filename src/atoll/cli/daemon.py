@@ -84,7 +84,7 @@ def doctor(
     if socket is not None:
         flags["socket"] = str(socket.absolute())
     chosen = configuration.check(msgspec.structs.replace(chosen, **flags), "atoll doctor")
-    raise typer.Exit(asyncio.run(report(chosen, as_json=as_json)))
+    raise typer.Exit(asyncio.run(report(chosen, as_json=as_json, own_folders=bool(root or state))))
 
 
 sandboxer = typer.Typer(help="Sandboxers of one's own.", no_args_is_help=True)

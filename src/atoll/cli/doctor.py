@@ -6,6 +6,7 @@ less well, or `missing` where Atoll cannot do its work.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -14,9 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import msgspec
+
 from atoll import errors
 from atoll.cli import show
 from atoll.cli.outcome import FOUND
+from atoll.client import connect
 from atoll.client.private import answers
 from atoll.config import Config
 from atoll.image.builtin import find_busybox
@@ -31,6 +35,7 @@ MACHINE = "x86_64"
 CONTROLLERS = ("cpu", "memory", "pids")
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_SETUID", "CAP_MKNOD", "CAP_KILL")
 DISK_WARNING_BYTES = 1 << 30
+ASK_WITHIN_S = 5.0
 DISK_MISSING_BYTES = 64 << 20
 
 
@@ -50,9 +55,12 @@ class Check:
     fix: str = ""
 
 
-async def report(config: Config, *, as_json: bool) -> int:
-    """Print every check; 1 where something needed is missing."""
-    checks = await examine(config)
+async def report(config: Config, *, as_json: bool, own_folders: bool = True) -> int:
+    """Print every check; 1 where something needed is missing.
+
+    Disks are those of `config`, without `own_folders` those of the daemon that answers, where one does.
+    """
+    checks = await examine(config if own_folders else await _as_the_daemon(config))
     if as_json:
         show.dump(checks)
     else:
@@ -80,6 +88,16 @@ async def examine(config: Config) -> list[Check]:
     checks += _images()
     checks += _disk(config)
     return checks
+
+
+async def _as_the_daemon(config: Config) -> Config:
+    """With the folders of the daemon at its socket; as it is where none tells them in time."""
+    try:
+        async with asyncio.timeout(ASK_WITHIN_S), connect(config.socket_path, start=False) as client:
+            told = await client.info()
+    except (errors.AtollError, TimeoutError):
+        return config
+    return msgspec.structs.replace(config, root=told.root, state=told.state)
 
 
 def _root() -> Check:

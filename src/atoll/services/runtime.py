@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import atoll
@@ -22,6 +22,7 @@ from atoll.engine.oom import oom_kills
 from atoll.engine.pod import Pod
 from atoll.engine.request import names_in_log_folder
 from atoll.image.config import Auth
+from atoll.image.model import Image
 from atoll.image.progress import Progress
 from atoll.ledger.fsck import Finding, Problem
 from atoll.runtime.streams import ProcessIO
@@ -175,9 +176,7 @@ class RuntimeService:
             layers[progress.digest] = progress
 
         async with TaskOwner("pull") as tasks:
-            pulling = tasks.spawn(
-                self._engine.pull_image(request.reference, auth, note), name=f"pull/{request.reference}"
-            )
+            pulling = tasks.spawn(_tried(self._engine.pull_image(request.reference, auth, note)), name="pull")
             sent: dict[str, Progress] = {}
             while not pulling.done():
                 await asyncio.wait({pulling}, timeout=PROGRESS_INTERVAL_S)
@@ -185,6 +184,8 @@ class RuntimeService:
                     sent = dict(layers)
                     yield pb.PullResponse(layers=[_layer(one) for one in sent.values()])
             image = pulling.result()
+            if isinstance(image, errors.AtollError):
+                raise image
             yield pb.PullResponse(layers=[_layer(one) for one in layers.values()], image_id=image.id)
 
     async def Import(self, request: pb.ImportRequest, context: object) -> pb.ImportResponse:
@@ -300,6 +301,14 @@ async def _container_exit(container: Container) -> pb.Exit:
         reason=status.reason,
         message=status.message,
     )
+
+
+async def _tried(pulling: Awaitable[Image]) -> Image | errors.AtollError:
+    """What came of a pull; an error is for its caller, and not for the log."""
+    try:
+        return await pulling
+    except errors.AtollError as error:
+        return error
 
 
 def _layer(progress: Progress) -> pb.LayerProgress:
