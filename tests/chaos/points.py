@@ -19,6 +19,12 @@ OF_POINTS = ("faults.py", "engine/phases.py", "sandboxers/held.py")
 CRIU = {"checkpoint/layer", "checkpoint/pack"}
 """Behind a dump that not every CRIU can do on every kernel."""
 
+OPEN = {
+    *(("engine/restarts.py", name) for name in ("settle", "again")),
+    ("sandboxers/podsandbox.py", "freezer"),
+}
+"""Points that no life comes by yet: docs/chaos.md names them as what is not struck. Nothing new may be added."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
@@ -82,4 +88,5 @@ def unseen(notes: Iterable[str]) -> list[str]:
     ]
     if any(point.startswith("checkpoint/dump") for point in points):
         missed = [site for site in missed if site.name not in CRIU]
+    missed = [site for site in missed if (site.file, site.name) not in OPEN]
     return [*map(str, missed), *sorted(released() - points)]

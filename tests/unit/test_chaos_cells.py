@@ -5,7 +5,7 @@ from __future__ import annotations
 from atoll.faults import Action
 from tests.chaos.cells import KILLS, UNDOING, Blow, Cell, Notes, cells, sample
 from tests.chaos.kinds import LIVES
-from tests.chaos.points import released, sites, unseen
+from tests.chaos.points import OPEN, released, sites, unseen
 from tests.chaos.run import Outcome, table
 
 
@@ -75,6 +75,7 @@ def test_the_points_of_the_code_are_known_by_where_they_are() -> None:
     assert unseen([*every, *(f"{point}\tledger/ledger.py:1" for point in released())]) == []
     told = next(line for line in every if line.startswith("x/pull/manifest"))
     assert len(unseen([line for line in every if line != told])) == len(released()) + 1
+    assert {(site.file, site.name) for site in found} >= OPEN, "a point that is not there any more is not open"
 
 
 def test_the_table_counts_every_cell() -> None:
