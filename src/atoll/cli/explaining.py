@@ -23,7 +23,7 @@ async def why(client: Client, name: str, *, as_json: bool) -> int:
     if as_json:
         show.dump({**_plain(found), "waiting": show.plain(found.waiting)})
         return 0
-    print(f"pod {found.name or name} ({show.short(found.pod_id)}): {found.state}{_because(found.reason)}")
+    show.prose(f"pod {found.name or name} ({show.short(found.pod_id)}): {found.state}{_because(found.reason)}")
     rows = [
         (one.operation, show.short(one.subject), one.name, _took(one), one.waits_on, one.error) for one in found.steps
     ]
@@ -50,16 +50,21 @@ def _took(step: Step) -> str:
 
 def _tell(found: Why) -> None:
     if not found.waiting:
-        print("\nnothing is under way")
+        _paragraph("nothing is under way")
     for step in found.waiting:
-        print(f"\n{step.operation} is in {step.name!r} for {show.seconds(step.since_s)}{_on(step.waits_on)}")
+        _paragraph(f"{step.operation} is in {step.name!r} for {show.seconds(step.since_s)}{_on(step.waits_on)}")
         for frame in reversed(step.frames[-4:]):
-            print(f"  daemon: {frame}")
+            show.prose(f"daemon: {frame}", "  ")
     for one in found.processes:
-        print(f"\n{one.role} {one.pid}{_condition(one)}, for {show.seconds(one.age_s)}, child of {one.parent}")
-        print(f"  {one.command}")
+        _paragraph(f"{one.role} {one.pid}{_condition(one)}, for {show.seconds(one.age_s)}, child of {one.parent}")
+        show.prose(one.command, "  ")
     for debt in found.debts:
-        print(f"\nstill to be freed, and tried again: {debt}")
+        _paragraph(f"still to be freed, and tried again: {debt}")
+
+
+def _paragraph(text: str) -> None:
+    print()
+    show.prose(text)
 
 
 def _on(waits_on: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -72,6 +73,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
         out.print(made)
     for line in captured.get().splitlines():
         print(line.rstrip())
+
+
+def prose(text: str, indent: str = "") -> None:
+    """Print a sentence, on a terminal in lines of its width that begin with `indent`; in a pipe it is one line."""
+    if sys.stdout.isatty():
+        print(textwrap.fill(text, console().width, initial_indent=indent, subsequent_indent=indent))
+    else:
+        print(indent + text)
 
 
 def dump(value: object) -> None:
