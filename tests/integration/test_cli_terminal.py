@@ -277,8 +277,10 @@ def test_a_pull_shows_a_bar_for_each_layer(daemon: Daemon, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("words", [("logs", "-f", "x"), ("stats", "--json"), ("events", "--since", "1h")])
-def test_a_pipe_whose_reader_leaves_ends_it_quietly(daemon: Daemon, words: tuple[str, ...]) -> None:
-    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sh", "-c", "while :; do echo tick; sleep 0.1; done")
+def test_a_pipe_whose_reader_leaves_ends_it_quietly_though_it_has_nothing_to_tell(
+    daemon: Daemon, words: tuple[str, ...]
+) -> None:
+    daemon.run("run", "-d", *NONE, "--name", "x", IMAGE, "sh", "-c", "echo tick; exec sleep 1000")
     with subprocess.Popen(
         [sys.executable, "-m", "atoll.cli.main", *words],
         env={**os.environ, "ATOLL_SOCKET": str(daemon.roots.socket)},
@@ -289,8 +291,7 @@ def test_a_pipe_whose_reader_leaves_ends_it_quietly(daemon: Daemon, words: tuple
         assert process.stderr is not None
         assert process.stdout.readline() != b""
         process.stdout.close()
-        if words[0] == "events":  # which has nothing to write until something happens
-            daemon.run("kill", "x")
         assert wait_until(lambda: process.poll() is not None, within=30.0)
-        assert (process.returncode, process.stderr.read()) == (141, b"")
+        said = [line for line in process.stderr.read().splitlines() if not line.endswith(b"is not remembered")]
+        assert (process.returncode, said) == (141, [])
     daemon.run("rm", "-f", "x")

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from atoll import errors
-from atoll.cli import show, work
+from atoll.cli import show, terminal, work
 from atoll.cli.run import interruptible
 from atoll.client import Client
 
@@ -64,7 +64,7 @@ async def update(
 async def wait(client: Client, names: Sequence[str]) -> int:
     """Print the exit code of each as it has ended; 0 whatever they are."""
     containers = [await work.container_of(client, name) for name in names]
-    async with interruptible():
+    async with interruptible(), terminal.while_read():
         for container in containers:
             print((await container.wait()).code, flush=True)
     return 0

@@ -130,7 +130,8 @@ def _condition(one: ProcessStatus) -> str:
 
 async def logs(client: Client, name: str, process_id: str, *, follow: bool) -> int:
     process = (await work.container_of(client, name)).process(process_id)
-    async with interruptible(), contextlib.aclosing(process.follow(wait=follow)) as chunks:
+    following = contextlib.aclosing(process.follow(wait=follow))
+    async with interruptible(), terminal.while_read(), following as chunks:
         async for chunk in chunks:
             out = sys.stderr if chunk.stream == "stderr" else sys.stdout
             terminal.write(out.fileno(), chunk.data)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from atoll import errors
-from atoll.cli import show
+from atoll.cli import show, terminal
 from atoll.cli.run import interruptible
 from atoll.client import Client
 from atoll.client.control import ContainerUsage, Event, PodUsage
@@ -72,7 +72,7 @@ class Row:
 async def stats(client: Client, names: Sequence[str], *, once: bool, interval_s: float, as_json: bool) -> int:
     """Tell what containers use at each interval, until Ctrl-C; in place on a terminal."""
     chosen = [await _chosen(client, name) for name in names]
-    async with interruptible(), contextlib.aclosing(_looks(client, chosen, interval_s)) as looks:
+    async with interruptible(), terminal.while_read(), contextlib.aclosing(_looks(client, chosen, interval_s)) as looks:
         if as_json or once or not sys.stdout.isatty():
             async for rows in looks:
                 _tell(rows, as_json=as_json)
@@ -173,7 +173,7 @@ def _is_one(wanted: Sequence[str], id: str, name: str) -> bool:
 async def events(client: Client, *, since_ns: int | None, until_ns: int | None, wanted: Filter, as_json: bool) -> int:
     """Tell events, one a line, until Ctrl-C or the time that is given."""
     since = datetime.fromtimestamp(since_ns / 1e9, UTC) if since_ns is not None else None
-    async with interruptible(), contextlib.AsyncExitStack() as stack:
+    async with interruptible(), terminal.while_read(), contextlib.AsyncExitStack() as stack:
         if until_ns is not None:
             left_s = until_ns / 1e9 - datetime.now(UTC).timestamp()
             if left_s > 0:

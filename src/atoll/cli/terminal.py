@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import sys
 import termios
 import tty
@@ -24,6 +25,36 @@ def write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[outcome.write(fd, view) :]
+
+
+@contextlib.asynccontextmanager
+async def while_read() -> AsyncGenerator[None]:
+    """Within, a pipe as standard output whose reader goes ends the task with `ReaderGone`, also where nothing is told.
+
+    A pipe's end for writing is told as an error once nobody has the other (poll(2), POLLERR).
+    """
+    fd, loop, task = sys.stdout.fileno(), asyncio.get_running_loop(), asyncio.current_task()
+    if task is None or not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        yield
+        return
+    is_gone = False
+
+    def gone() -> None:
+        nonlocal is_gone
+        is_gone = True
+        loop.remove_reader(fd)
+        task.cancel()
+
+    loop.add_reader(fd, gone)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone:
+            raise
+        task.uncancel()
+        raise outcome.ReaderGone from None
+    finally:
+        loop.remove_reader(fd)
 
 
 def size() -> tuple[int, int]:

@@ -119,7 +119,8 @@ async def logs(
     times: bool,
 ) -> int:
     container = await client.container(name)
-    async with contextlib.aclosing(container.logs(follow=follow, tail=tail, since=since_ns)) as lines:
+    reading = contextlib.aclosing(container.logs(follow=follow, tail=tail, since=since_ns))
+    async with terminal.while_read(), reading as lines:
         whole = True
         async for line in lines:
             if until_ns is not None and line.time_ns > until_ns:
