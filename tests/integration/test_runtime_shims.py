@@ -23,6 +23,7 @@ from atoll.api import containerd_runc_v1_pb2 as runc
 from atoll.api import containerd_services_events_ttrpc_v1_pb2 as forwarding
 from atoll.concurrency import Blocking, TaskOwner
 from atoll.linux.process import PidfdSpawner
+from atoll.runtime import bootstrap as bootstraps
 from atoll.runtime.binary import BinaryLauncher, Daemon
 from atoll.runtime.bundle import Bundle
 from atoll.runtime.forked import AtollLauncher
@@ -232,6 +233,16 @@ async def test_delete_of_an_idle_shim(launcher: Launcher, request_: LaunchReques
     await shim.aclose()
     await launcher.delete(request_)
     assert shares_its_process(request_) or await asyncio.to_thread(is_gone, shim_pid)
+    assert not request_.bundle.path.exists()
+
+
+@pytest.mark.parametrize("runtime_type", ["io.containerd.runc.v2"], indirect=True)
+async def test_delete_of_a_shim_whose_bootstrap_was_being_written(launcher: Launcher, request_: LaunchRequest) -> None:
+    """A daemon was killed there: the shim has nothing that its own `delete` could take away, and refuses."""
+    shim = await launcher.launch(request_)
+    await shim.aclose()
+    (request_.bundle.path / bootstraps.FILE).rename(request_.bundle.path / f".{bootstraps.FILE}.new")
+    await launcher.delete(request_)
     assert not request_.bundle.path.exists()
 
 

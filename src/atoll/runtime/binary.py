@@ -46,6 +46,8 @@ OWN_FILES = frozenset(
     (BINARY_FILE, LOG_FILE, "config.json", "rootfs", records.SHIM, records.TASK, bootstraps.FILE, bootstraps.OLD_FILE)
 )
 """What is in a bundle before anything was made from it."""
+BEGUN_FILES = frozenset(made for name in OWN_FILES for made in (f".{name}.new", f"{name}.new"))
+"""What a kill while one of them is written leaves beside it."""
 
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -197,7 +199,7 @@ class BinaryLauncher:
         except DecodeError as error:
             log.warning("shim %s: its delete printed no answer: %s", request.id, error)
         except (errors.Unknown, errors.NotFound) as error:
-            if not set(os.listdir(request.bundle.path)) <= OWN_FILES:
+            if not set(os.listdir(request.bundle.path)) <= OWN_FILES | BEGUN_FILES:
                 raise
             log.info("shim %s: nothing to delete: %s", request.id, error)
         return None
