@@ -127,8 +127,13 @@ class HostedKilledLife(HostedPauseLife):
         self._require()
         self.api.own_call("Pause", self.id)
         holder = self.api.status(self.id).pid
-        parent = int(Path(f"/proc/{holder}/stat").read_text().rpartition(")")[2].split()[1])
-        assert Path(f"/proc/{parent}/comm").read_text().strip() == "atoll-shim"
+        try:
+            parent = int(Path(f"/proc/{holder}/stat").read_text().rpartition(")")[2].split()[1])
+            found = Path(f"/proc/{parent}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            raise LostError from None
+        if found != "atoll-shim":  # killed already, by a blow
+            raise LostError
         os.kill(parent, signal.SIGKILL)
 
 
