@@ -18,6 +18,8 @@ PINGS = 20
 LONG_S = 0.2
 EDGE_S = 0.02
 """A start of so long must let questions through, between its edges."""
+STARTS = 3
+"""One of so many starts must: a busy machine may hold the asking process itself up in one."""
 CONTAINERD = "containerd.services.sandbox.v1.Controller"
 
 
@@ -36,6 +38,16 @@ async def unknown_ids_are_not_found(trial: Trial) -> None:
 
 async def status_overlaps_with_everything(trial: Trial) -> None:
     """Status answers during start and stop, and the states it tells go from READY to NOTREADY once."""
+    took_s = 0.0
+    for _ in range(STARTS):
+        took_s, is_heard = await _watched(trial)
+        if is_heard or took_s < LONG_S:
+            return
+    true("questions", "answered during a start", False, f"none in a start of {took_s:.2f} s")
+
+
+async def _watched(trial: Trial) -> tuple[float, bool]:
+    """One life, seen from beside it: the seconds of its start, and whether a question was answered in it."""
     made = await trial.created()
     stopped = asyncio.Event()
     seen: list[State] = []
@@ -54,9 +66,7 @@ async def status_overlaps_with_everything(trial: Trial) -> None:
         begun = time.monotonic()
         await trial.start(made)
         ended = time.monotonic()
-        during = [one for one in asked if begun + EDGE_S < one[0] and one[1] < ended - EDGE_S]
-        lets = ended - begun < LONG_S or bool(during)
-        true("questions", "answered during a start", lets, f"none in a start of {ended - begun:.2f} s")
+        is_heard = any(begun + EDGE_S < one[0] and one[1] < ended - EDGE_S for one in asked)
         await trial.controller.platform(made)
         await asyncio.sleep(0.01)
         await trial.controller.stop(made)
@@ -67,6 +77,7 @@ async def status_overlaps_with_everything(trial: Trial) -> None:
     while order and order[0] is not State.READY:
         order.pop(0)
     equal("states from READY on", [State.READY, State.NOTREADY], order)
+    return ended - begun, is_heard
 
 
 async def verbose_info_is_json(trial: Trial) -> None:
