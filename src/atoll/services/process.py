@@ -16,7 +16,17 @@ EXIT_DRAIN_S = 10.0
 MAX_QUEUE = 64
 """Chunks of output on their way to a client; then the process waits."""
 
+LONGEST_S = 1e9
+"""The longest time limit of a process: some thirty years."""
+
 Fault = errors.AtollError | None
+
+
+def time_limit(seconds: float) -> float:
+    """A time limit that was asked for, 0 for none; raises `InvalidArgument` for what is no length of time."""
+    if not 0 <= seconds <= LONGEST_S:
+        raise errors.InvalidArgument(f"timeout {seconds:g}: must be 0 for none, or up to {LONGEST_S:g} s")
+    return seconds
 
 
 async def output(

@@ -11,6 +11,7 @@ from atoll.container.store import Container
 from atoll.engine.engine import Engine
 from atoll.engine.execs import ExecRequest
 from atoll.engine.processes import Ended, Process
+from atoll.services.process import time_limit
 
 
 class ProcessesService:
@@ -47,7 +48,7 @@ class ProcessesService:
             env=tuple(request.env),
             working_dir=request.working_dir,
             user=request.user,
-            timeout_s=request.timeout_s,
+            timeout_s=time_limit(request.timeout_s),
             stdin=request.stdin,
             tty=request.tty,
             width=request.size.width,

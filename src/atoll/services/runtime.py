@@ -81,7 +81,7 @@ class RuntimeService:
             user=start.user,
             tty=start.tty,
             stdin=start.stdin,
-            timeout_s=start.timeout_s,
+            timeout_s=process.time_limit(start.timeout_s),
             width=start.size.width,
             height=start.size.height,
         )

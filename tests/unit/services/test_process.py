@@ -15,6 +15,13 @@ from atoll.runtime.streams import ProcessIO
 from atoll.services import process
 
 
+@pytest.mark.parametrize("asked", [float("inf"), float("nan"), float("-inf"), -1.0, 1e300])
+def test_what_is_no_length_of_time_is_no_time_limit(asked: float) -> None:
+    with pytest.raises(errors.InvalidArgument, match="must be 0 for none"):
+        process.time_limit(asked)
+    assert [process.time_limit(one) for one in (0.0, 0.5, 1e9)] == [0.0, 0.5, 1e9]
+
+
 class Chunks:
     """An output of so many chunks, without end where there is no number."""
 
