@@ -51,6 +51,8 @@ TEARDOWN_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
 """Pause between questions to a shim that lives and does not answer."""
+UNSEEN = "Unknown"
+"""The reason of an exit that nobody saw, as a restart settles it too."""
 NO_CREATE = "no container can be made in it"
 NO_START = "nothing can be started in it"
 
@@ -355,7 +357,7 @@ class Containers:
     async def settle_exit(self, pod: Pod, container: Container, end: ExitStatus) -> None:
         """The checkpoint first, clean-up after: a task that cannot be deleted never hides an exit."""
         await self._parts.drivers.of(pod).drain(pod, container)
-        reason = ""
+        reason = "" if end.is_seen else UNSEEN
         if end.exit_status != 0 and await self._was_oom_killed(pod, container):
             reason = "OOMKilled"  # also where only a child was killed, and what waited for it gave up
         at = int(end.exited_at.timestamp() * 1e9)

@@ -57,7 +57,7 @@ class Orphans:
                     await asyncio.sleep(RECORD_WITHIN_S)
                     record = await self._exit_record(bundle)
         if record is None:
-            return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC))
+            return ExitStatus(exit_status=UNKNOWN_EXIT_STATUS, exited_at=datetime.now(UTC), is_seen=False)
         at = datetime.fromtimestamp(record.exited_at_ns / 1e9, UTC)
         return ExitStatus(exit_status=record.exit_status, exited_at=at)
 

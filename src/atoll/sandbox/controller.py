@@ -137,10 +137,14 @@ class ControllerInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How a sandbox ended: a wait status, 128 + n for signal n, 255 where nobody can know."""
+    """How a sandbox ended: a wait status, 128 + n for signal n, 255 where nobody can know.
+
+    `is_seen`: whether anybody saw it; where nobody is known to have not, a 255 may be either.
+    """
 
     exit_status: int
     exited_at: datetime
+    is_seen: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
