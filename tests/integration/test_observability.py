@@ -178,6 +178,8 @@ def _require_lines(lines: list[dict[str, object]], pod_id: str, container_id: st
     by = {(line["operation"], line.get("container", "")): line for line in told}
     assert (by["run", ""]["outcome"], by["remove", ""]["outcome"]) == ("ok", "ok")
     assert by["start", container_id]["outcome"] == "ok"
+    again = [line["message"] for line in lines if line["logger"] == "atoll.engine.pods"]
+    assert not [message for message in again if " run: " in str(message) or " removed: " in str(message)]
     assert sorted(str(line["outcome"]) for line in told if line["operation"] == "exec") == ["exited", "timed out"]
     assert all(float(str(line["duration_ms"])) > 0 for line in told)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from atoll.engine.phases import OK, Story
+from atoll.engine.phases import OK, TOLD, Story
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIELDS = "atoll_fields"
@@ -36,10 +36,17 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(fields).decode()
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line says what no operation's line does."""
+    return not any(hasattr(record, mark) for mark in TOLD)
+
+
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """Send the log of this process to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
+    if form == "json":
+        handler.addFilter(is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

@@ -26,6 +26,8 @@ T = TypeVar("T")
 MAX_STORIES = 64
 MAX_ENDED = 128
 OK, FAILED = "ok", "failed"
+TOLD = {"atoll_told": True}
+"""`extra` of a line of the log that says what an operation's end tells too."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from atoll.engine.hosts import REMOTE
 from atoll.engine.lease_store import Lease, asked_lease
 from atoll.engine.parts import Parts
 from atoll.engine.paths import NAMESPACE
-from atoll.engine.phases import Story, operation
+from atoll.engine.phases import TOLD, Story, operation
 from atoll.engine.pod import Pod
 from atoll.engine.request import attach_request, pod_name, require_log_directory
 from atoll.ledger.kind import Entry
@@ -256,7 +256,7 @@ class Pods:
         self._publish(EventType.CREATED, pod)
         self._publish(EventType.STARTED, pod)
         self.watch(pod)
-        log.info("pod %s run: %s, %s, ip %s", pod_id[:13], name, handler_name, pod.ip or "none")
+        log.info("pod %s run: %s, %s, ip %s", pod_id[:13], name, handler_name, pod.ip or "none", extra=TOLD)
         return pod
 
     async def _bring_up(self, pod: Pod, options: TypedAny, story: Story) -> None:
@@ -338,7 +338,7 @@ class Pods:
 
     async def _take_down_failed(self, pod: Pod, story: Story, cause: BaseException) -> None:
         """Undo a run that failed; where that is not all done the pod stays, UNKNOWN, with its debts."""
-        log.warning("pod %s run failed: %s", pod.id[:13], cause)
+        log.warning("pod %s run failed: %s", pod.id[:13], cause, extra=TOLD)
         left: list[str] | None = None
         try:
             with story.step("undo", "ledger"):
@@ -550,7 +550,7 @@ class Pods:
             self._publish(EventType.DELETED, pod)  # while it can be asked what it was like
             self._pods.pop(pod.id, None)
             self._parts.stories.end(pod.id)
-            log.info("pod %s removed: %s", pod.id[:13], pod.name)
+            log.info("pod %s removed: %s", pod.id[:13], pod.name, extra=TOLD)
 
     async def _release_all(self, pod: Pod, containers: list[str]) -> None:
         """One walk, and one commit with the end of the records: a crash finds either all of them or nothing."""

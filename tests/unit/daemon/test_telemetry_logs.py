@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from atoll.daemon import telemetry_logs
-from atoll.engine.phases import Stories
+from atoll.engine.phases import TOLD, Stories
 
 POD = "ab" * 32
 
@@ -39,6 +39,11 @@ def test_each_operation_is_one_line_with_its_ids_and_its_outcome(caplog: pytest.
     assert isinstance(ran["duration_ms"], float)
     assert (pulled["image"], pulled["outcome"], pulled["error"]) == ("registry.example/image", "failed", "no registry")
     assert (pulled["level"], "pod" in pulled) == ("warning", False)
+
+
+def test_what_an_operation_tells_is_not_told_again() -> None:
+    told = logging.makeLogRecord({"msg": "pod run", **TOLD})
+    assert [telemetry_logs.is_news(one) for one in (told, logging.makeLogRecord({"msg": "news"}))] == [False, True]
 
 
 def test_a_record_has_its_message_and_its_traceback() -> None:
