@@ -159,6 +159,23 @@ async def test_a_spec_that_cannot_run_is_told_and_leaves_nothing(client: atoll.C
     assert (await until(pool, lambda status: status.ready == 2)).error == ""
 
 
+async def test_no_member_comes_after_the_deletion(client: atoll.Client) -> None:
+    """Although one was about to be made, and gave way to callers who wait for their pods."""
+
+    async def come_and_go(name: str) -> None:
+        pool = await client.pool(name, SLEEP, size=3, pod=LONELY)
+        await pool.delete()
+        for _ in range(15):
+            assert await members(client, name) == set()
+            await asyncio.sleep(0.02)
+
+    async def run() -> None:
+        for _ in range(3):
+            await (await client.run_pod(network="none")).remove()
+
+    await wait_all([*(come_and_go(f"brief{number}") for number in range(4)), run(), run()])
+
+
 @pytest.mark.parametrize(
     ("name", "size", "said"), [("Bad_Name", 1, "pool name"), ("ok", -1, "pool size"), ("ok", 5000, "pool size")]
 )

@@ -337,6 +337,8 @@ class Pools:
                 try:
                     async with self._makers:
                         await self._give_way()
+                        if pool.is_going:  # since then: whoever deletes it waits for what is written down, not for us
+                            return
                         self._making += 1
                         try:
                             await self._boot(pool)
