@@ -17,7 +17,9 @@ from atoll.api import atoll_v1_pb2 as pb
 from atoll.concurrency import wait_all
 from tests.integration.conftest import Daemon
 
-pytestmark = pytest.mark.shared_daemon
+pytestmark = pytest.mark.shared_daemon(
+    config='[runtimes.atoll]\n[runtimes.runc]\noci_runtime = "runc"\n[runtimes.crun]\noci_runtime = "crun"\n'
+)
 
 IMAGE = "atoll/busybox"
 
@@ -57,16 +59,21 @@ async def test_exec_past_its_time_is_killed_and_keeps_its_output(pod: atoll.Pod)
     container = await pod.run(IMAGE, ["sleep", "1000"])
     result = await container.exec(["sh", "-c", "echo so far; exec sleep 1000"], timeout=0.5)
     assert (result.exit_code, result.cause, result.text) == (137, atoll.Cause.TIMEOUT, "so far\n")
+    for call in (container.exec, container.spawn):
+        with pytest.raises(errors.InvalidArgument, match="timeout inf"):
+            await call(["true"], timeout=float("inf"))
 
 
-async def test_what_an_exec_has_left_behind_is_killed_with_it(pod: atoll.Pod) -> None:
-    container = await pod.run(IMAGE, ["sleep", "1000"])
-    script = "(sleep 4713 &); setsid sleep 4713 & echo up; sleep 100"
-    result = await container.exec(["sh", "-c", script], timeout=1)
-    assert (result.cause, result.text) == (atoll.Cause.TIMEOUT, "up\n")
-    async with asyncio.timeout(10):
-        while "sleep 4713" in (await container.exec(["ps"])).text:
-            pass
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+async def test_what_an_exec_has_left_behind_is_killed_with_it(client: atoll.Client, runtime: str) -> None:
+    async with await client.run_pod(network="none", runtime=runtime) as pod:
+        container = await pod.run(IMAGE, ["sleep", "1000"])
+        script = "(sleep 4713 &); setsid sleep 4713 & echo up; sleep 100"
+        result = await container.exec(["sh", "-c", script], timeout=1)
+        assert (result.cause, result.text) == (atoll.Cause.TIMEOUT, "up\n")
+        async with asyncio.timeout(10):
+            while "sleep 4713" in (await container.exec(["ps"])).text:
+                pass
 
 
 async def test_exec_that_is_let_go_of_ends(pod: atoll.Pod) -> None:
