@@ -292,11 +292,19 @@ class Client:
 
     @staticmethod
     def _alone(name: str, pods: Iterable[PodStatus], containers: tuple[ContainerStatus, ...]) -> ContainerStatus | None:
-        """The only container of the pod that `name` names, where no container has that name or ID itself."""
+        """The only container of the pod that `name` names, where no container has that name or ID itself.
+
+        Raises `InvalidArgument` where the pod has several.
+        """
         if any(name in (one.id, one.name) for one in containers):
             return None
         inside = [[one for one in containers if one.pod_id == pod.id] for pod in pods if name in (pod.id, pod.name)]
-        return inside[0][0] if len(inside) == 1 and len(inside[0]) == 1 else None
+        if len(inside) != 1:
+            return None
+        if len(inside[0]) > 1:
+            names = ", ".join(f"{name}/{one.name}" for one in inside[0][:4])
+            raise errors.InvalidArgument(f"pod {name!r}: has {len(inside[0])} containers; name one of them, as {names}")
+        return inside[0][0] if inside[0] else None
 
     async def stats(self, pod_ids: Sequence[str] = ()) -> tuple[PodUsage, ...]:
         """What pods and their containers use now, all of them or those of these IDs."""

@@ -31,12 +31,14 @@ EXEC_LATE_S = 30.0
 """How much longer than its own time limit an exec may take to be answered."""
 
 # What the daemon says of a command, and where it could make nothing of its runtime's words, those.
-_OF_A_COMMAND = re.compile(r"^command |^working folder |exec|chdir")
+_OF_A_COMMAND = re.compile(r"^command |^working folder |^user |^group |exec|chdir")
 _NOT_FOUND = re.compile(
     r"^command .*: is not in |^working folder |executable file .*not found|no such file or directory", re.DOTALL
 )
 _NOT_EXECUTABLE = re.compile(
-    r"^command .*: cannot be executed in |exec: |exec user process|permission denied|cannot exec", re.DOTALL
+    r"^command .*: cannot be executed in |^(user|group) .*: the image has no such "
+    r"|exec: |exec user process|permission denied|cannot exec",
+    re.DOTALL,
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 import atoll
 import atoll.client
 from atoll import errors
+from atoll.client.container import command_error
 from atoll.testing.fake_daemon import FakeDaemon
 
 IMAGE = "atoll/busybox"
@@ -58,6 +59,20 @@ async def test_exec_of_a_command_that_is_not_there_says_so(client: atoll.Client)
         with pytest.raises(atoll.CommandFailed, match="nope") as failure:
             await container.exec(["nope"])
         assert failure.value.exit_code == 127
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("user 'nope': the image has no such user", 126),
+        ("group 'nope': the image has no such group", 126),
+        ("working folder '/nope': cannot be entered in container web", 127),
+    ],
+)
+def test_what_an_exec_cannot_begin_with_has_a_shells_exit_code(message: str, code: int) -> None:
+    told = command_error(errors.InvalidArgument(message))
+    assert isinstance(told, atoll.CommandFailed)
+    assert (told.exit_code, told.message) == (code, message)
 
 
 async def test_container_that_does_not_start_leaves_nothing(client: atoll.Client, daemon: FakeDaemon) -> None:
@@ -111,8 +126,10 @@ async def test_names_prefixes_and_pods_of_one_find_a_container(client: atoll.Cli
         assert (await client.container(name)).id == main.id
     side = await pod.run(IMAGE, ["sleep", "1000"], name="side")
     assert (await client.container("web/side")).id == side.id
-    with pytest.raises(errors.NotFound, match="atoll ps -a"):
+    with pytest.raises(errors.InvalidArgument, match="has 2 containers; name one of them, as web/"):
         await client.container("web")
+    with pytest.raises(errors.NotFound, match="atoll ps -a"):
+        await client.container("nope")
     other = await client.run_pod("api")
     await other.run(IMAGE, ["sleep", "1000"], name="main")
     with pytest.raises(errors.InvalidArgument, match="2 fit"):
