@@ -26,7 +26,7 @@ FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 FAREWELL = bytes.fromhex("000000 04 00 00000000000008 07 00 0000000000000000 00000000")
 """Empty SETTINGS, which come first; then GOAWAY of stream 0: the last stream served is 0, NO_ERROR."""
-DRAIN_S = 0.05
+DRAIN_S = 0.2
 """Between `put_back` and the end of the server: it accepts what has connected to its own socket until then."""
 PAUSE_S = 1.0
 LINGER_S = 5.0
