@@ -306,6 +306,7 @@ class Pools:
 
     async def _make_running(self, config: PodConfig, spec: PoolSpec) -> tuple[Pod, Container]:
         pod = await self._pods.run(config, spec.handler)
+        self._parts.expedite()  # the kernel's grace period is longer than the way from the start to the runtime
         try:
             container = await self._containers.create(pod, spec.container)
             await self._containers.start(pod, container.id)
