@@ -198,6 +198,8 @@ async def _pod(client: Client, name: str, options: RunOptions) -> Pod:
             idle=options.idle,
         )
     except errors.AlreadyExists:
+        if name not in {one.name for one in await client.pods()}:  # a port is taken, which the answer names
+            raise
         raise errors.AlreadyExists(
             f"name {name}: is taken by a pod; `atoll rm -f {name}` removes that, or choose another --name"
         ) from None
