@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -244,10 +245,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(daemon: Daemon) -> None:
 
 
 def test_port_in_use_is_told_and_leaves_nothing(daemon: Daemon) -> None:
-    assert daemon.run("run", "-d", "--name", "one", "-p", "18083:80", IMAGE, "sleep", "1000").returncode == 0
-    done = daemon.run("run", "-d", "--name", "two", "-p", "18083:80", IMAGE, "sleep", "1000")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = str(server.getsockname()[1])
+    assert daemon.run("run", "-d", "--name", "one", "-p", f"{free}:80", IMAGE, "sleep", "1000").returncode == 0
+    done = daemon.run("run", "-d", "--name", "two", "-p", f"{free}:80", IMAGE, "sleep", "1000")
     assert done.returncode == 125
-    assert "18083" in done.stderr
+    assert f"host port {free}/" in done.stderr.lower()
     for address in ("198.51.100.7", "2001:db8::7"):  # set aside for documents: no host has them
         done = daemon.run("run", "-d", "--name", "two", "-p", f"[{address}]:18084:80", IMAGE, "sleep", "1000")
         assert (done.returncode, f"the host has no address {address}" in done.stderr) == (125, True), done.stderr
