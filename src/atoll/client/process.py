@@ -238,7 +238,8 @@ class Process(Generic[Q]):
     async def wait(self) -> Exit:
         """Wait for the end and let output come in meanwhile; the same answer each time."""
         await self._pump.until(lambda: self._pump.exit is not None)
-        assert self._pump.exit is not None
+        if self._pump.exit is None:
+            raise errors.Unavailable("the process was left, or its client closed, before it ended")
         return self._pump.exit
 
     async def read_some(self) -> tuple[bytes, bytes]:

@@ -145,6 +145,7 @@ class Wire:
         """The name of a runtime that is none of ours: then nothing but the CRI is asked for."""
         target = "unix:" + urllib.parse.quote(str(self.socket))
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._closed = False
 
     async def ready(self, *, within: float = CONNECT_TIMEOUT_S) -> None:
         """Connect; `Unavailable` where nobody serves gRPC there within so many seconds."""
@@ -170,7 +171,7 @@ class Wire:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        with translated(self.socket, f"{method.name}: no answer within {timeout_s or 0:g} s"):
+        with translated(self.socket, f"{method.name}: no answer within {timeout_s or 0:g} s"), self._told_of_closing():
             return await unary(request, timeout=timeout_s)
 
     async def stream(self, method: Method[Q, A], request: Q) -> AsyncGenerator[A]:
@@ -184,7 +185,7 @@ class Wire:
         with translated(self.socket):
             call = many(request)
         try:
-            with translated(self.socket):
+            with translated(self.socket), self._told_of_closing():
                 async for answer in call:
                     yield answer
         finally:
@@ -201,8 +202,20 @@ class Wire:
         with translated(self.socket):
             return Duplex(both(requests), self.socket)
 
+    @contextlib.contextmanager
+    def _told_of_closing(self) -> Generator[None]:
+        """`Unavailable` for a call that ended with its client; gRPC tells that as a cancellation of the task."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise errors.Unavailable("the client was closed during the call") from None
+
     async def aclose(self) -> None:
-        """Close the connection; calls under way end as cancelled. Idempotent."""
+        """Close the connection; calls under way raise `Unavailable`. Idempotent."""
+        self._closed = True
         await self._channel.close()
 
 

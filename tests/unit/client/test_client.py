@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,25 @@ async def test_container_that_does_not_start_leaves_nothing(client: atoll.Client
         with pytest.raises(atoll.CommandFailed, match="nope"):
             await pod.run(IMAGE, ["nope"])
         assert not daemon.containers
+
+
+async def test_a_client_that_is_closed_says_so_to_the_calls_under_way(daemon: FakeDaemon) -> None:
+    async def refused(call: Awaitable[object]) -> None:
+        with pytest.raises(errors.Unavailable, match="closed"):
+            await call
+
+    async with (
+        asyncio.timeout(30),
+        asyncio.TaskGroup() as group,
+        atoll.connect(daemon.socket, start=False) as other,
+    ):
+        pod = await other.run_pod()
+        container = await pod.run(IMAGE, ["sleep", "1000"])
+        process = container.exec_stream(["sleep", "1000"])
+        await process.started()
+        group.create_task(refused(container.wait()))
+        group.create_task(refused(process.wait()))
+        await asyncio.sleep(0)
 
 
 async def test_stream_is_a_conversation(client: atoll.Client) -> None:
