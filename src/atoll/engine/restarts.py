@@ -43,7 +43,8 @@ class Restarts:
         """
         pod.require_open(NO_START)
         status = container.status.get()
-        if status.state is State.UNKNOWN or status.starting or status.removing:
+        is_ours = self._running.running(container.id) is not None  # it stops or starts because of it
+        if not is_ours and (status.state is State.UNKNOWN or status.starting or status.removing):
             raise errors.FailedPrecondition(
                 f"container {container.id[:13]}: cannot be restarted in this moment; look at its status, and try again"
             )
