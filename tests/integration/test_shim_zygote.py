@@ -97,7 +97,7 @@ async def test_a_shim_has_no_descriptor_of_its_zygote(zygote: Zygote, roots: Roo
         targets = [os.readlink(f"/proc/{forked.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{forked.pid}/fd")]
         control = {os.readlink(f"/proc/{zygote.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{zygote.pid}/fd")}
     assert not [target for target in targets if target.startswith("socket:") and target in control]
-    kept = [target for target in targets if not target.startswith("/memfd:crun")]  # what it executes, made by the zygote
+    kept = [target for target in targets if not target.startswith("/memfd:crun")]  # what it executes
     assert len(kept) >= len(targets) - 1
     assert len(kept) <= (10 if forked.alone else 11)  # it hears of others
     await end(forked, asked.socket)
